@@ -1,0 +1,257 @@
+"""Django's side of a pooled database: wrapper classes that lease, and the pool behind them.
+
+Importing this imports Django's MySQL backend, so it happens only once a project has one.
+
+Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
+
+* ``Opener``, whose instances open real connections, just as the engine would;
+* ``Wrapper``, what ``connections[alias]`` gives, whose connection is a lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+from django.db import InterfaceError, OperationalError
+from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
+from django.utils.functional import cached_property
+from gevent.local import local
+from gevent.monkey import get_original
+
+from pooled_serve.errors import PoolClosed, PoolTimeout
+from pooled_serve.mysql import MySQLConnection
+from pooled_serve.plan import PoolPlan
+from pooled_serve.pool import ConnectionPool
+from pooled_serve.session import Session
+
+log = logging.getLogger("gunicorn.error")
+
+get_thread = get_original("_thread", "get_ident")
+"""The OS thread, whatever gevent has patched."""
+
+
+class DatabasePoolTimeout(PoolTimeout, OperationalError):
+    """:class:`PoolTimeout`, as Django code expects database trouble. Becomes a 503.
+
+    No PyMySQL class: Django would rewrap it and lose the type.
+    """
+
+    def __init__(self, error: PoolTimeout) -> None:
+        self.__dict__.update(error.__dict__)
+        Exception.__init__(self, str(error))
+
+
+class DatabasePoolClosed(PoolClosed, InterfaceError):
+    """:class:`PoolClosed`, as Django code expects database trouble."""
+
+
+class Holder:
+    """The sessions of one greenlet. Dies with it, and gives back what it forgot to.
+
+    Lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
+    killed, timed out, plain ``greenlet.greenlet`` included.
+    """
+
+    __slots__ = ("sessions",)
+
+    def __init__(self) -> None:
+        self.sessions: set[Session] = set()
+
+    def __del__(self) -> None:
+        # Runs in the hub or in a garbage collection: abandon() only enqueues.
+        with contextlib.suppress(Exception):
+            for session in tuple(self.sessions):
+                session.abandon()
+
+
+_local = local()
+
+
+def sessions_here() -> set[Session]:
+    """The leases that the current greenlet holds."""
+    try:
+        holder = _local.holder
+    except AttributeError:
+        holder = _local.holder = Holder()
+    return cast(Holder, holder).sessions
+
+
+class Opener(MySQLWrapper):
+    """Comes right above Django's own wrapper in the order of methods, below the engine's.
+
+    So an engine that overrides ``get_new_connection()`` or ``init_connection_state()`` does its
+    work, calls ``super()``, and ends here instead of at ``MySQLdb.connect``.
+    """
+
+    database: Database
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> MySQLConnection:
+        # At connect the server's default is nearly always right; later it costs a round trip.
+        conn_params.setdefault("autocommit", self.settings_dict["AUTOCOMMIT"])
+        return MySQLConnection(**conn_params)
+
+    @cached_property
+    def mysql_server_data(self) -> dict[str, Any]:
+        return self.database.server_data(lambda: super(Opener, self).mysql_server_data)
+
+
+class Leasing:
+    """Comes first in the order of methods: a connection from the pool, where there is one."""
+
+    database: Database
+    pooled = False  # copies, and the wrapper without a database, are not
+    _leasing = False  # inside connect(), and the connection is to be a lease
+
+    def lease_from_pool(self) -> None:
+        """Make this wrapper one that leases; it belongs to the current greenlet."""
+        self.pooled = True
+        self._sessions = sessions_here()
+
+    def connect(self) -> None:
+        """Connect as Django does, to a connection that is set up already."""
+        leasing = self._leasing = self.pooled and self.database.serves_this_thread()
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            self._leasing = False
+        if leasing:
+            # Long past, so that close_old_connections() at the end of the request gives it back.
+            self.close_at = 0.0
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if self._leasing:
+            return self.database.lease(self._sessions)
+        return super().get_new_connection(conn_params)  # type: ignore[misc]
+
+    def init_connection_state(self) -> None:
+        if not self._leasing:  # else it was done when the connection was opened
+            super().init_connection_state()  # type: ignore[misc]
+
+    def is_usable(self) -> bool:
+        connection = self.connection  # type: ignore[attr-defined]
+        if isinstance(connection, Session):
+            return connection.usable()
+        return bool(super().is_usable())  # type: ignore[misc]
+
+
+class Database:
+    """One alias of DATABASES: its wrapper classes, and its pool, made at first use.
+
+    :param settings_dict: Django's, live: the test runner renames the database in it.
+    :param plan: what the numbers are.
+    """
+
+    def __init__(
+        self, alias: str, settings_dict: dict[str, Any], engine: type[MySQLWrapper], plan: PoolPlan
+    ) -> None:
+        self.alias = alias
+        self._settings = settings_dict
+        self._plan = plan
+        self._thread = get_thread()
+        self._pool: ConnectionPool[MySQLConnection] | None = None
+        self._target: object = None
+        self._server_data: dict[str, Any] | None = None
+        self._server_version = ""
+        self.foreign_total = 0
+
+        members = {"database": self, "__module__": engine.__module__}
+        bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
+        self._opener = type("DatabaseWrapper", bases, members)
+        self._wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
+
+    def wrapper(self) -> MySQLWrapper:
+        """A new ``connections[alias]`` for the current greenlet."""
+        wrapper: Any = self._wrapper(self._settings, self.alias)
+        wrapper.lease_from_pool()
+        return cast(MySQLWrapper, wrapper)
+
+    def serves_this_thread(self) -> bool:
+        """Whether the current OS thread may use the pool.
+
+        A socket of one event loop is of no use in another thread (``sync_to_async``, gevent's
+        threadpool); there Django connects as if there were no pool.
+        """
+        if get_thread() == self._thread:
+            return True
+        self.foreign_total += 1
+        return False
+
+    def lease(self, sessions: set[Session]) -> Session:
+        """Take a connection from the pool.
+
+        :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
+        """
+        try:
+            return Session(self.pool, sessions)
+        except PoolTimeout as error:
+            raise DatabasePoolTimeout(error) from error.last_error
+        except PoolClosed as error:
+            raise DatabasePoolClosed(str(error)) from None
+
+    @property
+    def pool(self) -> ConnectionPool[MySQLConnection]:
+        """The pool; a new one if the settings point elsewhere than they did."""
+        settings = self._settings
+        target = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
+        if self._pool is None or target != self._target:
+            if self._pool is not None:
+                self._pool.drain()
+            self._pool, self._target, self._server_data = self._make_pool(), target, None
+        return self._pool
+
+    def _make_pool(self) -> ConnectionPool[MySQLConnection]:
+        plan = self._plan
+
+        def max_age(conn: MySQLConnection) -> float | None:
+            if plan.max_age == math.inf:
+                return None
+            # The preflight may not have reached the server, or it may have changed its mind.
+            return min(plan.max_age, plan.safe_age(conn.wait_timeout))
+
+        return ConnectionPool(
+            self._open,
+            size=plan.size,
+            max_outstanding=None if plan.cap == math.inf else int(plan.cap),
+            timeout=plan.timeout,
+            max_age=max_age,
+            check=MySQLConnection.alive,
+            condition=MySQLConnection.condition,
+            reset=MySQLConnection.reset,
+            abandon=MySQLConnection.abandon,
+            name=self.alias,
+        )
+
+    def _open(self) -> MySQLConnection:
+        """A real connection, set up by the engine as for any other user of Django."""
+        opener: Any = self._opener(self._settings, self.alias)
+        conn = opener.get_new_connection(opener.get_connection_params())
+        try:
+            if conn.server_version != self._server_version:
+                self._server_data, self._server_version = None, conn.server_version
+            opener.connection = conn
+            opener.set_autocommit(self._settings["AUTOCOMMIT"])
+            opener.init_connection_state()
+        except BaseException:
+            conn.close()
+            raise
+        return cast(MySQLConnection, conn)
+
+    def server_data(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What Django asks of the server once per wrapper, asked once per server version."""
+        if self._server_data is None:
+            self._server_data = ask()
+        return self._server_data
+
+    def drain(self) -> None:
+        """See :meth:`ConnectionPool.drain`."""
+        if self._pool is not None:
+            self._pool.drain()
+
+    def close(self) -> None:
+        """See :meth:`ConnectionPool.close`."""
+        if self._pool is not None:
+            self._pool.close()

@@ -1,0 +1,178 @@
+"""The command. Click knows every option of gunicorn and ours, for help, completion and typing
+errors; gunicorn's own parser reads the values."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from pooled_serve import options
+from pooled_serve.errors import EXIT_USAGE, Problem, Refusal
+
+EPILOG = """\b
+Examples:
+  pooled-serve myproject.wsgi --pool-size 4
+  pooled-serve myproject.wsgi -w 2 -b 0.0.0.0:8000 --max-outstanding 10
+  pooled-serve myproject.wsgi --check
+
+Every pool option is also an environment variable (POOLED_SERVE_POOL_SIZE=4) and a setting in
+gunicorn.conf.py (pool_size = 4).
+"""
+
+
+class ServeCommand(click.Command):
+    """Help in gunicorn's own groups, the pool first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One block for each section."""
+        groups: dict[str, list[tuple[str, str]]] = {"Connection Pool": [], "Start": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                section = param.section if isinstance(param, SettingOption) else "Start"
+                groups.setdefault(section, []).append(record)
+        for section, records in groups.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The shape of a command line."""
+        return ["APP", "[OPTIONS]"]
+
+
+class SettingOption(click.Option):
+    """One of gunicorn's settings, ours among them."""
+
+    def __init__(self, setting: Any) -> None:
+        self.section: str = setting.section
+        self.setting: str = setting.name
+        flag = setting.action in ("store_true", "store_const")
+        optional = setting.nargs == "?"
+        super().__init__(
+            # click derives a parameter's name from its last declaration without dashes
+            [*setting.cli, setting.name],
+            is_flag=flag,
+            flag_value=setting.const if optional else None,
+            multiple=setting.action == "append",
+            metavar=None if flag else setting.meta or "VALUE",
+            help=" ".join(setting.short.split()).replace("``", ""),
+            type=None if flag else str,
+            default=None,
+            show_default=False,
+        )
+
+
+def _setting_options() -> Iterator[SettingOption]:
+    from gunicorn.config import KNOWN_SETTINGS
+
+    options.register_settings()
+    order = {option.setting: i for i, option in enumerate(options.OPTIONS)}
+    for setting in sorted(KNOWN_SETTINGS, key=lambda s: order.get(s.name, len(order))):
+        if setting.cli:
+            yield SettingOption(setting)
+
+
+def _for_gunicorn(ctx: click.Context, params: Sequence[click.Parameter]) -> list[str]:
+    """The options that were typed, as a command line for gunicorn's parser."""
+    arguments = []
+    for param in params:
+        if not isinstance(param, SettingOption):
+            continue
+        value = ctx.params.get(param.name or "")
+        if value is None or value is False or value == ():
+            continue
+        long = max(param.opts, key=len)
+        if param.is_flag:
+            arguments.append(long)
+        else:
+            arguments += [f"{long}={item}" for item in (value if param.multiple else [value])]
+    return arguments
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from pooled_serve import report
+
+        click.echo(report.versions())
+        ctx.exit()
+
+
+@click.pass_context
+def serve(
+    ctx: click.Context, /, app: str | None, check: bool, settings: str | None, **_: Any
+) -> None:
+    """Serve a Django project on Gunicorn's gevent worker with its MySQL connections pooled.
+
+    APP is the project's WSGI application: MODULE or MODULE:CALLABLE. The project is not edited.
+    """
+    from pooled_serve import server
+
+    if settings:
+        os.environ["DJANGO_SETTINGS_MODULE"] = settings
+    arguments = _for_gunicorn(ctx, ctx.command.params) + ([app] if app else [])
+    server.serve(server.Application(arguments), check=check)
+
+
+def make_command() -> click.Command:
+    """The click command, with all options."""
+    params: list[click.Parameter] = [click.Argument(["app"], required=False)]
+    params += _setting_options()
+    params += [
+        click.Option(
+            ["--check"],
+            is_flag=True,
+            envvar="POOLED_SERVE_CHECK",
+            help="Load the project, ask the database servers, print the plan, and exit.",
+        ),
+        click.Option(
+            ["--settings"],
+            metavar="MODULE",
+            envvar="POOLED_SERVE_SETTINGS",
+            help="Django settings module, as in manage.py.",
+        ),
+        click.Option(
+            ["-v", "--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Show the versions of all that this command drives, and exit.",
+        ),
+    ]
+    return ServeCommand(
+        "pooled-serve",
+        callback=serve,
+        params=params,
+        help=serve.__doc__,
+        epilog=EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    )
+
+
+def main() -> None:
+    """Entry point: every failure is a line of problem, a line of remedy and an exit code."""
+    try:
+        make_command().main(prog_name="pooled-serve", standalone_mode=False)
+    except Refusal as refusal:
+        for problem in refusal.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(refusal.exit_code)
+    except click.UsageError as error:
+        print(_usage_problem(error), file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _usage_problem(error: click.UsageError) -> Problem:
+    if isinstance(error, click.NoSuchOption):
+        near = f"did you mean {error.possibilities[0]}? " if error.possibilities else ""
+        remedy = f"{near}see pooled-serve --help"
+        return Problem("PS402", f"there is no option {error.option_name}", remedy)
+    return Problem("PS401", error.format_message(), "see pooled-serve --help")

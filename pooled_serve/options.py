@@ -1,0 +1,323 @@
+"""Every pool option, once: flag, setting, values, default, help.
+
+The command line, ``POOLED_SERVE_*``, gunicorn's settings (and with them the configuration file
+and ``GUNICORN_CMD_ARGS``) and :mod:`pooled_serve.pooling` all derive from this table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ENV_PREFIX = "POOLED_SERVE_"
+
+DEFAULT_SIZE = 4
+DEFAULT_CAP_FACTOR = 3
+DEFAULT_TIMEOUT = 10.0
+DEFAULT_MAX_AGE = 60.0
+
+
+@dataclass(frozen=True)
+class AliasSize:
+    """``ALIAS:SIZE[:MAX]``: what ``--pool`` says of one database."""
+
+    alias: str
+    size: int
+    cap: float | None = None  # None: as --max-outstanding says
+
+
+# --- Values ------------------------------------------------------------------------------------
+# Each accepts text and, from configuration files, the real thing; each raises ValueError with a
+# sentence that continues the option's name.
+
+
+def count(value: object) -> int:
+    """A whole number above 0."""
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"must be a whole number above 0, not {value!r}")
+    return number
+
+
+def cap(value: object) -> float:
+    """A whole number above 0, or ``unlimited``: infinity."""
+    if value in ("unlimited", math.inf):
+        return math.inf
+    try:
+        return count(value)
+    except ValueError:
+        raise ValueError(f"must be a whole number above 0 or 'unlimited', not {value!r}") from None
+
+
+def seconds(value: object) -> float:
+    """A number above 0."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = 0.0
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ValueError(f"must be a number of seconds above 0, not {value!r}")
+    return number
+
+
+def age(value: object) -> float:
+    """A number above 0, or ``none``: infinity."""
+    if value in ("none", math.inf):
+        return math.inf
+    try:
+        return seconds(value)
+    except ValueError:
+        raise ValueError(f"must be a number of seconds above 0 or 'none', not {value!r}") from None
+
+
+def one_of(*values: str) -> Callable[[object], str]:
+    """One of some words."""
+
+    def parse(value: object) -> str:
+        if value not in values:
+            raise ValueError(f"must be {' or '.join(map(repr, values))}, not {value!r}")
+        return str(value)
+
+    return parse
+
+
+def flag(value: object) -> bool:
+    """Yes or no, in the words that environment variables use."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"must be 1 or 0, not {value!r}")
+
+
+def alias_sizes(value: object) -> tuple[AliasSize, ...]:
+    """``ALIAS:SIZE[:MAX]``, several of them as a list or separated by commas."""
+    if isinstance(value, AliasSize):
+        return (value,)
+    if isinstance(value, str):
+        return tuple(_alias_size(part) for part in value.split(",") if part.strip())
+    if isinstance(value, Iterable):
+        return tuple(item for part in value for item in alias_sizes(part))
+    raise ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {value!r}")
+
+
+def _alias_size(text: str) -> AliasSize:
+    alias, *numbers = text.strip().split(":")
+    try:
+        if not alias or len(numbers) not in (1, 2):
+            raise ValueError
+        return AliasSize(alias, count(numbers[0]), cap(numbers[1]) if numbers[1:] else None)
+    except ValueError:
+        raise ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {text!r}") from None
+
+
+# --- The table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. ``default`` is what ``cfg.<setting>`` answers when nobody wrote a value."""
+
+    flag: str
+    setting: str
+    parse: Callable[[object], Any]
+    metavar: str
+    help: str
+    default: object = None
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return ENV_PREFIX + self.flag.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it takes no value."""
+        return self.parse is flag
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be given several times."""
+        return self.parse is alias_sizes
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "--pool-size",
+        "pool_size",
+        count,
+        "N",
+        "Connections kept open per worker and database.",
+        DEFAULT_SIZE,
+    ),
+    Option(
+        "--max-outstanding",
+        "max_outstanding",
+        cap,
+        "N|unlimited",
+        "Cap on connections in use at once per worker and database; further requests queue, "
+        f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size.",
+    ),
+    Option(
+        "--pool-timeout",
+        "pool_timeout",
+        seconds,
+        "SECONDS",
+        "How long a request may wait for a connection (queue and connect) before it gets 503.",
+        DEFAULT_TIMEOUT,
+    ),
+    Option(
+        "--conn-max-age",
+        "conn_max_age",
+        age,
+        "SECONDS|none",
+        "Retire a connection at this age; must be below the server's wait_timeout. Default: "
+        f"CONN_MAX_AGE of the settings if above 0, else {DEFAULT_MAX_AGE:g}.",
+    ),
+    Option(
+        "--pool-mode",
+        "pool_mode",
+        one_of("request"),
+        "request",
+        "When a connection goes back: at the end of the request.",
+        "request",
+    ),
+    Option(
+        "--pool-reset",
+        "pool_reset",
+        one_of("rollback"),
+        "rollback",
+        "What is cleaned when it does: open transactions are rolled back.",
+        "rollback",
+    ),
+    Option(
+        "--pool",
+        "pool_aliases",
+        alias_sizes,
+        "ALIAS:SIZE[:MAX]",
+        "Pool size and cap of one database; may be repeated.",
+        (),
+    ),
+    Option(
+        "--replicas",
+        "pool_replicas",
+        count,
+        "N",
+        "Hosts that run this command: multiplies the connection budget.",
+        1,
+    ),
+    Option(
+        "--strict",
+        "pool_strict",
+        flag,
+        "",
+        "Refuse to start on warnings, and when a database cannot be reached.",
+        False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What a person wrote, from whatever source; None where nobody wrote anything."""
+
+    size: int | None = None
+    cap: float | None = None
+    timeout: float | None = None
+    max_age: float | None = None
+    aliases: tuple[AliasSize, ...] = ()
+    replicas: int = 1
+    strict: bool = False
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> PoolOptions:
+        """From parsed values by setting name; missing or None means not written."""
+        return cls(
+            size=values.get("pool_size"),
+            cap=values.get("max_outstanding"),
+            timeout=values.get("pool_timeout"),
+            max_age=values.get("conn_max_age"),
+            aliases=values.get("pool_aliases") or (),
+            replicas=values.get("pool_replicas") or 1,
+            strict=bool(values.get("pool_strict")),
+        )
+
+    def alias(self, name: str) -> AliasSize | None:
+        """What ``--pool`` says of a database; the last one wins."""
+        return next((item for item in reversed(self.aliases) if item.alias == name), None)
+
+
+def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
+    """The options that ``POOLED_SERVE_*`` variables set, with their text.
+
+    :raises ValueError: naming the variable.
+    """
+    found = []
+    for option in OPTIONS:
+        text = environ.get(option.variable)
+        if text is None or not text.strip():
+            continue
+        try:
+            option.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{option.variable} {error}") from None
+        found.append((option, text))
+    return found
+
+
+def register_settings() -> None:
+    """Make each option a gunicorn setting. Must run before gunicorn's Config is made; once."""
+    from gunicorn import config
+
+    known = {setting.name for setting in config.KNOWN_SETTINGS}
+    for option in OPTIONS:
+        if option.setting not in known:
+            _make_setting(option, config.Setting)
+
+
+def _make_setting(option: Option, base: Any) -> None:
+    def validator(value: object) -> object:
+        if value is None:
+            return None
+        try:
+            return option.parse(value)
+        except ValueError as error:
+            raise ValueError(f"{option.flag} {error}") from None
+
+    def parse_text(text: str) -> object:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            # The one exception whose message argparse passes on.
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    def get(setting: Any) -> object:
+        # .value stays None, "nobody wrote it"; users of cfg.pool_size get the default.
+        return option.default if setting.value is None else setting.value
+
+    # gunicorn's metaclass enters every subclass into its registry.
+    type(base)(
+        option.setting.title().replace("_", ""),
+        (base,),
+        {
+            "name": option.setting,
+            "section": "Connection Pool",
+            "cli": [option.flag],
+            "meta": None if option.is_flag else option.metavar,
+            "action": "store_true" if option.is_flag else "append" if option.repeats else None,
+            "type": staticmethod(parse_text),
+            "validator": validator,
+            "default": None,
+            "desc": option.help,
+            "get": get,
+        },
+    )

@@ -1,0 +1,638 @@
+"""A bounded, fair connection pool for gevent. Knows neither Django nor PyMySQL.
+
+The rules:
+
+* In use + idle + connecting never exceeds ``max_outstanding``.
+* Waiters are served first come, first served, by direct hand-off: a connection that comes back
+  while somebody waits never becomes idle, so nobody can overtake. Idle connections are taken
+  last in, first out, so that the surplus of a spike ages and retires.
+* A slot is reserved before ``connect`` may switch greenlets, and given back whatever happens.
+* One deadline covers waiting, checking and connecting.
+
+Why it holds without locks: all state belongs to one OS thread, and a greenlet is only switched
+where this module says so (waiting, ``check``, ``connect``, ``reset``). At each such place the
+greenlet can be killed, so each is inside a handler for BaseException that leaves the slot in the
+hands of somebody else. Signal handlers and finalizers can run between any two bytecodes; they
+never touch the state, they call :meth:`ConnectionPool.reclaim`, which enqueues.
+
+The split between policy (here) and driver (callables) is the one of HikariCP's HikariPool and
+PoolBase and of psycopg_pool's base classes; direct hand-off is Go's ``database/sql``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import random
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import gevent
+from gevent.hub import Waiter
+
+from pooled_serve.errors import PoolClosed, PoolTimeout
+
+
+class Closable(Protocol):
+    """All that the pool itself asks of a connection."""
+
+    def close(self) -> object:
+        """End the connection."""
+
+
+C = TypeVar("C", bound=Closable)
+
+DIRTY = "dirty"
+"""What ``condition`` answers for a connection that ``reset`` can make clean again."""
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that a driver's ``close()`` may take before its slot is given on regardless."""
+
+BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
+"""Seconds between attempts to connect after the first failure, and after many."""
+
+AGE_JITTER = 0.1
+"""Connections opened together must not retire together: up to this share is cut from their age."""
+
+
+class Slot(Generic[C]):
+    """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
+
+    __slots__ = ("conn", "expires", "idle_since", "leased", "taken")
+
+    def __init__(self) -> None:
+        self.conn: C | None = None
+        self.expires = math.inf
+        self.idle_since = 0.0
+        self.taken = 0.0
+        self.leased = False  # handed out, and not given back yet
+
+
+class _Ticket(Generic[C]):
+    """One waiter in the queue. Gets exactly one of ``grant`` and ``error``, set by whoever
+    takes it out of the queue, before it wakes."""
+
+    __slots__ = ("_loop", "_waiter", "error", "grant")
+
+    def __init__(self) -> None:
+        hub = gevent.get_hub()
+        self._waiter = Waiter(hub)
+        self._loop = hub.loop
+        self.grant: Slot[C] | None = None
+        self.error: Exception | None = None
+
+    def wake(self) -> None:
+        self._loop.run_callback(self._waiter.switch, None)
+
+    def wait(self, seconds: float, expire: Callable[[_Ticket[C]], None]) -> None:
+        """Sleep until woken; ``expire`` is called in the hub after ``seconds``."""
+        timer = self._loop.timer(max(0.0, seconds))
+        # update: the loop's idea of "now" may be as old as the code that ran since it last
+        # looked, and the timer would fire early by that much.
+        timer.start(expire, self, update=True)
+        try:
+            self._waiter.get()
+        finally:
+            timer.stop()
+            timer.close()
+
+
+def _always(conn: object, idle_seconds: float) -> bool:
+    return True
+
+
+def _clean(conn: object) -> str | None:
+    return None
+
+
+def _nothing(conn: object) -> None:
+    pass
+
+
+class ConnectionPool(Generic[C]):
+    """Shares at most ``max_outstanding`` connections among any number of greenlets.
+
+    :param connect: opens a connection; any callable that returns an object with ``close()``.
+    :param size: how many idle connections are kept.
+    :param max_outstanding: the most connections that may exist at once; None for no limit.
+    :param timeout: seconds that :meth:`acquire` may take, all in all.
+    :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
+        for never; or a callable that tells it for a connection.
+    :param check: ``check(conn, idle_seconds)`` tells whether an idle connection is alive. May do
+        I/O. An exception counts as no.
+    :param condition: called at hand-back, without I/O: None when the connection is fit for the
+        next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it must
+        be closed.
+    :param reset: makes a dirty connection fit; may do I/O and raise.
+    :param abandon: called in a forked child with each connection of the parent; must close the
+        descriptor without writing to it. They are kept, untouched, for ever.
+    :param clock: monotonic seconds.
+    :param name: stands in messages.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], C],
+        *,
+        size: int = 4,
+        max_outstanding: int | None = 12,
+        timeout: float = 10.0,
+        max_age: float | Callable[[C], float | None] | None = None,
+        check: Callable[[C, float], bool] = _always,
+        condition: Callable[[C], str | None] = _clean,
+        reset: Callable[[C], None] = _nothing,
+        abandon: Callable[[C], None] = _nothing,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "pool",
+    ) -> None:
+        cap = math.inf if max_outstanding is None else max_outstanding
+        if not 1 <= size <= cap:
+            raise ValueError(f"need 1 <= size <= max_outstanding, not {size} and {cap:g}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be above 0, not {timeout:g}")
+        self.name = name
+        self.size = size
+        self.cap = cap
+        self.timeout = timeout
+        self._open = connect
+        self._max_age = max_age
+        self._check = check
+        self._condition = condition
+        self._reset = reset
+        self._abandon = abandon
+        self._clock = clock
+
+        self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
+        self._in_use: dict[int, Slot[C]] = {}  # by id(conn); includes those being closed
+        self._connecting: set[Slot[C]] = set()
+        self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
+        self._orphans: deque[C] = deque()
+        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
+        self._keep_idle = size
+        self._closed = False
+
+        self._failures = 0  # connects failed in a row
+        self._last_error: Exception | None = None
+        self._retry_timer: Any = None
+        self._age_timer: Any = None
+        self._next_expiry = math.inf  # when the age timer fires
+        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
+        self._hub: Any = gevent.get_hub()
+
+        self.acquired_total = 0
+        self.waited_total = 0
+        self.wait_seconds_total = 0.0
+        self.held_seconds_total = 0.0
+        self.timeouts_total = 0
+        self.opened_total = 0
+        self.connect_errors_total = 0
+        self.reset_total = 0
+        self.closed_total: Counter[str] = Counter()
+        _pools.add(self)
+
+    # --- For users -----------------------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> C:
+        """Take a connection; give it back with :meth:`release`.
+
+        :param timeout: seconds to wait at most, instead of the pool's.
+        :raises PoolTimeout: none could be had in time.
+        :raises PoolClosed: the pool was closed.
+        :raises Exception: whatever ``connect`` raised, if no connection is in use that could
+            come back instead.
+        """
+        now = self._clock()
+        slot: Slot[C] | None
+        if self._idle:
+            # The fast path: somebody else's connection, warm. Nobody waits.
+            slot = self._idle.pop()
+            self._in_use[id(slot.conn)] = slot
+            slot.leased = True
+            if self._usable(slot, now):
+                slot.taken = now
+                self.acquired_total += 1
+                return slot.conn  # type: ignore[return-value]  # idle slots have one
+        return self._acquire(now, self.timeout if timeout is None else timeout)
+
+    def release(self, conn: C) -> None:
+        """Give a connection back, whatever state it is in.
+
+        An error while cleaning it is not raised: the connection is closed instead.
+
+        :raises ValueError: it is not in use, or was given back before.
+        """
+        slot = self._in_use.get(id(conn))
+        if slot is None and id(conn) in self._parents:
+            return
+        if slot is None or not slot.leased:
+            raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out")
+        slot.leased = False
+        now = self._clock()
+        self.held_seconds_total += now - slot.taken
+        fault = self._condition(conn)
+        if fault == DIRTY:
+            fault = self._clean(slot)
+            now = self._clock()
+        self._put_back(slot, fault, now)
+
+    def reclaim(self, conn: C) -> None:
+        """Give back a connection whose holder is gone.
+
+        May be called from anywhere: finalizers, signal handlers, other OS threads. The
+        connection is reused if it is clean, else closed; both happen a little later.
+        """
+        self._orphans.append(conn)
+        self._hub.loop.run_callback_threadsafe(self._adopt_orphans)
+
+    def drain(self) -> None:
+        """Keep no connection idle from now on. Requests in flight and queued are still served."""
+        self._keep_idle = 0
+        self._retire_idle("drain", lambda slot: True)
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close what is idle, refuse what waits or comes later, wait for closings under way.
+
+        Connections in use are closed as they come back.
+
+        :param timeout: seconds to wait for connections that are being closed.
+        """
+        self._closed = True
+        for timer in (self._retry_timer, self._age_timer):
+            if timer is not None:
+                timer.stop()
+        while self._waiters:
+            self._fail_head(PoolClosed(f"pool {self.name!r} is closed"))
+        self.drain()
+        deadline = self._clock() + timeout
+        while any(not slot.leased for slot in self._in_use.values()) and self._clock() < deadline:
+            gevent.sleep(0.001)
+
+    def stats(self) -> dict[str, Any]:
+        """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
+        return {
+            "size": self.size,
+            "max_outstanding": None if self.cap == math.inf else self.cap,
+            "in_use": len(self._in_use) + len(self._connecting),
+            "idle": len(self._idle),
+            "waiting": len(self._waiters),
+            "acquired_total": self.acquired_total,
+            "waited_total": self.waited_total,
+            "wait_seconds_total": self.wait_seconds_total,
+            "held_seconds_total": self.held_seconds_total,
+            "timeouts_total": self.timeouts_total,
+            "opened_total": self.opened_total,
+            "connect_errors_total": self.connect_errors_total,
+            "closed_total": dict(self.closed_total),
+            "reset_total": self.reset_total,
+        }
+
+    # --- Taking --------------------------------------------------------------------------------
+
+    def _acquire(self, began: float, timeout: float) -> C:
+        """The slow path of :meth:`acquire`: wait, check, connect, until one of them works."""
+        deadline = began + timeout
+        waited = False
+        had_turn = False  # then only the head of the queue is fair
+        while True:
+            if self._closed:
+                raise PoolClosed(f"pool {self.name!r} is closed")
+            if self._orphans:
+                self._adopt_orphans()
+            slot = None
+            if had_turn or not self._waiters:
+                slot = self._take()
+            if slot is None:
+                waited = True
+                slot = self._wait(deadline, timeout, first=had_turn)
+            had_turn = True
+            if slot.conn is None:
+                if not self._connect(slot, deadline, timeout):
+                    continue  # others may return theirs
+            elif not self._usable(slot, self._clock()):
+                continue
+            now = slot.taken = self._clock()
+            slot.leased = True
+            self.acquired_total += 1
+            if waited:
+                self.waited_total += 1
+                self.wait_seconds_total += now - began
+            return slot.conn  # type: ignore[return-value]  # connected above
+
+    def _take(self) -> Slot[C] | None:
+        """An idle connection, or the right to open one, or None: then wait.
+
+        :raises Exception: the last connect error, while backing off with nothing to wait for.
+        """
+        if self._idle:
+            slot = self._idle.pop()
+            slot.leased = True
+            self._in_use[id(slot.conn)] = slot
+            return slot
+        if self._may_connect():
+            return self._reserve()
+        if self._last_error is not None and not self._in_use and not self._connecting:
+            raise _fresh(self._last_error)
+        return None
+
+    def _may_connect(self) -> bool:
+        if len(self._in_use) + len(self._idle) + len(self._connecting) >= self.cap:
+            return False
+        # After a failure one attempt at a time, not before the back-off is over: a server that
+        # comes back is not met by a stampede, one that stays away is not hammered.
+        return not self._failures or (self._retry_timer is None and not self._connecting)
+
+    def _reserve(self) -> Slot[C]:
+        slot: Slot[C] = Slot()
+        self._connecting.add(slot)
+        return slot
+
+    def _wait(self, deadline: float, timeout: float, *, first: bool) -> Slot[C]:
+        """Queue until a slot is handed over."""
+        ticket: _Ticket[C] = _Ticket()
+        self._waiters[ticket] = None
+        if first:
+            self._waiters.move_to_end(ticket, last=False)
+
+        def expire(ticket: _Ticket[C]) -> None:
+            # In the hub. Whoever took the ticket out of the queue before has served it.
+            if ticket in self._waiters:
+                ticket.error = self._timed_out(timeout)
+                del self._waiters[ticket]
+                ticket.wake()
+
+        try:
+            ticket.wait(deadline - self._clock(), expire)
+        except BaseException:
+            # Killed. A slot that was handed over in the meantime goes on to the next.
+            self._waiters.pop(ticket, None)
+            if ticket.grant is not None:
+                self._pass_on(ticket.grant)
+            raise
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.grant is not None
+        return ticket.grant
+
+    def _usable(self, slot: Slot[C], now: float) -> bool:
+        """Whether a connection can be handed out; if not, it is closed."""
+        if now >= slot.expires:
+            self._discard(slot, "age")
+            return False
+        try:
+            alive = self._check(slot.conn, now - slot.idle_since)  # type: ignore[arg-type]
+        except Exception:
+            alive = False
+        except BaseException:
+            self._discard(slot, "killed")
+            raise
+        if not alive:
+            self._discard(slot, "dead")
+        return alive
+
+    # --- Connecting ----------------------------------------------------------------------------
+
+    def _connect(self, slot: Slot[C], deadline: float, timeout: float) -> bool:
+        """Open a connection into a reserved slot. False: it failed, but others may return."""
+        limit = gevent.Timeout(max(0.0, deadline - self._clock()))
+        try:
+            with limit:
+                conn = self._open()
+        except gevent.Timeout as error:
+            self._free(slot)
+            if error is not limit:
+                raise
+            raise self._timed_out(timeout) from None
+        except Exception as error:
+            self._connecting.discard(slot)
+            self._connect_failed(error)
+            if self._in_use or self._connecting:
+                return False
+            while self._waiters:
+                self._fail_head(_fresh(error))
+            raise
+        except BaseException:
+            self._free(slot)
+            raise
+        self._adopt(slot, conn)
+        return True
+
+    def _adopt(self, slot: Slot[C], conn: C) -> None:
+        age = self._max_age(conn) if callable(self._max_age) else self._max_age
+        if age is not None:
+            slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
+        slot.conn = conn
+        slot.leased = True
+        self._connecting.discard(slot)
+        self._in_use[id(conn)] = slot
+        self.opened_total += 1
+        if self._failures:
+            self._failures = 0
+            self._last_error = None
+            self._cancel_retry()
+            self._serve_waiters()  # only one was let through to try
+
+    def _connect_failed(self, error: Exception) -> None:
+        self.connect_errors_total += 1
+        self._last_error = error
+        self._failures += 1
+        pause = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._failures - 1, 10))
+        self._cancel_retry()
+        self._retry_timer = self._timer(pause * random.uniform(0.5, 1.0), self._retry)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        self._serve_waiters()
+
+    def _cancel_retry(self) -> None:
+        if self._retry_timer is not None:
+            self._retry_timer.stop()
+            self._retry_timer = None
+
+    # --- Giving back ---------------------------------------------------------------------------
+
+    def _clean(self, slot: Slot[C]) -> str | None:
+        """Reset a dirty connection; tells why it must be closed all the same, or None."""
+        conn = slot.conn
+        assert conn is not None
+        try:
+            self._reset(conn)
+        except Exception:
+            return self._condition(conn) or "reset failed"
+        except BaseException:
+            self._discard(slot, "killed")
+            raise
+        self.reset_total += 1
+        return self._condition(conn)
+
+    def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
+        """To the first waiter, or to idle, or closed. Does not switch."""
+        if fault is None and now >= slot.expires:
+            fault = "age"
+        if fault is None and self._closed:
+            fault = "closed"
+        if fault is not None:
+            self._discard(slot, fault)
+        elif self._waiters:
+            slot.idle_since = now
+            slot.leased = True
+            self._grant_head(slot)
+        elif len(self._idle) >= self._keep_idle:
+            self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
+        else:
+            slot.idle_since = now
+            del self._in_use[id(slot.conn)]
+            self._idle.append(slot)
+            if slot.expires < self._next_expiry:
+                self._retire_at(slot.expires, now)
+
+    def _pass_on(self, slot: Slot[C]) -> None:
+        """A slot whose new owner died before it took it."""
+        if slot.conn is None:
+            self._free(slot)
+        else:
+            slot.leased = False
+            self._put_back(slot, self._condition(slot.conn), self._clock())
+
+    def _free(self, slot: Slot[C]) -> None:
+        """Undo a reservation."""
+        self._connecting.discard(slot)
+        self._serve_waiters()
+
+    def _serve_waiters(self) -> None:
+        """Free slots belong to the head of the queue, who connects in its own greenlet."""
+        while self._waiters and self._may_connect():
+            self._grant_head(self._reserve())
+
+    def _grant_head(self, slot: Slot[C]) -> None:
+        ticket, _ = self._waiters.popitem(last=False)
+        ticket.grant = slot
+        ticket.wake()
+
+    def _fail_head(self, error: Exception) -> None:
+        ticket, _ = self._waiters.popitem(last=False)
+        ticket.error = error
+        ticket.wake()
+
+    def _adopt_orphans(self) -> None:
+        """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
+        while self._orphans:
+            conn = self._orphans.popleft()
+            slot = self._in_use.get(id(conn))
+            if slot is None or slot.conn is not conn or not slot.leased:
+                continue
+            slot.leased = False
+            now = self._clock()
+            self.held_seconds_total += now - slot.taken
+            fault = self._condition(conn)
+            self._put_back(slot, "abandoned" if fault == DIRTY else fault, now)
+
+    # --- Closing -------------------------------------------------------------------------------
+
+    def _discard(self, slot: Slot[C], reason: str) -> None:
+        """Close a connection that is in use, in a greenlet of its own; then free its slot.
+
+        In its own greenlet because some callers run in the hub, and because a close that blocks
+        must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
+        that the server never sees more connections than the cap.
+        """
+        slot.leased = False
+        self.closed_total[reason] += 1
+        # Raw: it has no handle by which somebody could kill it before it ran.
+        gevent.spawn_raw(self._close_slot, slot)
+
+    def _close_slot(self, slot: Slot[C]) -> None:
+        conn = slot.conn
+        assert conn is not None
+        try:
+            # An error is of no use to anybody: the connection is gone either way.
+            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT, False):
+                conn.close()
+        finally:
+            self._in_use.pop(id(conn), None)
+            self._serve_waiters()
+
+    def _retire_aged(self) -> None:
+        now = self._clock()
+        self._retire_idle("age", lambda slot: slot.expires <= now)
+        self._next_expiry = math.inf
+        soonest = min((slot.expires for slot in self._idle), default=math.inf)
+        if soonest < math.inf:
+            self._retire_at(soonest, now)
+
+    def _retire_at(self, expiry: float, now: float) -> None:
+        """Look for aged idle connections then. One timer, set again only for a sooner date."""
+        if self._age_timer is not None:
+            self._age_timer.stop()
+        self._next_expiry = expiry
+        self._age_timer = self._timer(expiry - now, self._retire_aged)
+
+    def _retire_idle(self, reason: str, which: Callable[[Slot[C]], bool]) -> None:
+        keep = []
+        for slot in self._idle:
+            if which(slot):
+                self._in_use[id(slot.conn)] = slot
+                self._discard(slot, reason)
+            else:
+                keep.append(slot)
+        self._idle[:] = keep
+
+    # --- Small things --------------------------------------------------------------------------
+
+    def _timer(self, seconds: float, callback: Callable[[], None]) -> Any:
+        # ref=False: a timer of ours alone must not keep an event loop running.
+        timer = self._hub.loop.timer(max(0.0, seconds), ref=False)
+        timer.start(callback, update=True)
+        return timer
+
+    def _timed_out(self, timeout: float) -> PoolTimeout:
+        self.timeouts_total += 1
+        return PoolTimeout(
+            self.name,
+            timeout,
+            in_use=len(self._in_use) + len(self._connecting),
+            idle=len(self._idle),
+            waiting=len(self._waiters),
+            cap=self.cap,
+            last_error=self._last_error,
+        )
+
+    def _after_fork_in_child(self) -> None:
+        """The connections are the parent's: forget them, without a byte on their sockets."""
+        conns = [slot.conn for slot in (*self._in_use.values(), *self._idle) if slot.conn]
+        self._in_use.clear()
+        self._idle.clear()
+        self._connecting.clear()
+        self._waiters.clear()
+        self._orphans.clear()
+        self._failures = 0
+        self._last_error = None
+        self._retry_timer = self._age_timer = None
+        self._next_expiry = math.inf
+        for conn in conns:
+            self._parents[id(conn)] = conn
+            self._abandon(conn)
+
+
+def _fresh(error: Exception) -> Exception:
+    """A copy of an error for another greenlet: raising one object in many mixes tracebacks."""
+    try:
+        twin = copy.copy(error)
+    except Exception:
+        twin = error
+    return twin.with_traceback(None)
+
+
+_pools: weakref.WeakSet[ConnectionPool[Any]] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

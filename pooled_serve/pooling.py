@@ -1,0 +1,58 @@
+"""For people who keep their own launcher, as with django-db-pooling::
+
+    from pooled_serve import pooling
+
+    pooling.set_pool_size(4, max_outstanding=10, timeout=60)
+    pooling.apply_patch()
+
+under ``gunicorn -k gevent``. May stand in wsgi.py, settings.py or an AppConfig: it reads no
+settings and opens no connection. What is not said here comes from ``POOLED_SERVE_*`` variables,
+then from the defaults.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+from typing import Any
+
+from pooled_serve import options
+from pooled_serve.options import PoolOptions
+from pooled_serve.plan import Plan
+
+__all__ = ["apply_patch", "set_pool_size"]
+
+_said: dict[str, Any] = {}
+
+
+def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | None = 60) -> None:
+    """Say how large the pools are; call :func:`apply_patch` after it.
+
+    :param n: connections kept open per process and database.
+    :param max_outstanding: the most connections in use at once; None for no limit.
+    :param timeout: seconds that a request may wait for a connection.
+    :raises ValueError: a number below 1, or ``max_outstanding`` below ``n``.
+    """
+    size = options.count(n)
+    cap = math.inf if max_outstanding is None else options.cap(max_outstanding)
+    if cap < size:
+        raise ValueError(f"max_outstanding ({cap:.0f}) must not be below the pool size ({size})")
+    _said.update(
+        pool_size=size,
+        max_outstanding=cap,
+        pool_timeout=options.seconds(60 if timeout is None else timeout),
+    )
+
+
+def apply_patch() -> None:
+    """Pool the MySQL connections of this process, in the thread that calls this.
+
+    :raises Refusal: mysqlclient is loaded, or another pool has patched Django.
+    :raises ValueError: a ``POOLED_SERVE_*`` variable cannot be used.
+    """
+    from pooled_serve import patch
+
+    values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}
+    patch.install(Plan(PoolOptions.from_values({**values, **_said})))
+    atexit.register(patch.close)

@@ -1,0 +1,278 @@
+"""Load the project and ask its database servers what they allow, before anything starts.
+
+All of it happens in a forked child: importing Django in the master, which gevent has not
+patched, would let all greenlets of a worker share one connection wrapper. The child is plain:
+no gevent, real threads, and it ends without running anybody's exit handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
+from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
+
+ANSWER_WITHIN = 5.0
+"""Seconds for all database servers together."""
+
+
+def run(app: str, setup: Callable[[], None]) -> ProjectReport:
+    """Load the project in a child process and report on it.
+
+    :param setup: called in the child first, to apply --chdir, --env and the like.
+    :raises Refusal: the project cannot be served.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _child(reader, writer, app, setup)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not answer:
+        code = os.waitstatus_to_exitcode(status)
+        how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+        raise refuse(
+            EXIT_PROJECT,
+            "PS102",
+            f"loading {app} ended the process {how}",
+            "look for os._exit(), a crash in a C extension, or a memory limit",
+        )
+    result = pickle.loads(answer)
+    if isinstance(result, Refusal):
+        raise result
+    assert isinstance(result, ProjectReport)
+    return result
+
+
+def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> None:
+    """Never returns."""
+    try:
+        os.close(reader)
+        # What the project prints while it loads, the workers will print again.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        errors = os.dup(2)
+        os.dup2(silence, 2)
+        result: ProjectReport | Refusal
+        try:
+            setup()
+            result = _report(app)
+        except Refusal as refusal:
+            result = Refusal(refusal.exit_code, refusal.problems)  # without its cause
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(_dump(result))
+        os._exit(0)
+    except BaseException:
+        os.write(errors, traceback.format_exc().encode())
+    finally:
+        os._exit(70)
+
+
+def _dump(result: ProjectReport | Refusal) -> bytes:
+    if isinstance(result, Refusal):
+        # An exception with two arguments does not survive pickling by itself.
+        return pickle.dumps(_Refused(result.exit_code, result.problems))
+    return pickle.dumps(result)
+
+
+class _Refused:
+    def __init__(self, exit_code: int, problems: tuple[Problem, ...]) -> None:
+        self.made_of = (exit_code, problems)
+
+    def __reduce__(self) -> Any:
+        return Refusal, self.made_of
+
+
+def _report(app: str) -> ProjectReport:
+    began = time.monotonic()
+    from pooled_serve import patch, project  # and with them Django, part of the project's time
+
+    patch.use_pymysql()
+    project.load(app)
+    seconds = time.monotonic() - began
+    patch.refuse_other_pools()
+
+    import django
+    from django.db import connections
+
+    databases = [_describe(alias, connections) for alias in connections.settings]
+    _ask_all(databases)
+    settings = os.environ.get(project.SETTINGS_VARIABLE, "")
+    return ProjectReport(
+        app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
+        settings_module=settings,
+        load_seconds=seconds,
+        django=django.get_version(),
+        databases=tuple(asked.report for asked in databases if asked.report.label),
+        warnings=tuple(project.async_warnings()),
+    )
+
+
+class _Asked:
+    """A database, and what it answered so far."""
+
+    def __init__(self, report: DatabaseReport, wrapper: Any) -> None:
+        self.report = report
+        self.wrapper = wrapper
+
+
+def _describe(alias: str, connections: Any) -> _Asked:
+    from pooled_serve import patch
+
+    settings = connections.settings[alias]
+    engine = settings["ENGINE"]
+    if engine == "django.db.backends.dummy":
+        return _Asked(DatabaseReport(alias, False, ""), None)
+    try:
+        wrapper = connections[alias]
+    except Exception as error:
+        from pooled_serve.project import where
+
+        raise refuse(
+            EXIT_PROJECT,
+            "PS102",
+            f"the engine {engine!r} of the database {alias!r} cannot be loaded",
+            "correct ENGINE in DATABASES, or install what it needs",
+            where(error),
+        ) from error
+    if not patch.is_poolable(type(wrapper)):
+        label = wrapper.display_name if wrapper.vendor != "mysql" else engine
+        return _Asked(DatabaseReport(alias, False, label), None)
+    host, port = settings["HOST"] or "localhost", settings["PORT"] or 3306
+    server = host if host.startswith("/") else f"{host}:{port}"
+    report = DatabaseReport(
+        alias,
+        pooled=True,
+        label="MySQL",
+        address=f"{server}/{settings['NAME']}",
+        server=server,
+        conn_max_age=settings["CONN_MAX_AGE"],
+    )
+    return _Asked(report, wrapper)
+
+
+def _ask_all(databases: list[_Asked]) -> None:
+    threads = [
+        threading.Thread(target=_ask, args=(asked,), daemon=True)
+        for asked in databases
+        if asked.wrapper is not None
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + ANSWER_WITHIN
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for asked in databases:
+        report = asked.report
+        if asked.wrapper is not None and report.facts is None and report.problem is None:
+            asked.report = _with(report, problem=_no_answer(report.server))
+
+
+def _ask(asked: _Asked) -> None:
+    from pooled_serve.mysql import MySQLConnection
+
+    report = asked.report
+    try:
+        params = asked.wrapper.get_connection_params()
+        params["connect_timeout"] = min(params.get("connect_timeout", 10), ANSWER_WITHIN)
+        connection = MySQLConnection(**params)
+        began = time.monotonic()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT VERSION(), @@wait_timeout, @@max_connections, @@max_user_connections"
+            )
+            version, wait_timeout, most, most_of_user = cursor.fetchone()
+            seconds = time.monotonic() - began
+            cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+            connected = int(cursor.fetchone()[1])
+        connection.close()
+    except Exception as error:
+        asked.report = _with(report, problem=classify(error, report.server))
+        return
+    facts = ServerFacts(
+        kind="MariaDB" if "mariadb" in version.lower() else "MySQL",
+        version=version.partition("-")[0],
+        wait_timeout=int(wait_timeout),
+        max_connections=int(most),
+        max_user_connections=int(most_of_user),
+        in_use=connected - 1,
+        answer_seconds=seconds,
+    )
+    asked.report = _with(report, facts=facts)
+
+
+def _with(report: DatabaseReport, **changes: Any) -> DatabaseReport:
+    from dataclasses import replace
+
+    return replace(report, **changes)
+
+
+def _no_answer(server: str) -> Problem:
+    return Problem(
+        "PS307",
+        f"{server} gave no answer within {ANSWER_WITHIN:g}s",
+        "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
+    )
+
+
+def classify(error: Exception, server: str) -> Problem:
+    """The problem and remedy for an error of a connect. Holds no password."""
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    cause = getattr(error, "original_exception", None)
+    if code in (1045, 1698):
+        return Problem("PS303", f"{server}: {text}", "correct USER and PASSWORD in DATABASES")
+    if code in (1044, 1049):
+        return Problem(
+            "PS304", f"{server}: {text}", "create the database, or GRANT the user rights on it"
+        )
+    if code in (1040, 1203, 1226):
+        return Problem(
+            "PS305",
+            f"{server}: {text}",
+            "end idle connections of others (SHOW PROCESSLIST), or raise the limit",
+        )
+    if "cryptography" in text:
+        return Problem(
+            "PS306",
+            f"{server}: the login needs the cryptography package (caching_sha2_password "
+            "without TLS)",
+            "pip install 'pooled-serve[rsa]', or use TLS",
+        )
+    if code == 2003:
+        return _unreachable(server, text, cause)
+    if code in (2026, 3159) or "SSL" in text:
+        return Problem(
+            "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
+        )
+    return Problem("PS308", f"{server}: {error}", "see the server's error log")
+
+
+def _unreachable(server: str, text: str, cause: BaseException | None) -> Problem:
+    import socket
+
+    if isinstance(cause, socket.gaierror):
+        return Problem(
+            "PS302",
+            f"the host of {server} is unknown ({cause.strerror})",
+            "correct HOST in DATABASES, or the name service",
+        )
+    if isinstance(cause, TimeoutError) or "handshake" in text:
+        return _no_answer(server)
+    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
+    return Problem(
+        "PS301",
+        f"{server} does not accept connections ({why})",
+        "start the database server, or correct HOST and PORT in DATABASES",
+    )

@@ -1,0 +1,228 @@
+"""Find and load the Django project, and say in one line why that fails.
+
+"Your module is missing" and "an import inside it failed" look alike in Python (both are an
+ImportError) and need different remedies; here they are told apart.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
+
+DEFAULT_ATTRIBUTE = "application"
+SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+
+
+def load(app: str) -> Any:
+    """Import ``module`` or ``module:callable`` and return the WSGI application.
+
+    :raises Refusal: with a PS1xx problem.
+    """
+    _refuse_path(app)
+    module_name, _, attribute = app.partition(":")
+    module = _import(app, module_name)
+    application = _attribute(module, attribute or DEFAULT_ATTRIBUTE, app)
+    _refuse_asgi(application, app)
+    _refuse_other_framework(app)
+    return application
+
+
+def _refuse_path(app: str) -> None:
+    name = app.partition(":")[0]
+    if "/" in name or name.endswith(".py"):
+        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
+        raise refuse(
+            EXIT_PROJECT,
+            "PS107",
+            f"{app!r} is a file path; the application is named as a module",
+            f"use {dotted}" if dotted else "use the module's name, as in myproject.wsgi",
+        )
+
+
+def _import(app: str, name: str) -> ModuleType:
+    missing = _missing_part(name)
+    if missing is not None:
+        there = ", ".join(_wsgi_modules())
+        raise refuse(
+            EXIT_PROJECT,
+            "PS101",
+            f"there is no module {missing!r} (looked for {app!r} from {os.getcwd()})",
+            f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
+        )
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise _import_failed(name, error) from error
+
+
+def _missing_part(name: str) -> str | None:
+    """The first part of a dotted name that does not exist; imports the packages above it."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        part = ".".join(parts[:end])
+        try:
+            spec = importlib.util.find_spec(part)
+        except ModuleNotFoundError as error:
+            if error.name == part.rpartition(".")[0]:
+                return part  # the parent is a module, not a package
+            raise _import_failed(part, error) from error
+        except ValueError:
+            return part  # "a..b"
+        except (Exception, SystemExit) as error:
+            raise _import_failed(part.rpartition(".")[0], error) from error
+        if spec is None:
+            return part
+    return None
+
+
+def _import_failed(name: str, error: BaseException) -> Refusal:
+    """The project's own code failed: its error, and where."""
+    settings = os.environ.get(SETTINGS_VARIABLE, "")
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and f"{settings}.".startswith(f"{error.name}.")
+    ):
+        return refuse(
+            EXIT_PROJECT,
+            "PS105",
+            f"there is no settings module {settings!r}",
+            f"correct {SETTINGS_VARIABLE}, or use --settings MODULE",
+        )
+    if type(error).__name__ == "ImproperlyConfigured" and SETTINGS_VARIABLE in str(error):
+        return refuse(
+            EXIT_PROJECT,
+            "PS104",
+            f"{name} uses Django's settings, but names no settings module",
+            f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
+        )
+    return refuse(
+        EXIT_PROJECT,
+        "PS102",
+        f"{name} exists, but fails while it is imported",
+        "correct the error above; manage.py check shows it too",
+        where(error),
+    )
+
+
+def where(error: BaseException) -> str:
+    """File and line of the user's own code, and the error; no traceback."""
+    text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError) and error.filename:
+        return f'  File "{error.filename}", line {error.lineno}: {text}'
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = tuple(
+        path + os.sep for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
+    )
+    here = str(Path(__file__).parent) + os.sep
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, here, "<"))]
+    if not own:
+        return f"  {text}"
+    return f'  File "{own[-1].filename}", line {own[-1].lineno}: {text}'
+
+
+def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
+    if not attribute.isidentifier():
+        # "create_app('production')": gunicorn's own syntax, and its own messages
+        from gunicorn import util
+
+        try:
+            return util.import_app(app)
+        except Exception as error:
+            raise _import_failed(module.__name__, error) from error
+    try:
+        found = getattr(module, attribute)
+    except AttributeError:
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        remedy = f"use {module.__name__}:{names[0]}" if len(names) == 1 else "correct the name"
+        raise refuse(
+            EXIT_PROJECT,
+            "PS103",
+            f"the module {module.__name__} has no attribute {attribute!r}",
+            f"{remedy} after the colon (without one it is {DEFAULT_ATTRIBUTE!r})",
+        ) from None
+    if not callable(found):
+        raise refuse(
+            EXIT_PROJECT,
+            "PS103",
+            f"{module.__name__}:{attribute} is not callable, so it is no WSGI application",
+            f"name what get_wsgi_application() returned, usually {DEFAULT_ATTRIBUTE!r}",
+        )
+    return found
+
+
+def _refuse_asgi(application: Any, app: str) -> None:
+    from inspect import iscoroutinefunction
+
+    call = getattr(application, "__call__", None)  # noqa: B004 - the method itself is wanted
+    if iscoroutinefunction(application) or iscoroutinefunction(call):
+        wsgi = app.partition(":")[0].replace("asgi", "wsgi")
+        raise refuse(
+            EXIT_PROJECT,
+            "PS106",
+            f"{app} is an ASGI application; a gevent worker serves WSGI",
+            f"use {wsgi}" if wsgi != app else "use the project's wsgi module",
+        )
+
+
+def _refuse_other_framework(app: str) -> None:
+    conf = sys.modules.get("django.conf")
+    if conf is None or not conf.settings.configured:
+        raise refuse(
+            EXIT_PROJECT,
+            "PS104",
+            f"{app} is not a Django project: it has set up no Django settings",
+            "serve it with gunicorn itself, or name the Django project's wsgi module",
+        )
+
+
+def _wsgi_modules() -> list[str]:
+    return sorted(f"{path.parent.name}.wsgi" for path in Path.cwd().glob("*/wsgi.py"))
+
+
+def async_warnings() -> Iterator[Problem]:
+    """What in a loaded project is async: under gevent it breaks other requests' queries."""
+    from django.conf import settings
+    from django.urls import get_resolver
+
+    try:
+        views = list(_async_views(get_resolver()))
+    except (Exception, SystemExit) as error:
+        yield Problem(
+            "PS109",
+            f"{settings.ROOT_URLCONF} fails while it is imported, so every request will: "
+            f"{where(error).strip()}",
+            "correct the error; manage.py check shows it too",
+        )
+        return
+    if views:
+        more = f" and {len(views) - 1} more" if len(views) > 1 else ""
+        yield Problem(
+            "PS108",
+            f"{views[0]}{more} is an async view: while one runs, queries of other requests in "
+            "the worker fail with SynchronousOnlyOperation",
+            "make it a plain view; under gevent a plain view does not block others",
+        )
+
+
+def _async_views(resolver: Any) -> Iterator[str]:
+    from inspect import iscoroutinefunction
+
+    for pattern in resolver.url_patterns:
+        if hasattr(pattern, "url_patterns"):
+            yield from _async_views(pattern)
+            continue
+        view = pattern.callback
+        view_class = getattr(view, "view_class", None)
+        if iscoroutinefunction(view) or getattr(view_class, "view_is_async", False):
+            yield pattern.lookup_str

@@ -1,0 +1,348 @@
+"""Gunicorn, embedded: its configuration with our options in it, its application with our start.
+
+Imports no Django: gevent must patch first, in the worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.config import Config as GunicornConfig
+
+from pooled_serve import options
+from pooled_serve.errors import (
+    EXIT_DATABASE,
+    EXIT_PLAN,
+    EXIT_SERVER,
+    EXIT_USAGE,
+    Problem,
+    Refusal,
+    refuse,
+)
+from pooled_serve.options import OPTIONS, PoolOptions
+from pooled_serve.plan import Plan, ProjectReport, make_plan
+
+log = logging.getLogger("gunicorn.error")
+
+PROGRAM = "pooled-serve"
+WORKER = "pooled_serve.worker.PooledWorker"
+
+options.register_settings()
+
+
+class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
+
+    def get_cmd_args_from_env(self) -> list[str]:
+        """Gunicorn's variable, then ours: of two values for an option the last counts."""
+        arguments: list[str] = super().get_cmd_args_from_env()
+        try:
+            for option, text in options.from_environment(self.env_orig):
+                if not option.is_flag:
+                    arguments.append(f"{option.flag}={text}")
+                elif option.parse(text):
+                    arguments.append(option.flag)
+        except ValueError as error:
+            raise bad_value(str(error)) from None
+        return arguments
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Gunicorn's parser; its complaints in our form."""
+        parser: argparse.ArgumentParser = super().parser()
+
+        def complain(message: str) -> NoReturn:
+            name, _, problem = message.removeprefix("argument ").partition(": ")
+            raise bad_value(f"{name.split('/')[-1]} {problem}" if problem else message)
+
+        parser.error = complain  # type: ignore[method-assign]
+        return parser
+
+    def pool_options(self) -> PoolOptions:
+        """What was written for the pool, from all sources."""
+        return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
+
+
+def bad_value(problem: str) -> Refusal:
+    """A usage error about one option."""
+    return refuse(EXIT_USAGE, "PS401", problem, f"see {PROGRAM} --help")
+
+
+class Application(WSGIApplication):  # type: ignore[misc]
+    """Load the configuration, run the preflight, run gunicorn's arbiter.
+
+    :param arguments: a command line for gunicorn's parser.
+    :raises Refusal: the configuration cannot be used.
+    """
+
+    plan: Plan
+    cfg: Config
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = list(arguments)
+        self._report = ProjectReport()
+        super().__init__("%(prog)s APP [OPTIONS]", prog=PROGRAM)
+
+    # --- Configuration -------------------------------------------------------------------------
+
+    def do_load_config(self) -> None:
+        """Load it all; what gunicorn answers with exit 1 is a usage error here."""
+        try:
+            self.load_default_config()
+            self.load_config()
+            if hasattr(self.cfg, "validate"):  # gunicorn 27
+                self.cfg.validate()
+        except Refusal:
+            raise
+        except SystemExit as error:
+            # gunicorn has printed the traceback of the configuration file
+            raise refuse(
+                EXIT_USAGE,
+                "PS403",
+                "the configuration file fails (see above)",
+                "correct it, or name another with -c FILE",
+            ) from error
+        except ImportError as error:
+            raise refuse(
+                EXIT_USAGE,
+                "PS403",
+                f"the configuration cannot be imported: {error}",
+                "correct the name after -c",
+            ) from error
+        except Exception as error:
+            if "application module" in str(error):
+                raise refuse(
+                    EXIT_USAGE,
+                    "PS405",
+                    "no application was given",
+                    f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
+                ) from None
+            raise bad_value(str(error)) from error
+
+    def load_default_config(self) -> None:
+        """Start from our own defaults."""
+        self.cfg = Config(self.usage, prog=self.prog)
+        self.cfg.set("worker_class", WORKER)
+        if "control_socket" in self.cfg.settings:  # gunicorn 25.1
+            self.cfg.settings["control_socket"].value = None
+
+    def load_config(self) -> None:
+        """Read command line, environment and file, as gunicorn does."""
+        # Only here: USR2 starts a new master from sys.argv, which must stay what the user typed.
+        typed, sys.argv = sys.argv, [PROGRAM, *self._arguments]
+        try:
+            super().load_config()
+        finally:
+            sys.argv = typed
+        self._use_pooled_worker()
+        self._disable_control_socket()
+        self._make_plan()
+
+    def _use_pooled_worker(self) -> None:
+        name = self.cfg.settings["worker_class"].value
+        if name not in (WORKER, "gevent"):
+            raise refuse(
+                EXIT_USAGE,
+                "PS404",
+                f"the worker class is {name!r}; the pool needs gevent's event loop",
+                "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
+            )
+        self.cfg.set("worker_class", WORKER)
+
+    def _disable_control_socket(self) -> None:
+        """Off unless the user named one: it is one per user, so two instances fight over it, and
+        it breaks on read-only file systems."""
+        setting = self.cfg.settings.get("control_socket")
+        if setting is not None and setting.value is None:
+            setting.value = setting.default
+            self.cfg.set("control_socket_disable", True)
+
+    def _make_plan(self) -> None:
+        self.plan = make_plan(
+            self.cfg.pool_options(),
+            self._report,
+            workers=self.cfg.workers,
+            worker_connections=self.cfg.worker_connections,
+        )
+
+    def reload(self) -> None:
+        """HUP: take up the new configuration; keep the old one if it cannot be used."""
+        before = self.cfg, self.plan
+        try:
+            super().reload()
+            if self.plan.contradictions:
+                raise _contradiction(self.plan)
+        except Refusal as refusal:
+            self.cfg, self.plan = before
+            log.error("Not reloaded, the old configuration stays: %s", refusal)
+
+    # --- Start ---------------------------------------------------------------------------------
+
+    def preflight(self) -> None:
+        """Load the project in a child and ask the servers; decide the numbers.
+
+        :raises Refusal: the project cannot be loaded.
+        """
+        from pooled_serve import preflight
+
+        self._report = preflight.run(self.app_uri, self._enter_project)
+        self._make_plan()
+
+    def _enter_project(self) -> None:
+        """What gunicorn does to a process before it loads an application."""
+        os.environ.update(self.cfg.env)
+        self.chdir()
+        for path in (self.cfg.pythonpath or "").split(","):
+            if path and os.path.abspath(path) not in sys.path:
+                sys.path.insert(0, os.path.abspath(path))
+
+    def describe(self) -> str:
+        """The plan in full."""
+        from pooled_serve import report
+
+        binds = [f"{'https' if self.cfg.is_ssl else 'http'}://{_text(a)}" for a in self.cfg.address]
+        return report.check(
+            self.plan,
+            self._report,
+            workers=self.cfg.workers,
+            worker_connections=self.cfg.worker_connections,
+            addresses=binds,
+        )
+
+    def banner(self) -> str:
+        """The plan in short."""
+        from pooled_serve import report
+
+        return report.banner(self.plan, self._report)
+
+    def refuse_problems(self, *, strict: bool) -> None:
+        """Stop here if the plan contradicts itself; if strict, also for a mere warning.
+
+        :raises Refusal: with no text, because the plan was shown.
+        """
+        if self.plan.contradictions:
+            raise Refusal(EXIT_PLAN, ())
+        if self.plan.options.strict and self.plan.warnings:
+            raise Refusal(EXIT_PLAN, ())
+        if strict and any(database.problem for database in self._report.databases):
+            raise Refusal(EXIT_DATABASE, ())
+
+    def run(self) -> None:
+        """Run the arbiter until it is told to stop; ends in SystemExit."""
+        if self.cfg.preload_app:
+            # The project is loaded in this process; Django must find gevent's locals.
+            from gevent import monkey
+
+            monkey.patch_all()
+        master = os.getpid()
+        try:
+            super().run()
+        except SystemExit as end:
+            if os.getpid() == master and end.code == 1:
+                self._explain_address()
+            raise
+
+    def load(self) -> Any:
+        """The WSGI application, pooled. In a worker, or before the fork with --preload."""
+        from pooled_serve import patch
+
+        patch.install(self.plan)
+        application = super().load()
+        patch.refuse_other_pools()
+        return application
+
+    def _explain_address(self) -> None:
+        """gunicorn has given up on a port: say whose it is, if that can be told."""
+        for address in self.cfg.address:
+            owner = _owner_of(address)
+            if owner is not None:
+                problem = Problem(
+                    "PS501",
+                    f"{_text(address)} is in use{owner}",
+                    "stop that process, or listen elsewhere with -b HOST:PORT",
+                )
+                print(problem, file=sys.stderr)
+
+
+def _contradiction(plan: Plan) -> Refusal:
+    return Refusal(
+        EXIT_PLAN,
+        [Problem(v.subject.partition(" ")[0], v.text, v.remedy) for v in plan.contradictions],
+    )
+
+
+def _text(address: Any) -> str:
+    if not isinstance(address, tuple):
+        return str(address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _owner_of(address: Any) -> str | None:
+    """ " by PID (command)" if an address is in use; "" if it is, by nobody we may know."""
+    if not isinstance(address, tuple):
+        return None
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address[:2])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return None
+        else:
+            return None
+    pid = _listener_pid(address[1])
+    if pid is None:
+        return ""
+    with open(f"/proc/{pid}/comm") as comm:
+        return f" by process {pid} ({comm.read().strip()})"
+
+
+def _listener_pid(port: int) -> int | None:
+    """The process that listens on a TCP port, from Linux's /proc; None if it does not tell."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table) as lines:
+                rows = [line.split() for line in lines][1:]
+        except OSError:
+            continue
+        listening = "0A"
+        inodes |= {r[9] for r in rows if r[3] == listening and int(r[1].split(":")[1], 16) == port}
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for fd in os.scandir(f"/proc/{pid}/fd"):
+                if os.readlink(fd.path) in wanted:
+                    return int(pid)
+        except OSError:
+            continue  # not ours to see, or gone
+    return None
+
+
+def serve(application: Application, *, check: bool) -> NoReturn:
+    """Preflight, banner, serve. Or, to check, preflight and plan.
+
+    :raises Refusal: it will not start.
+    :raises SystemExit: with the exit code of the contract.
+    """
+    cfg = application.cfg
+    if not (cfg.check_config or cfg.print_config):
+        application.preflight()
+        if check:
+            print(application.describe())
+            application.refuse_problems(strict=True)
+            print("\nReady. Nothing was started.")
+            sys.exit(0)
+        print(application.banner(), file=sys.stderr, flush=True)
+        application.refuse_problems(strict=application.plan.options.strict)
+    application.run()
+    sys.exit(EXIT_SERVER)  # the arbiter ends by itself, with a code of its own
