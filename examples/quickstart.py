@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""Try pooled-serve: one command from a fresh checkout to a running shop.
+
+    python3 examples/quickstart.py
+
+It makes a virtual environment in the project's folder, installs the project there, starts a private
+MariaDB or MySQL server (or takes the one in $DATABASE_URL), fills the example shop and serves it
+with pooled-serve. Ctrl-C stops all it started. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+if sys.version_info < (3, 11):  # noqa: UP036 (whatever python3 is here runs this file)
+    sys.exit("quickstart: Python 3.11 or newer is needed\n→ run it with a newer python3")
+
+from private_database import DatabaseError, PrivateDatabase, find_server, tied_to_us
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOP = ROOT / "examples" / "shop"
+STATE = ROOT / ".quickstart"
+ENV_FILE = STATE / "env"
+
+FIRST_PORT = 8000
+BOOT_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 15.0
+
+say = partial(print, flush=True)
+
+
+class Problem(Exception):
+    """Why we cannot go on, and what the reader can do about it: one line each."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"quickstart: {problem}\n→ {remedy}")
+
+
+def main() -> int:
+    options = parse_options()
+    stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in stop_signals:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with ExitStack() as cleanup:
+            try:
+                run(options, cleanup)
+            finally:
+                # An impatient second Ctrl-C must not leave a database server behind.
+                for number in stop_signals:
+                    signal.signal(number, signal.SIG_IGN)
+    except Problem as problem:
+        say(problem, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    say("Stopped.")
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Install pooled-serve and serve the example shop with it. DATABASE_URL "
+        "(mysql://user:password@host:port/name) names a server of your own to use."
+    )
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", metavar="DIR")
+    parser.add_argument("--port", type=int, metavar="N", help="default: 8000 or the next free one")
+    parser.add_argument("--products", type=int, default=10_000, metavar="N")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after that long")
+    parser.add_argument(
+        "--no-install", action="store_true", help="do not install system packages with apt-get"
+    )
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
+    port = choose_port(options.port)
+    venv = options.venv.absolute()
+    make_venv(venv, may_install=not options.no_install)
+    install_project(venv)
+    url = choose_database(cleanup, may_install=not options.no_install)
+    # In the environment and on no command line: those are for everyone to see in ps.
+    os.environ["DATABASE_URL"] = url
+    fill_shop(venv, options.products)
+    server = start_server(venv, port, cleanup)
+    say(what_to_try(venv, port))
+    try:
+        server.wait(options.seconds)
+    except subprocess.TimeoutExpired:
+        return
+    raise server_ended(server)
+
+
+def choose_port(wanted: int | None) -> int:
+    candidates = range(FIRST_PORT, FIRST_PORT + 100) if wanted is None else [wanted]
+    for port in candidates:
+        with socket.socket() as probe:
+            # As Gunicorn does: a port whose last connections linger is free to listen on.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+        return port
+    raise Problem(f"port {candidates[0]} is taken", "choose another one with --port")
+
+
+# --- Python ---
+
+
+def make_venv(venv: Path, *, may_install: bool) -> None:
+    if (venv / "bin" / "python").exists():
+        return
+    say(f"Making the virtual environment {shown(venv)} ...")
+    command = [sys.executable, "-m", "venv", str(venv)]
+    if succeeds(command):
+        return
+    # Debian keeps a part of the venv module in a package of its own.
+    package = f"python3.{sys.version_info.minor}-venv"
+    shutil.rmtree(venv, ignore_errors=True)
+    if not (may_install and apt_install(package) and succeeds(command)):
+        shutil.rmtree(venv, ignore_errors=True)
+        raise Problem(
+            f"{shlex.join(command)} failed", f"install {package}, or name a venv with --venv"
+        )
+
+
+def install_project(venv: Path) -> None:
+    """Install the project, unless the venv has it as the present pyproject.toml describes it."""
+    project = (ROOT / "pyproject.toml").read_text()
+    stamp = venv / "pooled-serve-installed.toml"
+    if stamp.exists() and stamp.read_text() == project:
+        return
+    say(f"Installing pooled-serve and what it needs into {shown(venv)} ...")
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "-e", str(ROOT)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        say(done.stdout, end="", file=sys.stderr)
+        raise Problem("pip could not install pooled-serve", "its output above says why")
+    stamp.write_text(project)
+
+
+# --- Database ---
+
+
+def choose_database(cleanup: ExitStack, *, may_install: bool) -> str:
+    if url := os.environ.get("DATABASE_URL"):
+        say("Using the database of $DATABASE_URL; the shop makes its tables there.")
+        return url
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    # my_print_defaults, without which mariadb-install-db does not run, is in the second package.
+    packages = ("mariadb-server-core", "mariadb-client-core")
+    if find_server() or (may_install and apt_install(*packages) and find_server()):
+        return start_database(cleanup)
+    say(
+        "There is no MariaDB or MySQL server here, so the shop runs on SQLite: NOTHING IS POOLED.\n"
+        f"→ install {' and '.join(packages)}, or set DATABASE_URL"
+    )
+    return f"sqlite:///{quote(str(STATE / 'shop.sqlite3'))}"
+
+
+def start_database(cleanup: ExitStack) -> str:
+    database = PrivateDatabase(STATE / "database")
+    say(f"Starting {database.server}, private to this demo, on port {database.port} ...")
+    try:
+        cleanup.enter_context(database)
+    except DatabaseError as error:
+        raise Problem(
+            str(error),
+            f"stop the quickstart that may be running, remove {shown(STATE)}, or set DATABASE_URL",
+        ) from error
+    # For the reader's other terminal. It holds the password, so it is ours alone and goes with us.
+    ENV_FILE.unlink(missing_ok=True)
+    ENV_FILE.touch(mode=0o600)
+    cleanup.callback(ENV_FILE.unlink, missing_ok=True)
+    ENV_FILE.write_text(f"export DATABASE_URL={shlex.quote(database.url())}\n")
+    return database.url()
+
+
+def fill_shop(venv: Path, products: int) -> None:
+    say("Filling the shop ...")
+    manage = [str(venv / "bin" / "python"), str(SHOP / "manage.py")]
+    done = subprocess.run(
+        [*manage, "migrate", "--verbosity=0"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        # Not captured: on a terminal it shows how far it is.
+        seed = [*manage, "seed", "--if-empty", f"--products={products}"]
+        done = subprocess.run(seed, text=True, check=False)
+    if done.returncode != 0:
+        complaint = (done.stderr or "manage.py seed failed").strip().splitlines()[-1]
+        raise Problem(complaint, "check that the server of DATABASE_URL is up and lets you in")
+
+
+# --- The server ---
+
+
+def start_server(venv: Path, port: int, cleanup: ExitStack) -> subprocess.Popen[bytes]:
+    arguments = ["shop.wsgi", "--pool-size", "4", "--max-outstanding", "10"]
+    arguments += ["-b", f"127.0.0.1:{port}"]
+    say(f"In {shown(SHOP)}: pooled-serve {shlex.join(arguments)}")
+    server = subprocess.Popen(
+        tied_to_us([str(venv / "bin" / "pooled-serve"), *arguments]),
+        cwd=SHOP,
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C goes to everyone in the terminal's group; we stop things in their proper order.
+        start_new_session=True,
+    )
+    cleanup.callback(stop_server, server)
+    deadline = time.monotonic() + BOOT_TIMEOUT
+    while not answers(port):
+        if server.poll() is not None:
+            raise server_ended(server)
+        if time.monotonic() > deadline:
+            raise Problem("pooled-serve does not answer", "its messages above may say why")
+        time.sleep(0.1)
+    return server
+
+
+def server_ended(server: subprocess.Popen[bytes]) -> Problem:
+    return Problem(
+        f"pooled-serve ended with exit code {server.returncode}", "its messages above say why"
+    )
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/bench/plaintext")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers: the session is theirs alone
+        server.wait()
+
+
+def what_to_try(venv: Path, port: int) -> str:
+    python = shlex.quote(shown(venv / "bin" / "python"))
+    load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix"
+    lines = ["", f"The shop is open: http://127.0.0.1:{port}/"]
+    lines += ["", "A hundred visitors at once, from another terminal:"]
+    lines += [f"    cd {shlex.quote(str(ROOT))}"]
+    if os.environ["DATABASE_URL"].startswith("mysql:"):
+        if ENV_FILE.exists():
+            lines += [f"    . {shown(ENV_FILE)}"]
+        lines += [f"    {load} --database"]
+        lines += ["", "They share 10 connections. Which ones are open, and what they do:"]
+        lines += [f"    {python} examples/shop/manage.py connections"]
+    else:
+        lines += [f"    {load}"]
+    return "\n".join([*lines, "", "Ctrl-C stops everything.", ""])
+
+
+# --- Odds and ends ---
+
+
+def shown(path: Path) -> str:
+    """As short as it can be said from the project's folder."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def apt_install(*packages: str) -> bool:
+    """Install Debian packages if this user may do so without being asked; say what."""
+    apt = shutil.which("apt-get")
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if apt is None or (sudo and not (shutil.which("sudo") and succeeds([*sudo, "true"]))):
+        return False
+    say(f"Installing {' and '.join(packages)} with apt-get (programs only, no service) ...")
+    command = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", apt, "-o", "DPkg::Lock::Timeout=60"]
+    install = [*command, "install", "--yes", "--no-install-recommends", *packages]
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    log_file = STATE / "apt.log"
+    with log_file.open("wb") as log:
+        # In a session and with a log of its own, so that Ctrl-C does not stop it half way: that
+        # would leave a package system in need of repair.
+        quietly = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        run_apart = partial(subprocess.Popen, **quietly, start_new_session=True)
+        # A fresh machine has no package lists yet, an old one outdated ones: then get them first.
+        for step in (install, [*command, "update"], install):
+            failed = run_apart(step).wait()
+            if step is install and not failed:
+                return True
+    say(f"apt-get failed; {shown(log_file)} says why.")
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

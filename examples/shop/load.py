@@ -1,0 +1,285 @@
+#!/usr/bin/env python
+"""Load the shop: many clients at once, one table of what they got.
+
+    python load.py http://127.0.0.1:8000 --clients 100 --seconds 10 --path /bench/one
+
+With --database it also watches how many connections the database server has open meanwhile. That
+needs PyMySQL, as the shop does; all the rest is gevent and the standard library.
+"""
+# ruff: noqa: E402
+
+from gevent import monkey
+
+monkey.patch_all()  # first of all: what is imported before this would block the other clients
+
+import argparse
+import http.client
+import ipaddress
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+REQUEST_TIMEOUT = 30.0  # seconds
+GRACE = 5.0  # how long requests that are under way at the end may still take
+SAMPLE_EVERY = 0.1
+
+# What visitors do, the more frequent the more often it stands here.
+MIX = (
+    *["/product/{id}/"] * 8,
+    *["/", "/?page={id}", "/search/?q=oak+lamp"] * 2,
+    *["/category/tea/", "/cart/", "/product/{id}/delivery/", "/bench/update"],
+)
+
+
+@dataclass
+class Report:
+    """What the clients got.
+
+    Times are milliseconds, and only of answers below 400: to fail fast is no achievement.
+    """
+
+    url: str
+    clients: int
+    seconds: float = 0.0
+    requests: int = 0
+    ok: int = 0
+    per_second: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+    connections_max: int | None = None
+    connections_final: int | None = None
+
+
+@dataclass
+class _Tally:
+    """What all clients write to while they run."""
+
+    latencies: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def run(
+    url: str = DEFAULT_URL,
+    *,
+    clients: int = 100,
+    seconds: float = 10.0,
+    paths: Sequence[str] = ("/bench/one",),
+    keep_alive: bool = True,
+    database: str | None = None,
+) -> Report:
+    """Load `url` and return when it is over: after `seconds`, and at most GRACE more.
+
+    Raise ValueError for a server that is not on this machine: this is a demonstration, and a load
+    generator pointed at somebody else is an attack.
+    """
+    host, port = _loopback(url)
+    watch = _ConnectionWatch(database) if database else None
+    tally = _Tally()
+    started = time.monotonic()
+    deadline = started + seconds
+    greenlets = [
+        gevent.spawn(_client, host, port, random.Random(n), paths, keep_alive, deadline, tally)
+        for n in range(clients)
+    ]
+    gevent.joinall(greenlets, timeout=seconds + GRACE)
+    if unfinished := sum(not greenlet.ready() for greenlet in greenlets):
+        tally.errors["unfinished"] = unfinished
+        gevent.killall(greenlets)
+    report = _report(url, clients, time.monotonic() - started, tally)
+    if watch:
+        report.connections_max, report.connections_final = watch.stop()
+    return report
+
+
+def _loopback(url: str) -> tuple[str, int]:
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    host = parts.hostname or ""
+    if parts.scheme != "http":
+        raise ValueError(f"only http:// is spoken here, not {parts.scheme}://")
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ValueError(f"{host} is not this machine; this demo loads 127.0.0.1 or localhost only")
+    return host, parts.port or 80
+
+
+def _client(
+    host: str,
+    port: int,
+    rng: random.Random,
+    paths: Sequence[str],
+    keep_alive: bool,
+    deadline: float,
+    tally: _Tally,
+) -> None:
+    """One visitor: a request after the other, on one connection where the server lets it."""
+    connection = http.client.HTTPConnection(host, port, timeout=REQUEST_TIMEOUT)
+    headers = {} if keep_alive else {"Connection": "close"}
+    while (began := time.monotonic()) < deadline:
+        try:
+            connection.request(
+                "GET", rng.choice(paths).format(id=rng.randint(1, 50)), None, headers
+            )
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            tally.errors[type(error).__name__] += 1
+            connection.close()
+            gevent.sleep(0.1)  # a server that is down is not up sooner for being asked faster
+            continue
+        if response.status < 400:
+            tally.latencies.append((time.monotonic() - began) * 1000)
+        else:
+            tally.errors[f"HTTP {response.status}"] += 1
+    connection.close()
+
+
+def _report(url: str, clients: int, seconds: float, tally: _Tally) -> Report:
+    latencies = sorted(tally.latencies)
+    requests = len(latencies) + tally.errors.total()
+    report = Report(
+        url=url,
+        clients=clients,
+        seconds=round(seconds, 2),
+        requests=requests,
+        ok=len(latencies),
+        per_second=round(len(latencies) / seconds, 1),
+        errors=dict(tally.errors.most_common()),
+    )
+    if latencies:
+        report.p50_ms, report.p95_ms, report.p99_ms, report.max_ms = (
+            round(latencies[max(math.ceil(len(latencies) * share) - 1, 0)], 1)
+            for share in (0.50, 0.95, 0.99, 1)
+        )
+    return report
+
+
+class _ConnectionWatch:
+    """Counts the database server's open connections, without its own, ten times a second."""
+
+    def __init__(self, url: str) -> None:
+        import pymysql
+
+        from shop import database_url
+
+        settings = database_url.parse(url)
+        if not settings["ENGINE"].endswith("mysql"):
+            raise ValueError("only the connections of a mysql:// database can be watched")
+        host, port = settings["HOST"], settings["PORT"]
+        address: dict[str, Any] = (
+            {"unix_socket": host}
+            if host.startswith("/")
+            else {"host": host, "port": int(port or 0)}
+        )
+        self._pymysql = pymysql
+        self._connect = partial(
+            pymysql.connect, user=settings["USER"], password=settings["PASSWORD"], **address
+        )
+        try:
+            self._connection = self._connect()
+            self._samples = [self._count()]
+        except pymysql.MySQLError as error:
+            raise ValueError(f"the database does not let us watch it: {error}") from error
+        self._greenlet = gevent.spawn(self._watch)
+
+    def _count(self) -> int:
+        with self._connection.cursor() as cursor:
+            cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+            [(_, count)] = cursor.fetchall()
+        return int(count) - 1
+
+    def _watch(self) -> None:
+        while True:
+            gevent.sleep(SAMPLE_EVERY)
+            try:
+                self._samples.append(self._count())
+            except self._pymysql.MySQLError:
+                # Restarting the database under load is a fair experiment: watch on after it.
+                with suppress(self._pymysql.MySQLError):
+                    self._connection = self._connect()
+
+    def stop(self) -> tuple[int, int]:
+        """The highest number seen, and the last one."""
+        gevent.sleep(2 * SAMPLE_EVERY)  # connections that are being closed are gone by then
+        self._greenlet.kill()
+        return max(self._samples), self._samples[-1]
+
+
+def _table(report: Report) -> str:
+    rows = [
+        ("requests", f"{report.requests} in {report.seconds} s from {report.clients} clients"),
+        ("succeeded", f"{report.ok}, {report.per_second} a second"),
+        ("failed", ", ".join(f"{n} x {kind}" for kind, n in report.errors.items()) or "none"),
+    ]
+    if report.ok:
+        times = {"p50": report.p50_ms, "p95": report.p95_ms, "p99": report.p99_ms}
+        shown = "  ".join(f"{name} {ms}" for name, ms in (times | {"max": report.max_ms}).items())
+        rows.append(("milliseconds", shown))
+    if report.connections_max is not None:
+        shown = f"at most {report.connections_max}, at the end {report.connections_final}"
+        rows.append(("database connections", shown))
+    return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Load the shop on this machine.")
+    parser.add_argument("url", nargs="?", default=DEFAULT_URL, help="default: %(default)s")
+    parser.add_argument("--clients", type=int, default=100, metavar="N")
+    parser.add_argument("--seconds", type=float, default=10.0, metavar="S")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--path", default="/bench/one", help="default: %(default)s")
+    what.add_argument("--mix", action="store_true", help="browse the shop as visitors do")
+    parser.add_argument(
+        "--keep-alive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="many requests on one connection, or a connection each",
+    )
+    parser.add_argument("--close", dest="keep_alive", action="store_false", help="--no-keep-alive")
+    parser.add_argument(
+        "--database",
+        nargs="?",
+        const=os.environ.get("DATABASE_URL", ""),
+        metavar="URL",
+        help="also watch this server's connections; without URL the one of $DATABASE_URL, which "
+        "keeps the password off the command line",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args()
+    if options.database == "":
+        parser.error("--database needs a URL, or DATABASE_URL in the environment")
+    try:
+        report = run(
+            options.url,
+            clients=options.clients,
+            seconds=options.seconds,
+            paths=MIX if options.mix else (options.path,),
+            keep_alive=options.keep_alive,
+            database=options.database,
+        )
+    except ValueError as error:
+        parser.exit(2, f"load.py: {error}\n")
+    print(json.dumps(asdict(report)) if options.json else _table(report))
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

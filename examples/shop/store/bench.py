@@ -1,0 +1,94 @@
+"""Small views for tests, benchmarks and load.py: each does one thing with the database.
+
+They answer JSON to a plain GET, the update included, so that any load generator can drive them.
+"""
+
+import random
+import time
+from functools import cache
+
+from django.core.exceptions import BadRequest
+from django.db import connection, transaction
+from django.db.models import F, Max
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404
+from django.urls import path
+
+from store.models import Product
+
+MAX_MS = 5000
+
+
+@cache
+def last_product_id() -> int:
+    """Asked once per process, so that a view costs exactly the queries it is named after."""
+    last = Product.objects.aggregate(last=Max("pk"))["last"]
+    if last is None:
+        raise Http404("no products: run manage.py seed")
+    return last
+
+
+def random_id() -> int:
+    return random.randint(1, last_product_id())
+
+
+def random_product() -> dict[str, object]:
+    return get_object_or_404(Product.objects.values("id", "name", "stock"), pk=random_id())
+
+
+def seconds(request: HttpRequest, default: int) -> float:
+    """?ms=N as seconds; capped, so that nobody can hang the server with it."""
+    try:
+        ms = int(request.GET.get("ms", default))
+    except ValueError:
+        raise BadRequest("ms is a whole number of milliseconds") from None
+    return min(max(ms, 0), MAX_MS) / 1000
+
+
+def plaintext(request: HttpRequest) -> HttpResponse:
+    """No database at all: what the server itself can do."""
+    return HttpResponse("Hello, world!", content_type="text/plain")
+
+
+def one(request: HttpRequest) -> HttpResponse:
+    """One query."""
+    return JsonResponse(random_product())
+
+
+def ten(request: HttpRequest) -> HttpResponse:
+    """Ten queries."""
+    return JsonResponse([random_product() for _ in range(10)], safe=False)
+
+
+def update(request: HttpRequest) -> HttpResponse:
+    """A transaction of two updates, +1 and -1: the sum of all stock never changes."""
+    product_id = random_id()
+    with transaction.atomic():
+        Product.objects.filter(pk=product_id).update(stock=F("stock") + 1)
+        Product.objects.filter(pk=product_id).update(stock=F("stock") - 1)
+    return JsonResponse({"id": product_id})
+
+
+def outside(request: HttpRequest) -> HttpResponse:
+    """A query, ?ms= of waiting for someone else while the connection is idle, a query."""
+    pause = seconds(request, default=300)
+    before = random_product()
+    time.sleep(pause)
+    return JsonResponse([before, random_product()], safe=False)
+
+
+def sleep(request: HttpRequest) -> HttpResponse:
+    """One query that takes ?ms= in the database: the connection is busy all the while."""
+    pause = seconds(request, default=100)
+    if connection.vendor == "mysql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT SLEEP(%s)", [pause])
+    else:
+        time.sleep(pause)
+    return JsonResponse({"slept": pause})
+
+
+urlpatterns = [
+    path(view.__name__, view, name=f"bench_{view.__name__}")
+    for view in (plaintext, one, ten, update, outside, sleep)
+]
