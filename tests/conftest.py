@@ -1,0 +1,116 @@
+"""Fixtures that start what a test needs, and end it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from support import processes, servers
+from support.django_project import APP, write_project
+from support.serve import Serve
+from support.servers import Server
+
+# Servers that go on from test to test. Tests may restart them, so their process ids change.
+_lasting: list[Server] = []
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for everyone. Who changes its global settings takes one of `start_mariadb`."""
+    yield from _lasting_server(servers.mariadb(tmp_path_factory.mktemp("mariadb")))
+
+
+@pytest.fixture(scope="session")
+def mysql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same, with TLS and caching_sha2_password, as users of MySQL have it."""
+    try:
+        server = servers.mysql(tmp_path_factory.mktemp("mysql"))
+    except servers.ServerMissing as missing:
+        pytest.skip(str(missing))
+    yield from _lasting_server(server)
+
+
+def _lasting_server(server: Server) -> Iterator[Server]:
+    with server:
+        _lasting.append(server)
+        yield server
+        _lasting.remove(server)
+
+
+@pytest.fixture
+def start_mariadb(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server of the test's own: start_mariadb("--max-connections=20")."""
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+
+        def start(*options: str) -> Server:
+            server = servers.mariadb(tmp_path / f"mariadb{next(numbers)}", *options)
+            stack.enter_context(server)
+            return server
+
+        yield start
+
+
+class MakeProject(Protocol):
+    def __call__(
+        self, views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+    ) -> Path: ...
+
+
+@pytest.fixture
+def project(tmp_path: Path, request: pytest.FixtureRequest) -> MakeProject:
+    """Writes a Django project, with a fresh database on `mariadb` unless told otherwise.
+
+    The other arguments are those of write_project().
+    """
+    numbers = itertools.count(1)
+
+    def make(
+        views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+    ) -> Path:
+        if databases is None:
+            server: Server = request.getfixturevalue("mariadb")
+            databases = {"default": server.create_database().django()}
+        folder = tmp_path / f"project{next(numbers)}"
+        return write_project(folder, databases=databases, views=views, **sources)
+
+    return make
+
+
+class StartServe(Protocol):
+    def __call__(self, project: Path, *args: str, app: str = APP, **options: Any) -> Serve: ...
+
+
+@pytest.fixture
+def serve() -> Iterator[StartServe]:
+    """Starts pooled-serve in a project: serve(project(VIEWS), "--pool-size", "2").
+
+    The other arguments are those of Serve. At the end, a server that still runs must stop cleanly.
+    """
+    with ExitStack() as stack:
+
+        def start(project: Path, *args: str, app: str = APP, **options: Any) -> Serve:
+            return stack.enter_context(Serve(app, *args, cwd=project, **options))
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """A process that outlives its test is a bug of the server or of the test."""
+    before = processes.children(os.getpid())
+    yield
+
+    def left() -> set[int]:
+        lasting = {server.pid for server in _lasting}
+        return processes.children(os.getpid()) - before - lasting
+
+    with suppress(AssertionError):
+        processes.wait_until(lambda: not left(), timeout=1)
+    assert not left(), "processes left behind"

@@ -1,0 +1,70 @@
+"""Throwaway Django projects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+APP = "mysite.wsgi"
+
+SETTINGS = """
+    ALLOWED_HOSTS = ["*"]
+    SECRET_KEY = "for tests"
+    ROOT_URLCONF = "mysite.urls"
+    WSGI_APPLICATION = "mysite.wsgi.application"
+    USE_TZ = True
+    DATABASES = {databases!r}
+"""
+
+# Each function in views.py is served under its own name.
+URLS = """
+    from inspect import isfunction
+
+    from django.urls import path
+
+    from mysite import views
+
+    urlpatterns = [
+        path(name, view)
+        for name, view in vars(views).items()
+        if isfunction(view) and view.__module__ == views.__name__
+    ]
+"""
+
+WSGI = """
+    import os
+
+    from django.core.wsgi import get_wsgi_application
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+    application = get_wsgi_application()
+"""
+
+
+def write_project(
+    folder: Path,
+    *,
+    databases: Mapping[str, Any],
+    views: str = "",
+    settings: str = "",
+    urls: str = URLS,
+    wsgi: str = WSGI,
+) -> Path:
+    """Write the project `mysite` into `folder`, and return that.
+
+    `settings` is appended to the generated settings. Sources may be indented.
+    """
+    package = folder / "mysite"
+    package.mkdir(parents=True)
+    sources = {
+        "__init__": "",
+        "settings": dedent(SETTINGS).format(databases=dict(databases)) + dedent(settings),
+        "urls": urls,
+        "views": views,
+        "wsgi": wsgi,
+    }
+    for name, source in sources.items():
+        (package / f"{name}.py").write_text(dedent(source).lstrip())
+    return folder

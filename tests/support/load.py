@@ -1,0 +1,137 @@
+"""Many clients that send requests at the same time.
+
+They are threads of another process, which runs this same file: the test that looks on needs no
+patches and is not slowed down.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+HOST = "127.0.0.1"
+Report = Callable[[int | str, float, float], None]
+
+
+class Outcome(NamedTuple):
+    result: int | str  # the status, or else the name of the exception the client got
+    seconds: float
+    at: float  # when the request was sent, in seconds from the first one
+
+
+class Hammer:
+    """A load that goes on while the test does other things.
+
+        with Hammer(server.port, "/", clients=50, seconds=5) as hammer:
+            database.restart()
+            outcomes = hammer.finish()
+
+    Each client sends `requests` requests, or as many as it can in `seconds`.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        path: str = "/",
+        *,
+        clients: int,
+        seconds: float | None = None,
+        requests: int | None = None,
+        keepalive: bool = False,
+        timeout: float = 30.0,
+    ) -> None:
+        assert (seconds is None) != (requests is None), "seconds or requests"
+        order = [port, path, clients, seconds, requests, keepalive, timeout]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, json.dumps(order)], stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Hammer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._process:  # which ends by waiting for it
+            self._process.kill()
+
+    def finish(self) -> list[Outcome]:
+        """Wait for the end of it."""
+        output, _ = self._process.communicate()
+        assert self._process.returncode == 0, "the load failed, its error output says why"
+        return [Outcome(*outcome) for outcome in json.loads(output)]
+
+
+def hammer(
+    port: int,
+    path: str = "/",
+    *,
+    clients: int,
+    seconds: float | None = None,
+    requests: int | None = None,
+    keepalive: bool = False,
+    timeout: float = 30.0,
+) -> list[Outcome]:
+    """What became of each request, in the order in which they ended."""
+    with Hammer(
+        port,
+        path,
+        clients=clients,
+        seconds=seconds,
+        requests=requests,
+        keepalive=keepalive,
+        timeout=timeout,
+    ) as running:
+        return running.finish()
+
+
+def _run(
+    port: int,
+    path: str,
+    clients: int,
+    seconds: float | None,
+    requests: int | None,
+    keepalive: bool,
+    timeout: float,
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    together = threading.Barrier(clients + 1)
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+        together.wait()
+        sent = 0
+        while sent < requests if requests else time.monotonic() < start + (seconds or 0):
+            sent += 1
+            began = time.monotonic()
+            result: int | str
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                response.read()
+                result = response.status
+            except (OSError, http.client.HTTPException) as error:
+                result = type(error).__name__
+                connection.close()
+            ended = time.monotonic()
+            outcomes.append(Outcome(result, ended - began, began - start))
+            if not keepalive:
+                connection.close()
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    start = time.monotonic()
+    together.wait()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+if __name__ == "__main__":
+    json.dump(_run(*json.loads(sys.argv[1])), sys.stdout)

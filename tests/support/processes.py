@@ -1,0 +1,54 @@
+"""Which processes there are, from /proc, and waiting for what other processes do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+
+
+def running() -> Iterator[Process]:
+    """All processes but those that have ended and only wait for their parent to notice."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended since
+            # The name comes second, in parentheses, and may itself contain spaces and parentheses.
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            state, parent, group = fields[:3]
+            if state not in "ZX":
+                yield Process(int(folder.name), int(parent), int(group))
+
+
+def children(pid: int) -> set[int]:
+    return {process.pid for process in running() if process.parent == pid}
+
+
+def members(group: int) -> set[int]:
+    return {process.pid for process in running() if process.group == group}
+
+
+def kill_group(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 5.0) -> T:
+    """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if answer := condition():
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so within {timeout:g} s, the last answer is {answer!r}")
+        time.sleep(0.02)

@@ -1,0 +1,123 @@
+"""Private database servers, and fresh databases on them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from support.client import Admin
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+# The examples ship the starter that readers use; the tests use it too, from where it is.
+sys.path.append(str(EXAMPLES))
+
+from private_database import PrivateDatabase, tied_to_us  # noqa: E402
+
+__all__ = ["Database", "Server", "ServerMissing", "mariadb", "mysql", "tied_to_us"]
+
+_numbers = itertools.count(1)
+
+
+class ServerMissing(Exception):
+    """This server cannot be had here; str() is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty database, and a user who may do anything in it and nothing elsewhere."""
+
+    name: str
+    user: str
+    password: str
+    host: str
+    port: int
+
+    def via(self, port: int) -> Database:
+        """The same one, seen through a proxy."""
+        return replace(self, port=port)
+
+    def connect_args(self) -> dict[str, Any]:
+        """For pymysql.connect()."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "database": self.name,
+        }
+
+    def django(self, **settings: object) -> dict[str, Any]:
+        """An entry for Django's DATABASES."""
+        return {
+            "ENGINE": "django.db.backends.mysql",
+            "HOST": self.host,
+            "PORT": self.port,
+            "USER": self.user,
+            "PASSWORD": self.password,
+            "NAME": self.name,
+            **settings,
+        }
+
+
+class Server(PrivateDatabase):
+    """A PrivateDatabase that hands out databases and has its administrator at hand."""
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        extra_options: Sequence[str] = (),
+        server: Path | None = None,
+    ) -> None:
+        super().__init__(directory, extra_options=extra_options, server=server)
+        self.admin = Admin(self.admin_url())
+
+    def kill(self) -> None:
+        self.admin.close()
+        super().kill()
+
+    def create_database(self, *, max_user_connections: int = 0) -> Database:
+        """0 connections stands for no limit, as it does for the server."""
+        name = f"app{next(_numbers)}"
+        password = secrets.token_urlsafe(12)
+        self.admin.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        # Over TCP and over the socket a user arrives from different hosts, "%" would lose the
+        # second to the anonymous user that MariaDB has on localhost.
+        for host in ("127.0.0.1", "localhost"):
+            account = f"{name}@{host}"
+            self.admin.query(
+                f"CREATE USER {account} IDENTIFIED BY '{password}'"
+                f" WITH MAX_USER_CONNECTIONS {max_user_connections}"
+            )
+            self.admin.query(f"GRANT ALL ON {name}.* TO {account}")
+        return Database(name, name, password, "127.0.0.1", self.port)
+
+
+def mariadb(directory: Path, *options: str) -> Server:
+    return Server(directory, extra_options=options)
+
+
+def mysql(directory: Path, *options: str) -> Server:
+    """Raise ServerMissing where MySQL can be neither found nor downloaded."""
+    return Server(directory, extra_options=options, server=_mysql_program())
+
+
+def _mysql_program() -> Path:
+    """Downloaded once per user: it takes 60 MB and several seconds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "pooled-serve-tests" / "mysql"
+    script = Path(__file__).with_name("get_mysql.sh")
+    done = subprocess.run(
+        [script, folder], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ServerMissing((done.stderr.strip() or "get_mysql.sh failed").splitlines()[-1])
+    return folder / "mysqld"

@@ -1,0 +1,349 @@
+"""The other tests rely on these tools, so they are tested too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from textwrap import dedent
+
+import pymysql
+import pytest
+
+from support import processes
+from support.load import Hammer, hammer
+from support.netproxy import CommandCounter, Counter, NetProxy
+from support.serve import GUNICORN, Client, Serve, ServerExited
+from support.servers import Database, Server
+
+QUERY = 3
+PING = 14
+
+APP = """
+    import os, time
+
+    def application(environ, start_response):
+        if environ["PATH_INFO"] == "/slow":
+            time.sleep(0.3)
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [b'{"pid": %d}' % os.getpid()]
+"""
+
+
+def connect(database: Database, **options: object) -> pymysql.Connection:
+    return pymysql.connect(**database.connect_args(), ssl_disabled=True, **options)
+
+
+def run(connection: pymysql.Connection, sql: str) -> tuple:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+
+# Databases
+
+
+def check_database(server: Server) -> None:
+    database = server.create_database(max_user_connections=2)
+    with closing(connect(database)) as one, closing(connect(database)) as two:
+        run(one, "CREATE TABLE t (a INT)")
+        assert run(two, "SELECT * FROM t") == ()
+        assert run(one, "SELECT @@max_user_connections") == ((2,),)
+        with pytest.raises(pymysql.MySQLError):
+            connect(database)
+        with pytest.raises(pymysql.MySQLError):
+            run(one, "CREATE DATABASE elsewhere")
+
+        seen = {row["Id"] for row in server.admin.processlist(database.user)}
+        assert seen == {one.thread_id(), two.thread_id()}
+        server.admin.kill(one.thread_id())
+        with pytest.raises(pymysql.MySQLError):
+            run(one, "SELECT 1")
+    processes.wait_until(lambda: not server.admin.processlist(database.user))
+
+
+def test_mariadb_gives_a_database_of_ones_own(mariadb: Server) -> None:
+    check_database(mariadb)
+
+
+def test_mysql_gives_a_database_of_ones_own(mysql: Server) -> None:
+    check_database(mysql)
+    (row,) = mysql.admin.query("SELECT VERSION() AS version")
+    assert int(row["version"].split(".")[0]) >= 8
+    assert "MariaDB" not in row["version"]
+
+
+def test_the_administrator_survives_a_restart(start_mariadb: Callable[..., Server]) -> None:
+    server = start_mariadb("--max-connections=33")
+    (row,) = server.admin.query("SELECT @@max_connections AS most")
+    assert row["most"] == 33
+    database = server.create_database()
+    server.restart()
+    assert server.admin.status("Threads_connected") == 1
+    connect(database).close()
+
+
+# The proxy
+
+
+@pytest.fixture
+def proxy(mariadb: Server) -> Iterator[NetProxy]:
+    with NetProxy(mariadb.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def database(mariadb: Server, proxy: NetProxy) -> Database:
+    return mariadb.create_database().via(proxy.port)
+
+
+def test_proxy_counts_commands(proxy: NetProxy, database: Database) -> None:
+    with closing(connect(database, autocommit=None)) as connection:
+        before = proxy.traffic()
+        run(connection, "SELECT 1")
+        run(connection, f"SELECT '{'x' * 300_000}'")
+        connection.ping(reconnect=False)
+        after = proxy.traffic()
+    assert (after.accepted, after.open) == (1, 1)
+    assert after.commands - before.commands == {QUERY: 2, PING: 1}
+    processes.wait_until(lambda: proxy.traffic().open == 0)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 1000])
+def test_commands_are_found_however_the_bytes_arrive(piece: int) -> None:
+    login = b"\x28\0\0\1" + bytes(40)
+    sent = login + b"\1\0\0\0\x0e" + b"\7\0\0\0\3SELECT" + b"\0\0\0\0" + b"\1\0\0\0\x1f"
+    commands: Counter[int] = Counter()
+    counter = CommandCounter(commands)
+    for start in range(0, len(sent), piece):
+        counter.feed(sent[start : start + piece])
+    assert commands == {14: 1, 3: 1, 31: 1}
+
+
+def test_proxy_does_not_take_encrypted_bytes_for_commands() -> None:
+    commands: Counter[int] = Counter()
+    start_of_tls = b"\x20\0\0\1" + b"\x05\xae\x00\x00" + bytes(28)
+    CommandCounter(commands).feed(start_of_tls + b"\1\0\0\0\x0e")
+    assert not commands
+
+
+def test_proxy_freezes_and_thaws(proxy: NetProxy, database: Database) -> None:
+    with (
+        closing(connect(database)) as connection,
+        closing(connect(database, read_timeout=0.3)) as hasty,
+    ):
+        proxy.freeze()
+        with pytest.raises(pymysql.OperationalError):
+            run(hasty, "SELECT 1")
+        with pytest.raises(pymysql.OperationalError):
+            connect(database, read_timeout=0.3)
+        proxy.thaw()
+        assert run(connection, "SELECT 1") == ((1,),)
+
+
+def test_proxy_cuts(proxy: NetProxy, database: Database) -> None:
+    with closing(connect(database)) as connection:
+        proxy.cut()
+        assert proxy.traffic().open == 0
+        with pytest.raises(pymysql.OperationalError):
+            run(connection, "SELECT 1")
+    connect(database).close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_proxy_cuts_in_the_middle_of_an_answer(
+    proxy: NetProxy, database: Database, count: int
+) -> None:
+    with closing(connect(database)) as connection:
+        proxy.cut_after(count)
+        with pytest.raises(pymysql.OperationalError):
+            run(connection, "SELECT REPEAT('x', 100000)")
+    with closing(connect(database)) as connection:
+        run(connection, "SELECT REPEAT('x', 100000)")
+
+
+def test_proxy_refuses_and_accepts_again(proxy: NetProxy, database: Database) -> None:
+    with closing(connect(database)) as connection:
+        proxy.refuse()
+        with pytest.raises(pymysql.OperationalError, match="refused"):
+            connect(database)
+        assert run(connection, "SELECT 1") == ((1,),)
+    proxy.accept()
+    connect(database).close()
+
+
+def test_proxy_swallows_new_connections(proxy: NetProxy, database: Database) -> None:
+    with closing(connect(database)) as connection:
+        proxy.black_hole()
+        with pytest.raises(pymysql.OperationalError, match="timed out"):
+            connect(database, read_timeout=0.3)
+        assert run(connection, "SELECT 1") == ((1,),)
+    proxy.accept()
+    connect(database).close()
+
+
+def test_proxy_delays(proxy: NetProxy, database: Database) -> None:
+    proxy.delay(connect_seconds=0.2)
+    start = time.monotonic()
+    with closing(connect(database)) as connection:
+        assert time.monotonic() - start >= 0.2
+        proxy.delay(command_seconds=0.3)
+        start = time.monotonic()
+        run(connection, "SELECT 1")
+        assert time.monotonic() - start >= 0.3
+
+
+def test_proxy_switches_servers(
+    proxy: NetProxy, mariadb: Server, start_mariadb: Callable[..., Server]
+) -> None:
+    elsewhere = start_mariadb()
+    proxy.switch(elsewhere.port)
+    connect(elsewhere.create_database().via(proxy.port)).close()
+
+
+def test_proxy_stands_many_connections(proxy: NetProxy, database: Database) -> None:
+    connections: list[pymysql.Connection] = []
+    try:
+        # The server's limit is 151 by default; the proxy's is the number of open files.
+        connections += [connect(database) for _ in range(140)]
+        assert proxy.traffic().open == 140
+        assert {run(connection, "SELECT 1") for connection in connections} == {((1,),)}
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_proxy_in_front_of_no_server_hangs_up(
+    proxy: NetProxy, start_mariadb: Callable[..., Server]
+) -> None:
+    server = start_mariadb()
+    database = server.create_database()
+    server.kill()
+    proxy.switch(database.port)
+    with pytest.raises(pymysql.OperationalError):
+        connect(database.via(proxy.port))
+
+
+# The web server
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(dedent(APP))
+    return tmp_path
+
+
+def gunicorn(app: Path, *args: str, **options: object) -> Serve:
+    return Serve("app:application", *args, cwd=app, command=GUNICORN, **options)
+
+
+def test_serve_answers_and_stops(app: Path) -> None:
+    with gunicorn(app, "-w", "2", "--access-logfile", "-") as server:
+        assert "GET" not in server.log  # waiting for it is not a request
+        answer = server.get("/slow?x=1")
+        assert answer.status == 200
+        assert answer.seconds >= 0.3
+        assert answer.headers["content-type"] == "application/json"
+        workers = processes.wait_until(
+            lambda: len(server.worker_pids()) == 2 and server.worker_pids()
+        )
+        assert answer.json()["pid"] in workers
+        assert "GET /slow?x=1" in server.log
+        server.signal(signal.SIGHUP)
+        processes.wait_until(lambda: server.worker_pids().isdisjoint(workers))
+        assert server.stop() == 0
+        assert not server.worker_pids()
+
+
+def test_serve_on_a_unix_socket_keeps_a_connection(app: Path, tmp_path: Path) -> None:
+    with (
+        gunicorn(app, "-k", "gevent", address=str(tmp_path / "socket")) as server,
+        server.keepalive() as client,
+    ):
+        assert client.get("/").json() == client.get("/").json()
+
+
+def test_serve_reports_why_there_is_no_server(app: Path) -> None:
+    (app / "app.py").write_text("import nonsense")
+    with pytest.raises(ServerExited, match="No module named 'nonsense'") as caught, gunicorn(app):
+        pass
+    assert caught.value.returncode == 3
+
+
+def test_serve_does_not_wait_for_ever(app: Path) -> None:
+    (app / "app.py").write_text("import time; time.sleep(60)")
+    with pytest.raises(AssertionError, match="no answer"), gunicorn(app, start_timeout=0.5):
+        pass
+
+
+def test_serve_notices_a_server_that_does_not_stop(app: Path) -> None:
+    with gunicorn(app, stop_timeout=0.3) as server:
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(AssertionError, match="still running"):
+            server.stop()
+
+
+def test_serve_leaves_nothing_behind_when_a_test_fails(app: Path) -> None:
+    server = gunicorn(app)
+    with suppress(ZeroDivisionError), server:
+        group = server.master_pid
+        assert group in processes.children(os.getpid())
+        raise ZeroDivisionError
+    assert not processes.members(group)
+
+
+def test_a_project_is_served(
+    project: Callable[..., Path], serve: Callable[..., Serve], mariadb: Server
+) -> None:
+    views = """
+        from django.db import connection
+        from django.http import HttpResponse
+
+        def user(request):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT CURRENT_USER()")
+                return HttpResponse(cursor.fetchone()[0])
+    """
+    wsgi = """
+        import os
+
+        import pymysql
+        from django.core.wsgi import get_wsgi_application
+
+        pymysql.install_as_MySQLdb()
+        os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
+        application = get_wsgi_application()
+    """
+    database = mariadb.create_database()
+    folder = project(views, databases={"default": database.django()}, wsgi=wsgi)
+    server = serve(folder, command=GUNICORN)
+    assert server.get("/user").text == f"{database.user}@127.0.0.1"
+    assert server.get("/nowhere").status == 404
+
+
+# The load
+
+
+def test_hammer_reports_each_request(app: Path) -> None:
+    with gunicorn(app, "-k", "gevent") as server:
+        outcomes = hammer(server.port, "/", clients=20, requests=5, keepalive=True)
+        assert [outcome.result for outcome in outcomes] == [200] * 100
+        outcomes = hammer(server.port, "/slow", clients=3, seconds=0.5)
+        assert all(outcome.seconds >= 0.3 for outcome in outcomes)
+        assert {outcome.result for outcome in outcomes} == {200}
+
+
+def test_hammer_goes_on_while_the_server_ends(app: Path) -> None:
+    with (
+        gunicorn(app, "-k", "gevent") as server,
+        Hammer(server.port, "/", clients=2, seconds=2) as load,
+    ):
+        with Client(server.address) as client:
+            assert client.get("/").status == 200
+        time.sleep(1)
+        server.stop()
+        results = {outcome.result for outcome in load.finish()}
+    assert {200, "ConnectionRefusedError"} <= results
