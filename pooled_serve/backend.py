@@ -219,6 +219,7 @@ class Database:
             timeout=plan.timeout,
             max_age=max_age,
             check=MySQLConnection.alive,
+            ping=MySQLConnection.ping,
             condition=MySQLConnection.condition,
             reset=MySQLConnection.reset,
             abandon=MySQLConnection.abandon,

@@ -56,6 +56,9 @@ CLOSE_TIMEOUT = 5.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 """Seconds between attempts to connect after the first failure, and after many."""
 
+PING_TIMEOUT = 2.0
+"""Seconds that a ping may take. A dead link must leave time to connect anew."""
+
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
 
@@ -102,7 +105,7 @@ class _Ticket(Generic[C]):
             timer.close()
 
 
-def _always(conn: object, idle_seconds: float) -> bool:
+def _always(conn: object) -> bool:
     return True
 
 
@@ -123,8 +126,10 @@ class ConnectionPool(Generic[C]):
     :param timeout: seconds that :meth:`acquire` may take, all in all.
     :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
         for never; or a callable that tells it for a connection.
-    :param check: ``check(conn, idle_seconds)`` tells whether an idle connection is alive. May do
-        I/O. An exception counts as no.
+    :param check: tells at each hand-out, without I/O, whether an idle connection looks alive.
+    :param ping: asks the server itself; raises if it does not answer.
+    :param ping_after: seconds of idleness after which a look is not enough: a half-open link (a
+        host that lost power, a firewall that forgot) looks alive until something is sent.
     :param condition: called at hand-back, without I/O: None when the connection is fit for the
         next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it must
         be closed.
@@ -143,7 +148,9 @@ class ConnectionPool(Generic[C]):
         max_outstanding: int | None = 12,
         timeout: float = 10.0,
         max_age: float | Callable[[C], float | None] | None = None,
-        check: Callable[[C, float], bool] = _always,
+        check: Callable[[C], bool] = _always,
+        ping: Callable[[C], None] = _nothing,
+        ping_after: float = 30.0,
         condition: Callable[[C], str | None] = _clean,
         reset: Callable[[C], None] = _nothing,
         abandon: Callable[[C], None] = _nothing,
@@ -162,6 +169,8 @@ class ConnectionPool(Generic[C]):
         self._open = connect
         self._max_age = max_age
         self._check = check
+        self._ping = ping
+        self._ping_after = ping_after
         self._condition = condition
         self._reset = reset
         self._abandon = abandon
@@ -207,17 +216,18 @@ class ConnectionPool(Generic[C]):
             come back instead.
         """
         now = self._clock()
-        slot: Slot[C] | None
+        if timeout is None:
+            timeout = self.timeout
         if self._idle:
             # The fast path: somebody else's connection, warm. Nobody waits.
             slot = self._idle.pop()
             self._in_use[id(slot.conn)] = slot
             slot.leased = True
-            if self._usable(slot, now):
+            if self._usable(slot, now, now + timeout):
                 slot.taken = now
                 self.acquired_total += 1
                 return slot.conn  # type: ignore[return-value]  # idle slots have one
-        return self._acquire(now, self.timeout if timeout is None else timeout)
+        return self._acquire(now, timeout)
 
     def release(self, conn: C) -> None:
         """Give a connection back, whatever state it is in.
@@ -313,7 +323,7 @@ class ConnectionPool(Generic[C]):
             if slot.conn is None:
                 if not self._connect(slot, deadline, timeout):
                     continue  # others may return theirs
-            elif not self._usable(slot, self._clock()):
+            elif not self._usable(slot, self._clock(), deadline):
                 continue
             now = slot.taken = self._clock()
             slot.leased = True
@@ -378,21 +388,37 @@ class ConnectionPool(Generic[C]):
         assert ticket.grant is not None
         return ticket.grant
 
-    def _usable(self, slot: Slot[C], now: float) -> bool:
+    def _usable(self, slot: Slot[C], now: float, deadline: float) -> bool:
         """Whether a connection can be handed out; if not, it is closed."""
+        conn = slot.conn
+        assert conn is not None
         if now >= slot.expires:
             self._discard(slot, "age")
             return False
-        try:
-            alive = self._check(slot.conn, now - slot.idle_since)  # type: ignore[arg-type]
-        except Exception:
-            alive = False
-        except BaseException:
-            self._discard(slot, "killed")
-            raise
-        if not alive:
+        if not self._check(conn):
             self._discard(slot, "dead")
-        return alive
+            return False
+        if now - slot.idle_since >= self._ping_after:
+            return self._answers(slot, min(PING_TIMEOUT, deadline - now))
+        return True
+
+    def _answers(self, slot: Slot[C], seconds: float) -> bool:
+        """Whether the server answers a ping in time; if not, the connection is closed."""
+        conn = slot.conn
+        assert conn is not None
+        limit = gevent.Timeout(max(0.0, seconds))
+        try:
+            with limit:
+                self._ping(conn)
+        except Exception:
+            self._discard(slot, "dead")
+            return False
+        except BaseException as error:
+            self._discard(slot, "dead" if error is limit else "killed")
+            if error is not limit:
+                raise
+            return False
+        return True
 
     # --- Connecting ----------------------------------------------------------------------------
 

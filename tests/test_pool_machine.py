@@ -1,0 +1,226 @@
+"""Whatever happens to its users, in whatever order: the pool loses nothing.
+
+A state machine makes up the story (users come, leave, are killed, time out; the driver fails,
+stalls and recovers; connections die, get dirty, age) and the rules are checked after every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from gevent import GreenletExit
+from gevent.event import Event
+from hypothesis import HealthCheck, settings, strategies
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pooled_serve.errors import PoolTimeout
+from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
+
+CAP = 3
+
+index = strategies.integers(min_value=0, max_value=50)
+trouble = strategies.sampled_from([None, "error", "stall", 0.0, 0.002])
+
+end = strategies.builds(
+    lambda make: make(), strategies.sampled_from([GreenletExit, gevent.Timeout])
+)
+
+
+class User:
+    """A greenlet that wants a connection, uses it until told to stop, and gives it back."""
+
+    def __init__(self, machine: PoolMachine, timeout: float) -> None:
+        self.stop = Event()
+        self.connection: FakeConnection | None = None
+        self.machine = machine
+        self.timeout = timeout
+        self.greenlet = gevent.spawn(self.run)
+
+    def run(self) -> None:
+        try:
+            self.connection = self.machine.pool.acquire(timeout=self.timeout)
+        except (PoolTimeout, DriverError):
+            return
+        taken = self.connection
+        if taken.user is not None or taken.closed or taken.dirty or taken.fault:
+            self.machine.scandals.append(f"{taken} was handed out: {vars(taken)}")
+        taken.user = self
+        try:
+            self.stop.wait()
+        finally:
+            connection, self.connection = self.connection, None
+            if connection is not None:
+                connection.user = None
+                self.machine.pool.release(connection)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = FakeDriver()
+        self.now = 0.0
+        self.pool = self.driver.pool(
+            size=2,
+            max_outstanding=CAP,
+            timeout=5.0,
+            max_age=100.0,
+            ping_after=20.0,
+            clock=lambda: gevent.get_hub().loop.now() + self.now,
+        )
+        self.users: list[User] = []
+        self.stalled: list[Event] = []
+        self.scandals: list[str] = []
+
+    # --- Users come and go
+
+    @rule(timeout=strategies.sampled_from([0.001, 0.005, 5.0]))
+    def somebody_comes(self, timeout: float) -> None:
+        self.users.append(User(self, timeout))
+
+    @precondition(lambda self: self.users)
+    @rule(which=index)
+    def somebody_leaves(self, which: int) -> None:
+        self.pick(which).stop.set()
+
+    @precondition(lambda self: self.users)
+    @rule(which=index, how=end)
+    def somebody_is_killed(self, which: int, how: BaseException) -> None:
+        self.pick(which).greenlet.kill(how, block=False)
+
+    @precondition(lambda self: self.users)
+    @rule(which=index)
+    def somebody_forgets_the_connection(self, which: int) -> None:
+        user = self.pick(which)
+        connection, user.connection = user.connection, None
+        if connection is not None:
+            connection.user = None
+            self.pool.reclaim(connection)
+        user.stop.set()
+
+    @rule(step=strategies.sampled_from(["connect", "ping", "reset"]), how=end)
+    def somebody_is_killed_inside_a_step(self, step: str, how: BaseException) -> None:
+        self.stalled.append(Event())
+        self.driver.plan[step].insert(0, self.stalled[-1])
+        users = [user for user in self.users if user.connection is not None]
+        if step == "reset" and users:
+            assert users[0].connection is not None
+            users[0].connection.dirty = True
+            users[0].stop.set()
+            victim = users[0]
+        else:
+            victim = User(self, 5.0)
+            self.users.append(victim)
+        gevent.sleep(0.001)
+        victim.greenlet.kill(how, block=False)
+
+    @precondition(lambda self: any(user.connection for user in self.users))
+    @rule(which=index, killed_first=strategies.booleans(), how=end)
+    def somebody_is_killed_as_a_connection_comes_back(
+        self, which: int, killed_first: bool, how: BaseException
+    ) -> None:
+        holders = [user for user in self.users if user.connection is not None]
+        others = [user for user in self.users if user.connection is None]
+        holder = holders[which % len(holders)]
+        connection, holder.connection = holder.connection, None
+        assert connection is not None
+        victim = others[which % len(others)] if others else User(self, 5.0)
+        connection.user = None
+        if killed_first:  # dies with the connection in its hands
+            victim.greenlet.kill(how, block=False)
+        self.pool.release(connection)
+        if not killed_first:
+            victim.greenlet.kill(how, block=False)
+        holder.stop.set()
+
+    # --- Connections suffer
+
+    @precondition(lambda self: self.driver.open)
+    @rule(which=index, harm=strategies.sampled_from(["dirty", "lost", "dead"]))
+    def a_connection_suffers(self, which: int, harm: str) -> None:
+        connection = self.driver.open[which % len(self.driver.open)]
+        if harm == "dirty" and connection.user is not None:
+            connection.dirty = True
+        elif harm == "lost" and connection.user is not None:
+            connection.fault = "lost"
+        elif harm == "dead":
+            connection.alive = False
+
+    @rule(step=strategies.sampled_from(["connect", "ping", "reset", "close"]), what=trouble)
+    def the_driver_gets_in_trouble(self, step: str, what: Any) -> None:
+        if what == "stall":
+            what = Event()
+            self.stalled.append(what)
+        self.driver.plan[step].append(DriverError(step) if what == "error" else what)
+
+    @precondition(lambda self: self.stalled)
+    @rule()
+    def the_driver_recovers(self) -> None:
+        for event in self.stalled:
+            event.set()
+        self.stalled.clear()
+
+    # --- Time passes
+
+    @rule(seconds=strategies.sampled_from([0.0, 0.0, 0.002, 0.002, 0.06]))
+    def time_passes(self, seconds: float) -> None:
+        gevent.sleep(seconds)
+
+    @rule(seconds=strategies.sampled_from([25.0, 120.0]))
+    def much_time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # --- What must hold
+
+    @invariant()
+    def the_cap_holds(self) -> None:
+        stats = self.pool.stats()
+        assert stats["in_use"] + stats["idle"] <= CAP
+        assert len(self.driver.open) + self.driver.connecting <= CAP
+        assert self.driver.peak <= CAP
+        assert stats["idle"] <= self.pool.size
+
+    @invariant()
+    def nobody_got_what_is_not_fit_for_use(self) -> None:
+        assert not self.scandals
+
+    @invariant()
+    def nobody_waits_beside_an_idle_connection(self) -> None:
+        stats = self.pool.stats()
+        assert not (stats["waiting"] and stats["idle"])
+
+    def pick(self, which: int) -> User:
+        return self.users.pop(which % len(self.users))
+
+    def teardown(self) -> None:
+        self.the_driver_recovers()
+        for plan in self.driver.plan.values():
+            plan.clear()
+        for user in self.users:
+            user.stop.set()
+        assert_sound(self.pool, self.driver)
+        self.pool.close()
+
+
+def _silent(*args: object) -> None:
+    """Users who are killed with a Timeout are no news."""
+
+
+def test_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "print_exception", _silent)
+    run_state_machine_as_test(
+        PoolMachine,
+        settings=settings(
+            max_examples=100,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
