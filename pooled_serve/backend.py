@@ -11,27 +11,21 @@ Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, cast
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
 from gevent.local import local
-from gevent.monkey import get_original
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.plan import PoolPlan
-from pooled_serve.pool import ConnectionPool
+from pooled_serve.pool import ConnectionPool, get_thread
 from pooled_serve.session import Session
-
-log = logging.getLogger("gunicorn.error")
-
-get_thread = get_original("_thread", "get_ident")
-"""The OS thread, whatever gevent has patched."""
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
@@ -113,17 +107,16 @@ class Leasing:
 
     def connect(self) -> None:
         """Connect as Django does, to a connection that is set up already."""
-        leasing = self._leasing = self.pooled and self.database.serves_this_thread()
+        self._leasing = self.pooled and self.database.serves_this_thread()
         try:
             super().connect()  # type: ignore[misc]
         finally:
             self._leasing = False
-        if leasing:
-            # Long past, so that close_old_connections() at the end of the request gives it back.
-            self.close_at = 0.0
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if self._leasing:
+            # Long past, so that close_old_connections() at the end of the request gives it back.
+            self.close_at = 0.0
             return self.database.lease(self._sessions)
         return super().get_new_connection(conn_params)  # type: ignore[misc]
 
@@ -143,15 +136,21 @@ class Database:
 
     :param settings_dict: Django's, live: the test runner renames the database in it.
     :param plan: what the numbers are.
+    :param thread: the OS thread that may use the pool.
     """
 
     def __init__(
-        self, alias: str, settings_dict: dict[str, Any], engine: type[MySQLWrapper], plan: PoolPlan
+        self,
+        alias: str,
+        settings_dict: dict[str, Any],
+        engine: type[MySQLWrapper],
+        plan: PoolPlan,
+        thread: int,
     ) -> None:
         self.alias = alias
         self._settings = settings_dict
         self._plan = plan
-        self._thread = get_thread()
+        self._thread = thread
         self._pool: ConnectionPool[MySQLConnection] | None = None
         self._target: object = None
         self._server_data: dict[str, Any] | None = None
@@ -230,6 +229,11 @@ class Database:
         """A real connection, set up by the engine as for any other user of Django."""
         opener: Any = self._opener(self._settings, self.alias)
         conn = opener.get_new_connection(opener.get_connection_params())
+        if not isinstance(conn, MySQLConnection):
+            conn.close()
+            raise ImproperlyConfigured(
+                f"{self._settings['ENGINE']} connects without its base class; it cannot be pooled"
+            )
         try:
             if conn.server_version != self._server_version:
                 self._server_data, self._server_version = None, conn.server_version
@@ -239,7 +243,7 @@ class Database:
         except BaseException:
             conn.close()
             raise
-        return cast(MySQLConnection, conn)
+        return conn
 
     def server_data(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What Django asks of the server once per wrapper, asked once per server version."""
@@ -251,6 +255,11 @@ class Database:
         """See :meth:`ConnectionPool.drain`."""
         if self._pool is not None:
             self._pool.drain()
+
+    def clear(self) -> None:
+        """See :meth:`ConnectionPool.clear`."""
+        if self._pool is not None:
+            self._pool.clear()
 
     def close(self) -> None:
         """See :meth:`ConnectionPool.close`."""

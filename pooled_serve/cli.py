@@ -4,6 +4,7 @@ errors; gunicorn's own parser reads the values."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ class ServeCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {"Connection Pool": [], "Start": []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(param, click.Option):
                 section = param.section if isinstance(param, SettingOption) else "Start"
                 groups.setdefault(section, []).append(record)
         for section, records in groups.items():
@@ -50,20 +51,49 @@ class SettingOption(click.Option):
     def __init__(self, setting: Any) -> None:
         self.section: str = setting.section
         self.setting: str = setting.name
-        flag = setting.action in ("store_true", "store_const")
-        optional = setting.nargs == "?"
+        flag = setting.action not in (None, "append")
+        # not flag_value=None: since click 8.3 that is the value which a typed flag gets
+        optional = {"flag_value": setting.const} if setting.nargs == "?" else {}
         super().__init__(
             # click derives a parameter's name from its last declaration without dashes
             [*setting.cli, setting.name],
             is_flag=flag,
-            flag_value=setting.const if optional else None,
             multiple=setting.action == "append",
             metavar=None if flag else setting.meta or "VALUE",
-            help=" ".join(setting.short.split()).replace("``", ""),
+            help=_help(setting),
             type=None if flag else str,
             default=None,
             show_default=False,
+            **optional,
         )
+
+
+# Defaults that are long, or depend on the machine, or are not what we start with.
+_UNSHOWN = frozenset(
+    (
+        "access_log_format",
+        "chdir",
+        "control_socket",
+        "control_socket_mode",
+        "group",
+        "umask",
+        "user",
+    )
+)
+
+
+def _help(setting: Any) -> str:
+    """The first sentence of a setting's description, without reStructuredText, and its default."""
+    paragraph = " ".join(setting.desc.partition("\n\n")[0].split())
+    if setting.name in options.BY_SETTING:
+        default = options.BY_SETTING[setting.name].default
+    else:
+        paragraph = re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0].rstrip(".") + "."
+        default = "gevent" if setting.name == "worker_class" else setting.default
+    text = re.sub(r":\w+:`([^`<]*)[^`]*`|``?([^`]*)``?|\*(\w+)\*", r"\1\2\3", paragraph)
+    shown = ", ".join(default) if isinstance(default, list) else str(default).removesuffix(".0")
+    simple = type(default) in (int, float, str, list) and setting.name not in _UNSHOWN
+    return f"{text} Default: {shown}." if simple and shown else text
 
 
 def _setting_options() -> Iterator[SettingOption]:
@@ -155,24 +185,27 @@ def make_command() -> click.Command:
 
 def main() -> None:
     """Entry point: every failure is a line of problem, a line of remedy and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a log that cannot show "→" must not cost the message.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         make_command().main(prog_name="pooled-serve", standalone_mode=False)
     except Refusal as refusal:
         for problem in refusal.problems:
             print(problem, file=sys.stderr)
+        if not refusal.problems:  # they stand in the plan, which was shown
+            print("\nRefused. Nothing was started.", file=sys.stderr)
         sys.exit(refusal.exit_code)
     except click.UsageError as error:
         print(_usage_problem(error), file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
 
 
 def _usage_problem(error: click.UsageError) -> Problem:
     if isinstance(error, click.NoSuchOption):
-        near = f"did you mean {error.possibilities[0]}? " if error.possibilities else ""
-        remedy = f"{near}see pooled-serve --help"
-        return Problem("PS402", f"there is no option {error.option_name}", remedy)
+        from pooled_serve.server import unknown_option
+
+        return unknown_option(error.option_name, error.possibilities or ())
     return Problem("PS401", error.format_message(), "see pooled-serve --help")

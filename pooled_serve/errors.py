@@ -105,7 +105,8 @@ class PoolTimeout(PoolError):
     """No connection could be handed out before the deadline.
 
     The counts are those of the moment when the wait ended; ``last_error`` is the error of the
-    pool's last failed connect, if it has not connected since.
+    pool's last failed connect, if it has not connected since; ``longest_held`` is how long the
+    longest lease has lasted, in seconds.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class PoolTimeout(PoolError):
         idle: int,
         waiting: int,
         cap: float,
+        longest_held: float = 0.0,
         last_error: BaseException | None = None,
     ) -> None:
         self.pool = pool
@@ -125,12 +127,14 @@ class PoolTimeout(PoolError):
         self.idle = idle
         self.waiting = waiting
         self.cap = cap
+        self.longest_held = longest_held
         self.last_error = last_error
         why = f"; last connect error: {last_error}" if last_error is not None else ""
         limit = "unlimited" if cap == float("inf") else f"{cap:.0f}"
         super().__init__(
             f"pool {pool!r}: no connection within {seconds:g}s "
-            f"({in_use} in use, {idle} idle, {waiting} waiting, cap {limit}){why}"
+            f"({in_use} in use, {idle} idle, {waiting} waiting, cap {limit}, "
+            f"longest held {longest_held:.1f}s){why}"
         )
 
 

@@ -19,7 +19,7 @@ import os
 import select
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 from gevent.monkey import get_original
@@ -28,7 +28,7 @@ from pymysql.constants.CR import CR_AUTH_PLUGIN_ERR, CR_CONN_HOST_ERROR, CR_SERV
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
-from pooled_serve.pool import DIRTY
+from pooled_serve.pool import DIRTY, MOVED
 
 GONE = frozenset(
     {
@@ -109,9 +109,15 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
         self._home = self.server_status & _STATUS_MASK
-        with contextlib.suppress(MySQLError), self.cursor() as cursor:
-            cursor.execute("SELECT @@wait_timeout")
-            self.wait_timeout = int(cursor.fetchone()[0])
+        try:
+            with self.cursor() as cursor:
+                cursor.execute("SELECT @@wait_timeout")
+                self.wait_timeout = int(cursor.fetchone()[0])
+        except MySQLError:
+            # A proxy may not know that variable. But that time was up, or the server gone, must
+            # not go unnoticed.
+            if self._sock is None:
+                raise
         self._fault, self._suspect = None, False
 
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
@@ -135,9 +141,10 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         if isinstance(sql, str):
             # Outside the guard: what cannot be encoded was not sent, and harms nobody.
             sql = sql.encode(self.encoding)
-        if not self._home:
+        if unbuffered or not self._home:
             # Without autocommit any statement opens a transaction, and result sets do not
-            # refresh the status flag that would say so.
+            # refresh the status flag that would say so. Errors while unbuffered rows are fetched
+            # do not pass here.
             self._suspect = True
         try:
             return super().query(sql, unbuffered)
@@ -152,6 +159,10 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         except BaseException as error:
             self._failed(error)
             raise
+
+    def ping(self, reconnect: bool = False) -> None:
+        """Ask the server. Never connects anew, as PyMySQL 1.1 does: the set-up would be lost."""
+        super().ping(reconnect=False)
 
     def commit(self) -> None:
         """COMMIT."""
@@ -178,6 +189,14 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             self._force_close()
             raise
 
+    def _force_close(self) -> None:
+        result = self._result
+        if result is not None and result.unbuffered_active:
+            # Or its finalizer would read from here, and its cursor take this for the last row.
+            result.unbuffered_active = False
+            result._read_rowdata_packet_unbuffered = _lost
+        super()._force_close()
+
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, MySQLError):
             self._force_close()  # the rest of the result is still on its way
@@ -186,8 +205,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         code = error.args[0] if error.args else None
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
-        elif code in READ_ONLY:
-            self._fault = "read only"
+        elif code in READ_ONLY and (code != 1290 or "read-only" in str(error)):
+            self._fault = MOVED  # 1290 also stands for options that forbid a single statement
 
     # --- For the pool --------------------------------------------------------------------------
 
@@ -236,8 +255,6 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         self._closed = True
         if self._sock is None:
             return
-        if self._result is not None:
-            self._result.unbuffered_active = False  # or its finalizer reads from here
         with contextlib.suppress(Exception):
             self._sock.settimeout(0)
             self._sock.send(_COM_QUIT)
@@ -248,7 +265,11 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         self._closed = True
         if self._sock is not None:
             os.close(self._sock.detach())
-            self._sock = self._rfile = None
+            self._force_close()
+
+
+def _lost() -> NoReturn:
+    raise InterfaceError(0, "the connection was closed before all rows were read")
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def seconds(value: object) -> float:
     """A number above 0."""
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < math.inf:
         raise ValueError(f"must be a number of seconds above 0, not {value!r}")
@@ -145,6 +145,11 @@ class Option:
         return self.parse is flag
 
     @property
+    def no_flag(self) -> str:
+        """What undoes a flag."""
+        return self.flag.replace("--", "--no-")
+
+    @property
     def repeats(self) -> bool:
         """Whether it may be given several times."""
         return self.parse is alias_sizes
@@ -225,6 +230,8 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 
+BY_SETTING = {option.setting: option for option in OPTIONS}
+
 
 @dataclass(frozen=True)
 class PoolOptions:
@@ -269,7 +276,7 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
         try:
             option.parse(text)
         except ValueError as error:
-            raise ValueError(f"{option.variable} {error}") from None
+            raise ValueError(f"{option.variable}: {error}") from None
         found.append((option, text))
     return found
 
@@ -286,12 +293,7 @@ def register_settings() -> None:
 
 def _make_setting(option: Option, base: Any) -> None:
     def validator(value: object) -> object:
-        if value is None:
-            return None
-        try:
-            return option.parse(value)
-        except ValueError as error:
-            raise ValueError(f"{option.flag} {error}") from None
+        return None if value is None else option.parse(value)
 
     def parse_text(text: str) -> object:
         try:
@@ -313,7 +315,12 @@ def _make_setting(option: Option, base: Any) -> None:
             "section": "Connection Pool",
             "cli": [option.flag],
             "meta": None if option.is_flag else option.metavar,
-            "action": "store_true" if option.is_flag else "append" if option.repeats else None,
+            # BooleanOptionalAction: so that POOLED_SERVE_STRICT=0 can undo what a file says
+            "action": argparse.BooleanOptionalAction
+            if option.is_flag
+            else "append"
+            if option.repeats
+            else None,
             "type": staticmethod(parse_text),
             "validator": validator,
             "default": None,

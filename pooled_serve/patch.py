@@ -11,15 +11,16 @@ import sys
 import time
 from typing import Any
 
+import gevent
 import pymysql
 from django.core.handlers import exception as handlers
 from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.utils.connection import BaseConnectionHandler
 
 from pooled_serve.errors import EXIT_PROJECT, PoolTimeout, refuse
 from pooled_serve.plan import Plan
+from pooled_serve.pool import get_thread
 
 log = logging.getLogger("gunicorn.error")
 
@@ -31,7 +32,8 @@ WARN_EVERY = 1.0
 
 _databases: dict[str, Any] = {}  # alias -> backend.Database, for MySQL aliases in use
 _plan: Plan | None = None
-_last_warning = float("-inf")
+_thread = 0  # the OS thread whose event loop the pools belong to
+_refused: dict[str, list[str]] = {}  # alias -> not told of yet; there is a _watch for each
 
 _create_connection = ConnectionHandler.create_connection
 _response_for_exception = handlers.response_for_exception
@@ -42,10 +44,10 @@ def install(plan: Plan) -> None:
 
     :raises Refusal: mysqlclient is loaded, or somebody else patched Django before.
     """
-    global _plan
+    global _plan, _thread
     use_pymysql()
     refuse_other_pools()
-    _plan = plan
+    _plan, _thread = plan, get_thread()
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
 
@@ -72,12 +74,9 @@ def refuse_other_pools() -> None:
 
     :raises Refusal: naming the module that replaced a part of Django that we rely on.
     """
-    for owner, name, original in (
-        (ConnectionHandler, "__getitem__", BaseConnectionHandler.__getitem__),
-        (ConnectionHandler, "create_connection", _create_connection),
-    ):
-        found = getattr(owner, name)
-        if found is original or found is create_connection:
+    for name in ("__getitem__", "create_connection"):
+        found = getattr(ConnectionHandler, name)
+        if found is create_connection or found.__module__.startswith("django."):
             continue
         raise refuse(
             EXIT_PROJECT,
@@ -101,7 +100,9 @@ def create_connection(handler: ConnectionHandler, alias: str) -> Any:
         from pooled_serve.backend import Database
 
         plan = _plan.pool(alias, settings_dict["CONN_MAX_AGE"])
-        database = _databases[alias] = Database(alias, settings_dict, engine, plan)
+        database = Database(alias, settings_dict, engine, plan, _thread)
+        # Another greenlet or thread may have come first, while this one imported.
+        database = _databases.setdefault(alias, database)
     return database.wrapper()
 
 
@@ -119,18 +120,40 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
 
     No middleware can do that, because Django has made a 500 of the exception before any sees it.
     """
-    global _last_warning
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
-    now = time.monotonic()
-    if now - _last_warning >= WARN_EVERY:
-        _last_warning = now
+    if exc.pool in _refused:
+        _refused[exc.pool].append(str(exc))  # not itself, which holds on to the request
+    else:
+        _refused[exc.pool] = []
         log.warning("503 Service Unavailable: %s", exc)
+        gevent.spawn(_watch, exc.pool)
     return HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,
         content_type="text/plain; charset=utf-8",
         headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+def _watch(alias: str) -> None:
+    """Tell of the requests that are refused, in a line a second, until the pressure is over."""
+    began, total = time.monotonic(), 1
+    while True:
+        gevent.sleep(WARN_EVERY)
+        refused = _refused[alias]
+        total += len(refused)
+        if refused:
+            log.warning("503 Service Unavailable, %d times: %s", len(refused), refused[-1])
+            refused.clear()
+        elif alias not in pools() or not pools()[alias].stats()["waiting"]:
+            break
+    del _refused[alias]
+    log.warning(
+        "pool %r: the pressure is over, nobody waits; %d requests got 503 in %.0fs",
+        alias,
+        total,
+        time.monotonic() - began,
     )
 
 
@@ -157,6 +180,18 @@ def end_request() -> None:
 def pools() -> dict[str, Any]:
     """alias -> :class:`ConnectionPool`, of the databases used so far."""
     return {alias: database.pool for alias, database in _databases.items()}
+
+
+def end_load(*, fork_follows: bool) -> None:
+    """Give back what the project asked the database for while it was imported.
+
+    Else the main greenlet, which never ends a request, would hold a connection for the life of
+    the worker. Before a fork nothing is kept: no child could use it.
+    """
+    end_request()
+    if fork_follows:
+        for database in _databases.values():
+            database.clear()
 
 
 def drain() -> None:

@@ -34,6 +34,7 @@ class ServerFacts:
     max_user_connections: int  # 0: no limit of its own
     in_use: int  # connections of everybody, ours for this question excluded
     answer_seconds: float
+    in_use_by_user: int = 0  # of our own user; counts against max_user_connections
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class PoolPlan:
 
     def safe_age(self, wait_timeout: float | None) -> float:
         """The longest that a connection may live on a server with this ``wait_timeout``."""
-        return math.inf if wait_timeout is None else SAFE_SHARE * wait_timeout
+        if wait_timeout is None or self.age_written:
+            return self.max_age
+        return min(self.max_age, SAFE_SHARE * wait_timeout)
 
 
 @dataclass(frozen=True)
@@ -232,29 +235,25 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[V
         return plan, [
             Verdict(Level.WARN, f"PS206 {alias}", text + " unnoticed", "use --conn-max-age 3600")
         ]
-    if database.facts is None or plan.max_age < database.facts.wait_timeout:
+    if database.facts is None:
         return plan, []
     limit = database.facts.wait_timeout
-    safe = max(1, math.floor(plan.safe_age(limit)))
-    if plan.age_written:
+    safe = math.floor(SAFE_SHARE * limit) or SAFE_SHARE
+    server = f"{database.facts.kind} hangs up after wait_timeout={limit}s"
+    if plan.age_written and plan.max_age >= limit:
         return plan, [
             Verdict(
                 Level.FAIL,
                 f"PS203 {alias}",
-                f"connections live {plan.max_age:g}s but {database.facts.kind} hangs up after "
-                f"wait_timeout={limit}s",
+                f"connections live {plan.max_age:g}s but {server}",
                 f"use --conn-max-age {safe}, or on the server: "
                 f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}",
             )
         ]
-    return replace(plan, max_age=float(safe)), [
-        Verdict(
-            Level.NOTE,
-            alias,
-            f"age limit lowered from {plan.max_age:g}s to {safe}s: "
-            f"{database.facts.kind} hangs up after wait_timeout={limit}s",
-        )
-    ]
+    if plan.age_written or plan.max_age <= safe:
+        return plan, []
+    text = f"age limit lowered from {plan.max_age:g}s to {safe}s: {server}"
+    return replace(plan, max_age=float(safe)), [Verdict(Level.NOTE, alias, text)]
 
 
 # --- The budget --------------------------------------------------------------------------------
@@ -268,11 +267,11 @@ def _by_server(pooled: Iterable[DatabaseReport]) -> list[list[DatabaseReport]]:
     return list(groups.values())
 
 
-def _limit(group: Sequence[DatabaseReport]) -> tuple[int, str]:
-    """How many connections the server allows us, and the name of that limit."""
+def _limit(group: Sequence[DatabaseReport]) -> tuple[int, str, int]:
+    """How many connections the server allows us, the name of that limit, and its use now."""
     facts = [d.facts for d in group if d.facts is not None]
-    limits = [(f.max_connections, "max_connections") for f in facts]
-    limits += [(f.max_user_connections, "max_user_connections") for f in facts]
+    limits = [(f.max_connections, "max_connections", f.in_use) for f in facts]
+    limits += [(f.max_user_connections, "max_user_connections", f.in_use_by_user) for f in facts]
     return min(limit for limit in limits if limit[0] > 0)
 
 
@@ -285,7 +284,7 @@ def _fit_budget(
     pools: dict[str, PoolPlan], group: Sequence[DatabaseReport], hosts: int, connections: int
 ) -> list[Verdict]:
     """Lower the default caps on one server until all workers together fit its limit."""
-    limit, name = _limit(group)
+    limit, name, _ = _limit(group)
     share = limit // hosts  # of one worker
     written = sum(_worst(pools[d.alias], connections) for d in group if pools[d.alias].cap_written)
     yielding = [d.alias for d in group if not pools[d.alias].cap_written]
@@ -313,31 +312,36 @@ def _budget_row(
     workers: int,
     connections: int,
 ) -> BudgetRow:
-    limit, name = _limit(group)
+    limit, name, in_use = _limit(group)
     cap = sum(_worst(pools[d.alias], connections) for d in group)
-    in_use = max(d.facts.in_use for d in group if d.facts is not None)
     return BudgetRow(group[0].server, replicas, workers, cap, limit, name, in_use)
+
+
+def plural(number: int, what: str) -> str:
+    """ "1 worker", "2 workers"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> list[Verdict]:
     if row.most <= row.limit - row.in_use:
         return []
     hosts = row.replicas * row.workers
-    left = max(1, row.limit - row.in_use)
-    per_worker = max(1, left // hosts // len(plans))
+    left = max(0, row.limit - row.in_use)
+    per_worker = left // hosts // len(plans)
     workers = int(left // (row.cap * row.replicas))
     unlimited = any(plan.cap == math.inf for plan in plans)
-    who = f"{row.workers} workers × {row.cap:.0f} connections"
+    who = f"{plural(row.workers, 'worker')} × {row.cap:.0f} connections"
     if row.replicas > 1:
         who = f"{row.replicas} replicas × {who}"
     if unlimited:
         who += " (no cap: one per greenlet, --worker-connections)"
-    remedies = [f"use --max-outstanding {per_worker}"]
-    if workers >= 1:
-        remedies.append(f"--workers {workers}")
-    if unlimited:
-        remedies.append(f"--worker-connections {per_worker}")
-    remedy = ", or ".join([*remedies, f"raise {row.limit_name}"])
+    # Only what would help: fewer than one connection each cannot be had.
+    too_big = any(p.size_written and p.size > per_worker for p in plans)
+    size = f"--pool-size {per_worker} " if too_big else ""
+    remedies = [f"use {size}--max-outstanding {per_worker}"] if per_worker else []
+    remedies += [f"use --workers {workers}"] if workers else []
+    remedies += [f"use --worker-connections {per_worker}"] if unlimited and per_worker else []
+    remedy = ", or ".join([*remedies, f"raise {row.limit_name}"]).replace(", or use", ", or")
     if row.most > row.limit:
         text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({row.in_use} in use)"
         return [Verdict(Level.FAIL, f"PS201 {row.server}", text, remedy)]

@@ -34,8 +34,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import gevent
 from gevent.hub import Waiter
+from gevent.monkey import get_original
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
+
+get_thread = get_original("_thread", "get_ident")
+"""The OS thread, whatever gevent has patched; a pool belongs to one."""
 
 
 class Closable(Protocol):
@@ -50,6 +54,10 @@ C = TypeVar("C", bound=Closable)
 DIRTY = "dirty"
 """What ``condition`` answers for a connection that ``reset`` can make clean again."""
 
+MOVED = "moved"
+"""What ``condition`` answers if the server is no longer the one to use: a primary that became
+read-only. Nothing that was opened before is handed out again, or each would cost a request."""
+
 CLOSE_TIMEOUT = 5.0
 """Seconds that a driver's ``close()`` may take before its slot is given on regardless."""
 
@@ -58,6 +66,8 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
 
 PING_TIMEOUT = 2.0
 """Seconds that a ping may take. A dead link must leave time to connect anew."""
+
+_SILENCE = TimeoutError("the server did not answer")
 
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
@@ -132,7 +142,7 @@ class ConnectionPool(Generic[C]):
         host that lost power, a firewall that forgot) looks alive until something is sent.
     :param condition: called at hand-back, without I/O: None when the connection is fit for the
         next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it must
-        be closed.
+        be closed; :data:`MOVED` closes the others too.
     :param reset: makes a dirty connection fit; may do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. They are kept, untouched, for ever.
@@ -189,6 +199,7 @@ class ConnectionPool(Generic[C]):
         self._last_error: Exception | None = None
         self._retry_timer: Any = None
         self._age_timer: Any = None
+        self._moved_at = -math.inf
         self._next_expiry = math.inf  # when the age timer fires
         # Finalizers in other OS threads must find the loop of the thread that owns the pool.
         self._hub: Any = gevent.get_hub()
@@ -278,6 +289,17 @@ class ConnectionPool(Generic[C]):
         while self._waiters:
             self._fail_head(PoolClosed(f"pool {self.name!r} is closed"))
         self.drain()
+        self._wait_for_closings(timeout)
+
+    def clear(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close what is idle, and wait for it; the pool goes on.
+
+        :param timeout: seconds to wait at most.
+        """
+        self._retire_idle("cleared", lambda slot: True)
+        self._wait_for_closings(timeout)
+
+    def _wait_for_closings(self, timeout: float) -> None:
         deadline = self._clock() + timeout
         while any(not slot.leased for slot in self._in_use.values()) and self._clock() < deadline:
             gevent.sleep(0.001)
@@ -345,8 +367,9 @@ class ConnectionPool(Generic[C]):
             return slot
         if self._may_connect():
             return self._reserve()
-        if self._last_error is not None and not self._in_use and not self._connecting:
-            raise _fresh(self._last_error)
+        error = self._last_error
+        if error not in (None, _SILENCE) and not self._in_use and not self._connecting:
+            raise _fresh(error)
         return None
 
     def _may_connect(self) -> bool:
@@ -410,13 +433,14 @@ class ConnectionPool(Generic[C]):
         try:
             with limit:
                 self._ping(conn)
-        except Exception:
-            self._discard(slot, "dead")
-            return False
         except BaseException as error:
-            self._discard(slot, "dead" if error is limit else "killed")
-            if error is not limit:
+            dead = error is limit or isinstance(error, Exception)
+            self._discard(slot, "dead" if dead else "killed")
+            if not dead:
                 raise
+            # Those that have been silent for as long are dead too: one wait is enough.
+            now = self._clock()
+            self._retire_idle("dead", lambda other: now - other.idle_since >= self._ping_after)
             return False
         return True
 
@@ -424,11 +448,16 @@ class ConnectionPool(Generic[C]):
 
     def _connect(self, slot: Slot[C], deadline: float, timeout: float) -> bool:
         """Open a connection into a reserved slot. False: it failed, but others may return."""
-        limit = gevent.Timeout(max(0.0, deadline - self._clock()))
+        began = self._clock()
+        limit = gevent.Timeout(max(0.0, deadline - began))
         try:
             with limit:
                 conn = self._open()
         except gevent.Timeout as error:
+            if error is limit and (self._failures or self._clock() - began > timeout / 2):
+                # It had the time, so the server is at fault. Without a back-off every waiter
+                # would try, with what time it has left, and a server bans hosts for that.
+                self._connect_failed(_SILENCE)
             self._free(slot)
             if error is not limit:
                 raise
@@ -497,6 +526,8 @@ class ConnectionPool(Generic[C]):
 
     def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
         """To the first waiter, or to idle, or closed. Does not switch."""
+        if fault == MOVED and now < slot.expires:
+            self._retire_all(now)
         if fault is None and now >= slot.expires:
             fault = "age"
         if fault is None and self._closed:
@@ -504,7 +535,7 @@ class ConnectionPool(Generic[C]):
         if fault is not None:
             self._discard(slot, fault)
         elif self._waiters:
-            slot.idle_since = now
+            slot.idle_since = slot.taken = now
             slot.leased = True
             self._grant_head(slot)
         elif len(self._idle) >= self._keep_idle:
@@ -597,6 +628,15 @@ class ConnectionPool(Generic[C]):
         self._next_expiry = expiry
         self._age_timer = self._timer(expiry - now, self._retire_aged)
 
+    def _retire_all(self, now: float) -> None:
+        """Idle ones go now, those in use when they come back."""
+        # Not for every error: a server may be read-only for long, with nowhere else to go.
+        if now - self._moved_at >= BACKOFF_MOST:
+            self._moved_at = now
+            for slot in self._in_use.values():
+                slot.expires = now
+            self._retire_idle(MOVED, lambda slot: True)
+
     def _retire_idle(self, reason: str, which: Callable[[Slot[C]], bool]) -> None:
         keep = []
         for slot in self._idle:
@@ -617,6 +657,8 @@ class ConnectionPool(Generic[C]):
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
         self.timeouts_total += 1
+        now = self._clock()
+        held = (now - slot.taken for slot in self._in_use.values() if slot.leased)
         return PoolTimeout(
             self.name,
             timeout,
@@ -624,6 +666,7 @@ class ConnectionPool(Generic[C]):
             idle=len(self._idle),
             waiting=len(self._waiters),
             cap=self.cap,
+            longest_held=max(held, default=0.0),
             last_error=self._last_error,
         )
 

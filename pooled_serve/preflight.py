@@ -14,7 +14,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+from gevent.monkey import get_original
+from gevent.os import fork_gevent
 
 from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
@@ -32,13 +36,15 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    # Also where the configuration file has let gevent patch this process: its os.fork() and
+    # os.waitpid() want a running event loop, and this would wait for ever.
+    child = fork_gevent()
     if child == 0:
         _child(reader, writer, app, setup)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
-    _, status = os.waitpid(child, 0)
+    _, status = get_original("os", "waitpid")(child, 0)
     if not answer:
         code = os.waitstatus_to_exitcode(status)
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
@@ -73,6 +79,8 @@ def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> Non
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(_dump(result))
         os._exit(0)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass  # the parent was interrupted too, or has been ended
     except BaseException:
         os.write(errors, traceback.format_exc().encode())
     finally:
@@ -106,8 +114,14 @@ def _report(app: str) -> ProjectReport:
     import django
     from django.db import connections
 
-    databases = [_describe(alias, connections) for alias in connections.settings]
+    try:
+        databases = [_describe(alias, connections) for alias in connections.settings]
+    except Refusal:
+        raise
+    except Exception as error:
+        raise _bad_databases("DATABASES cannot be used", error) from error
     _ask_all(databases)
+    connections.close_all()  # what the project opened on its own account
     settings = os.environ.get(project.SETTINGS_VARIABLE, "")
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
@@ -122,9 +136,9 @@ def _report(app: str) -> ProjectReport:
 class _Asked:
     """A database, and what it answered so far."""
 
-    def __init__(self, report: DatabaseReport, wrapper: Any) -> None:
+    def __init__(self, report: DatabaseReport, connection: Any) -> None:
         self.report = report
-        self.wrapper = wrapper
+        self.connection = connection  # not connected yet; None if it is not for us to ask
 
 
 def _describe(alias: str, connections: Any) -> _Asked:
@@ -137,36 +151,49 @@ def _describe(alias: str, connections: Any) -> _Asked:
     try:
         wrapper = connections[alias]
     except Exception as error:
-        from pooled_serve.project import where
-
-        raise refuse(
-            EXIT_PROJECT,
-            "PS102",
-            f"the engine {engine!r} of the database {alias!r} cannot be loaded",
-            "correct ENGINE in DATABASES, or install what it needs",
-            where(error),
-        ) from error
+        problem = f"the engine {engine!r} of the database {alias!r} cannot be loaded"
+        raise _bad_databases(problem, error) from error
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
         return _Asked(DatabaseReport(alias, False, label), None)
-    host, port = settings["HOST"] or "localhost", settings["PORT"] or 3306
-    server = host if host.startswith("/") else f"{host}:{port}"
+    from pooled_serve.mysql import MySQLConnection
+
+    try:
+        params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
+        params["connect_timeout"] = min(params["connect_timeout"], ANSWER_WITHIN)
+        connection = MySQLConnection(**params)
+    except Exception as error:
+        problem = f"PyMySQL cannot use the settings of the database {alias!r}"
+        raise _bad_databases(problem, error) from error
+    # As the connection has it: OPTIONS and option files may name it, too. What stands before
+    # an "@" is a password in the wrong place.
+    host = connection.host.rpartition("@")[2]
+    server = connection.unix_socket or f"{host}:{connection.port}"
     report = DatabaseReport(
         alias,
         pooled=True,
         label="MySQL",
-        address=f"{server}/{settings['NAME']}",
+        address=f"{server}/{connection.db or ''}",
         server=server,
         conn_max_age=settings["CONN_MAX_AGE"],
     )
-    return _Asked(report, wrapper)
+    return _Asked(report, connection)
+
+
+def _bad_databases(problem: str, error: Exception) -> Refusal:
+    from pooled_serve.project import where
+
+    remedy = "correct DATABASES in the settings, or install what it needs"
+    if isinstance(error, UnicodeError):
+        return refuse(EXIT_PROJECT, "PS102", f"{problem}: a password that is not latin-1", remedy)
+    return refuse(EXIT_PROJECT, "PS102", problem, remedy, where(error))
 
 
 def _ask_all(databases: list[_Asked]) -> None:
     threads = [
         threading.Thread(target=_ask, args=(asked,), daemon=True)
         for asked in databases
-        if asked.wrapper is not None
+        if asked.connection is not None
     ]
     for thread in threads:
         thread.start()
@@ -175,30 +202,29 @@ def _ask_all(databases: list[_Asked]) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
     for asked in databases:
         report = asked.report
-        if asked.wrapper is not None and report.facts is None and report.problem is None:
-            asked.report = _with(report, problem=_no_answer(report.server))
+        if asked.connection is not None and report.facts is None and report.problem is None:
+            asked.report = replace(report, problem=_no_answer(report.server))
 
 
 def _ask(asked: _Asked) -> None:
-    from pooled_serve.mysql import MySQLConnection
-
-    report = asked.report
+    report, connection = asked.report, asked.connection
     try:
-        params = asked.wrapper.get_connection_params()
-        params["connect_timeout"] = min(params.get("connect_timeout", 10), ANSWER_WITHIN)
-        connection = MySQLConnection(**params)
+        connection.connect()
         began = time.monotonic()
         with connection.cursor() as cursor:
             cursor.execute(
-                "SELECT VERSION(), @@wait_timeout, @@max_connections, @@max_user_connections"
+                "SELECT VERSION(), @@wait_timeout, @@max_connections, @@max_user_connections, "
+                "SUBSTRING_INDEX(USER(), '@', 1)"
             )
-            version, wait_timeout, most, most_of_user = cursor.fetchone()
+            version, wait_timeout, most, most_of_user, user = cursor.fetchone()
             seconds = time.monotonic() - began
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
             connected = int(cursor.fetchone()[1])
+            cursor.execute("SHOW PROCESSLIST")  # without rights: of this user only
+            own = sum(row[1] == user for row in cursor.fetchall())
         connection.close()
     except Exception as error:
-        asked.report = _with(report, problem=classify(error, report.server))
+        asked.report = replace(report, problem=classify(error, report.server))
         return
     facts = ServerFacts(
         kind="MariaDB" if "mariadb" in version.lower() else "MySQL",
@@ -207,15 +233,10 @@ def _ask(asked: _Asked) -> None:
         max_connections=int(most),
         max_user_connections=int(most_of_user),
         in_use=connected - 1,
+        in_use_by_user=own - 1,
         answer_seconds=seconds,
     )
-    asked.report = _with(report, facts=facts)
-
-
-def _with(report: DatabaseReport, **changes: Any) -> DatabaseReport:
-    from dataclasses import replace
-
-    return replace(report, **changes)
+    asked.report = replace(report, facts=facts)
 
 
 def _no_answer(server: str) -> Problem:
@@ -229,7 +250,7 @@ def _no_answer(server: str) -> Problem:
 def classify(error: Exception, server: str) -> Problem:
     """The problem and remedy for an error of a connect. Holds no password."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-    text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
     if code in (1045, 1698):
         return Problem("PS303", f"{server}: {text}", "correct USER and PASSWORD in DATABASES")
@@ -250,13 +271,15 @@ def classify(error: Exception, server: str) -> Problem:
             "without TLS)",
             "pip install 'pooled-serve[rsa]', or use TLS",
         )
+    if code in (2003, 2013) and ("timed out" in text or "handshake" in text):
+        return _no_answer(server)
     if code == 2003:
         return _unreachable(server, text, cause)
     if code in (2026, 3159) or "SSL" in text:
         return Problem(
             "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
         )
-    return Problem("PS308", f"{server}: {error}", "see the server's error log")
+    return Problem("PS308", f"{server}: {text} (error {code})", "see the server's error log")
 
 
 def _unreachable(server: str, text: str, cause: BaseException | None) -> Problem:
@@ -268,8 +291,6 @@ def _unreachable(server: str, text: str, cause: BaseException | None) -> Problem
             f"the host of {server} is unknown ({cause.strerror})",
             "correct HOST in DATABASES, or the name service",
         )
-    if isinstance(cause, TimeoutError) or "handshake" in text:
-        return _no_answer(server)
     why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
     return Problem(
         "PS301",

@@ -14,7 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
@@ -73,7 +73,7 @@ def _missing_part(name: str) -> str | None:
         try:
             spec = importlib.util.find_spec(part)
         except ModuleNotFoundError as error:
-            if error.name == part.rpartition(".")[0]:
+            if error.name == part:
                 return part  # the parent is a module, not a package
             raise _import_failed(part, error) from error
         except ValueError:
@@ -120,12 +120,14 @@ def where(error: BaseException) -> str:
     text = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError) and error.filename:
         return f'  File "{error.filename}", line {error.lineno}: {text}'
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = tuple(
-        path + os.sep for path in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
-    )
-    here = str(Path(__file__).parent) + os.sep
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, here, "<"))]
+    stdlib, ours = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parent) + os.sep
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((stdlib, ours, "<"))
+        # Debian's system packages live in "dist-packages", outside of the venv's folders
+        and "-packages" + os.sep not in frame.filename
+    ]
     if not own:
         return f"  {text}"
     return f'  File "{own[-1].filename}", line {own[-1].lineno}: {text}'
@@ -143,7 +145,14 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
     try:
         found = getattr(module, attribute)
     except AttributeError:
-        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        names = [
+            name
+            for name, value in vars(module).items()
+            if callable(value)
+            and not name.startswith("_")
+            # what the module has only imported is not meant
+            and (not isinstance(value, type | FunctionType) or value.__module__ == module.__name__)
+        ]
         remedy = f"use {module.__name__}:{names[0]}" if len(names) == 1 else "correct the name"
         raise refuse(
             EXIT_PROJECT,
@@ -194,29 +203,35 @@ def async_warnings() -> Iterator[Problem]:
     """What in a loaded project is async: under gevent it breaks other requests' queries."""
     from django.conf import settings
     from django.urls import get_resolver
+    from django.utils.module_loading import import_string
 
+    found = [
+        path
+        for path in settings.MIDDLEWARE
+        # Django runs it in an event loop of its own if it cannot be called as a plain function.
+        if not getattr(import_string(path), "sync_capable", True)
+    ]
     try:
-        views = list(_async_views(get_resolver()))
+        found += _async_views(get_resolver())
     except (Exception, SystemExit) as error:
         yield Problem(
             "PS109",
-            f"{settings.ROOT_URLCONF} fails while it is imported, so every request will: "
-            f"{where(error).strip()}",
+            f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
+            f"every request will: {where(error).strip()}",
             "correct the error; manage.py check shows it too",
         )
-        return
-    if views:
-        more = f" and {len(views) - 1} more" if len(views) > 1 else ""
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         yield Problem(
             "PS108",
-            f"{views[0]}{more} is an async view: while one runs, queries of other requests in "
-            "the worker fail with SynchronousOnlyOperation",
-            "make it a plain view; under gevent a plain view does not block others",
+            f"{found[0]}{more} is async: while it runs, queries of other requests in the worker "
+            "fail with SynchronousOnlyOperation",
+            "make it a plain function; under gevent that does not block other requests",
         )
 
 
 def _async_views(resolver: Any) -> Iterator[str]:
-    from inspect import iscoroutinefunction
+    from asgiref.sync import iscoroutinefunction
 
     for pattern in resolver.url_patterns:
         if hasattr(pattern, "url_patterns"):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from pooled_serve import __version__
 from pooled_serve.errors import Level, Problem
-from pooled_serve.plan import Plan, ProjectReport, Verdict
+from pooled_serve.plan import Plan, ProjectReport, Verdict, plural
 
 SKIP = "–"
 
@@ -41,7 +41,8 @@ def check(
         versions(report.django),
         "",
         f"Project   {report.app}   {settings}loaded in {report.load_seconds:.2f}s",
-        f"Server    {workers} workers × {worker_connections} greenlets on {', '.join(addresses)}",
+        f"Server    {plural(workers, 'worker')} × {worker_connections} greenlets on "
+        + ", ".join(addresses),
     ]
     if report.databases:
         lines += ["", "Databases", *_table(*_databases(plan, report))]

@@ -6,12 +6,15 @@ Imports no Django: gevent must patch first, in the worker.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import errno
+import io
 import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from gunicorn.app.wsgiapp import WSGIApplication
@@ -29,6 +32,7 @@ from pooled_serve.errors import (
 )
 from pooled_serve.options import OPTIONS, PoolOptions
 from pooled_serve.plan import Plan, ProjectReport, make_plan
+from pooled_serve.project import where
 
 log = logging.getLogger("gunicorn.error")
 
@@ -41,26 +45,46 @@ options.register_settings()
 class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
 
+    _source = ""  # of the arguments that are parsed, if they were not typed
+
     def get_cmd_args_from_env(self) -> list[str]:
         """Gunicorn's variable, then ours: of two values for an option the last counts."""
-        arguments: list[str] = super().get_cmd_args_from_env()
+        try:
+            arguments: list[str] = super().get_cmd_args_from_env()
+        except ValueError as error:
+            raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
+        self._source = "GUNICORN_CMD_ARGS: "
         try:
             for option, text in options.from_environment(self.env_orig):
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")
-                elif option.parse(text):
-                    arguments.append(option.flag)
+                else:
+                    arguments.append(option.flag if option.parse(text) else option.no_flag)
         except ValueError as error:
             raise bad_value(str(error)) from None
         return arguments
+
+    def set(self, name: str, value: object) -> None:
+        """As gunicorn, whose complaint does not always name the option."""
+        try:
+            super().set(name, value)
+        except Exception as error:
+            cli = self.settings[name].cli if name in self.settings else None
+            raise bad_value(f"{cli[-1] if cli else name}: {error}") from None
 
     def parser(self) -> argparse.ArgumentParser:
         """Gunicorn's parser; its complaints in our form."""
         parser: argparse.ArgumentParser = super().parser()
 
         def complain(message: str) -> NoReturn:
+            if message.startswith("unrecognized arguments: --"):
+                name = message.split()[2].partition("=")[0]
+                known = parser._option_string_actions
+                raise Refusal(EXIT_USAGE, [unknown_option(name, known, self._source)])
             name, _, problem = message.removeprefix("argument ").partition(": ")
-            raise bad_value(f"{name.split('/')[-1]} {problem}" if problem else message)
+            name = name.partition("/--no-")[0].split("/")[-1]
+            said = f"{name}: {problem}" if problem else message
+            raise bad_value(f"{self._source}{said}")
 
         parser.error = complain  # type: ignore[method-assign]
         return parser
@@ -75,6 +99,13 @@ def bad_value(problem: str) -> Refusal:
     return refuse(EXIT_USAGE, "PS401", problem, f"see {PROGRAM} --help")
 
 
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Problem:
+    """A usage error about an option that neither gunicorn nor we have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return Problem("PS402", f"{source}there is no option {name}", f"{hint}see {PROGRAM} --help")
+
+
 class Application(WSGIApplication):  # type: ignore[misc]
     """Load the configuration, run the preflight, run gunicorn's arbiter.
 
@@ -84,6 +115,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     plan: Plan
     cfg: Config
+    app_uri: Any  # a string, once there is a configuration
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = list(arguments)
@@ -101,21 +133,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 self.cfg.validate()
         except Refusal:
             raise
-        except SystemExit as error:
-            # gunicorn has printed the traceback of the configuration file
-            raise refuse(
-                EXIT_USAGE,
-                "PS403",
-                "the configuration file fails (see above)",
-                "correct it, or name another with -c FILE",
-            ) from error
-        except ImportError as error:
-            raise refuse(
-                EXIT_USAGE,
-                "PS403",
-                f"the configuration cannot be imported: {error}",
-                "correct the name after -c",
-            ) from error
         except Exception as error:
             if "application module" in str(error):
                 raise refuse(
@@ -125,6 +142,28 @@ class Application(WSGIApplication):  # type: ignore[misc]
                     f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
                 ) from None
             raise bad_value(str(error)) from error
+
+    def load_config_from_module_name_or_filename(self, location: str) -> dict[str, Any]:
+        """Gunicorn's, without its traceback: the user's file, line and error say it all."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
+        except Refusal as refusal:
+            (bad,) = refusal.problems
+            raise bad_value(f"{location}: {bad.problem}") from None
+        except (Exception, SystemExit) as error:
+            # gunicorn made its exit of the file's error
+            cause = error.__context__ if isinstance(error, SystemExit) else None
+            raise refuse(
+                EXIT_USAGE,
+                "PS403",
+                f"the configuration file {location} cannot be used",
+                "correct it, or name another with -c FILE",
+                where(cause or error),
+            ) from error
+        sys.stderr.write(said.getvalue())  # what the file itself had to say
+        return found
 
     def load_default_config(self) -> None:
         """Start from our own defaults."""
@@ -141,6 +180,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().load_config()
         finally:
             sys.argv = typed
+        _ = self.cfg.env, self.cfg.address  # gunicorn would look at these too late, and crash
         self._use_pooled_worker()
         self._disable_control_socket()
         self._make_plan()
@@ -174,13 +214,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def reload(self) -> None:
         """HUP: take up the new configuration; keep the old one if it cannot be used."""
-        before = self.cfg, self.plan
+        before = self.cfg, self.plan, self.app_uri
         try:
             super().reload()
             if self.plan.contradictions:
                 raise _contradiction(self.plan)
         except Refusal as refusal:
-            self.cfg, self.plan = before
+            self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", refusal)
 
     # --- Start ---------------------------------------------------------------------------------
@@ -190,7 +230,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
         :raises Refusal: the project cannot be loaded.
         """
-        from pooled_serve import preflight
+        # The last two for the sake of time: imported before the fork, they are there in the
+        # child and in all workers.
+        from pooled_serve import mysql, preflight, worker  # noqa: F401
 
         self._report = preflight.run(self.app_uri, self._enter_project)
         self._make_plan()
@@ -256,6 +298,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         patch.install(self.plan)
         application = super().load()
         patch.refuse_other_pools()
+        patch.end_load(fork_follows=self.cfg.preload_app)
         return application
 
     def _explain_address(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import gevent
@@ -10,6 +11,13 @@ from gunicorn.workers.ggevent import GeventWorker
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """A subclass, not server hooks: those belong to the user."""
+
+    def init_process(self) -> None:
+        """Become a worker."""
+        # gunicorn does this much later, and until then a TERM ends in the arbiter's handler,
+        # which the fork has copied: the worker would never hear of it, and be killed in the end.
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        super().init_process()
 
     def handle_request(self, *args: Any) -> Any:
         """One request of HTTP/1."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Protocol
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from support import processes, servers
 from support.django_project import APP, write_project
 from support.serve import Serve
-from support.servers import Server
+from support.servers import Database, Server
+from support.site import VIEWS, Site
 
 # Servers that go on from test to test. Tests may restart them, so their process ids change.
 _lasting: list[Server] = []
@@ -99,6 +101,37 @@ def serve() -> Iterator[StartServe]:
             return stack.enter_context(Serve(app, *args, cwd=project, **options))
 
         yield start
+
+
+@pytest.fixture
+def site(
+    project: MakeProject, serve: StartServe, request: pytest.FixtureRequest
+) -> Callable[..., Site]:
+    """Starts support.site.VIEWS with a cap of 4: site("--pool-timeout", "2").
+
+    `database` is a fresh one on `mariadb` by default, `server` is where it is, `views` and
+    `more` databases are added, and what else is given are settings of Django's for `database`.
+    """
+
+    def start(
+        *args: str,
+        database: Database | None = None,
+        server: Server | None = None,
+        cap: int = 4,
+        views: str = "",
+        more: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Site:
+        server = server or request.getfixturevalue("mariadb")
+        database = database or server.create_database()
+        folder = project(
+            dedent(VIEWS) + dedent(views),
+            databases={"default": database.django(**settings), **(more or {})},
+        )
+        numbers = ("--pool-size", str(cap), "--max-outstanding", str(cap))
+        return Site(serve(folder, *numbers, *args), server.admin, database, cap)
+
+    return start
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from pooled_serve import pool as pool_module
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import ConnectionPool
+from pooled_serve.pool import MOVED, ConnectionPool
 from support.driver import (
     NEVER,
     DriverError,
@@ -171,6 +171,26 @@ def test_after_a_restart_of_the_server_all_dead_ones_go(
     with leased(pool) as fresh:
         assert fresh.alive
     assert pool.closed_total == {"dead": 4}
+
+
+def test_a_ping_without_an_answer_speaks_for_all_that_were_idle_for_as_long(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    clock = Clock()
+    pool = make_pool(size=3, max_outstanding=3, ping_after=30, clock=clock)
+    first, *others = (pool.acquire() for _ in range(3))
+    for connection in others:
+        pool.release(connection)
+    clock.now += 20
+    pool.release(first)
+    clock.now += 20
+    driver.plan["ping"] = [DriverError("no answer")]
+    with leased(pool) as recent:
+        assert recent is first
+        with leased(pool):
+            pass
+    assert driver.calls["ping"] == 1
+    assert pool.closed_total == {"dead": 2}
 
 
 def test_a_broken_connection_is_not_reused(make_pool: MakePool, driver: FakeDriver) -> None:
@@ -362,12 +382,23 @@ def test_the_queue_times_out_at_the_deadline_and_not_before(make_pool: MakePool)
     holder.get()
 
 
+def test_a_timeout_says_how_long_the_longest_lease_has_lasted(driver: FakeDriver) -> None:
+    clock = Clock()
+    pool = driver.pool(clock=clock)
+    with leased(pool):
+        clock.now += 7.25
+        with leased(pool), pytest.raises(PoolTimeout, match=r"longest held 7\.2s"):
+            pool.acquire(timeout=0.01)
+    pool.close()
+
+
 def test_a_timeout_says_what_the_pool_looked_like(make_pool: MakePool) -> None:
     pool = make_pool(size=1, max_outstanding=2, name="default")
     with leased(pool), leased(pool), pytest.raises(PoolTimeout) as caught:
         pool.acquire(timeout=0.01)
     assert str(caught.value) == (
-        "pool 'default': no connection within 0.01s (2 in use, 0 idle, 1 waiting, cap 2)"
+        "pool 'default': no connection within 0.01s (2 in use, 0 idle, 1 waiting, cap 2, "
+        "longest held 0.0s)"
     )
 
 
@@ -638,6 +669,62 @@ def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     gate.set()
     gevent.joinall(users, raise_error=True, timeout=2)
     pool.release(taken)
+
+
+def test_a_server_that_never_answers_is_not_asked_by_each_waiter_in_turn(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(timeout=0.1)
+    driver.always["connect"] = NEVER
+    users = []
+    for _ in range(100):  # each would be the first in the queue for some milliseconds
+        users.append(gevent.spawn(pool.acquire))
+        gevent.sleep(0.005)
+    gevent.joinall(users)
+    assert all(isinstance(user.exception, PoolTimeout) for user in users)
+    assert driver.calls["connect"] < 20
+
+
+def test_a_connect_begun_too_late_is_not_held_against_the_server(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=1, max_outstanding=1, timeout=0.5)
+    driver.plan["connect"] = [0, 0.4]
+    connection = pool.acquire()
+    connection.fault = "lost"
+    late = gevent.spawn(pool.acquire)
+    gevent.sleep(0.4)
+    pool.release(connection)
+    late.join()
+    assert isinstance(late.exception, PoolTimeout)
+    assert pool.connect_errors_total == 0
+
+
+def test_when_the_server_has_moved_no_older_connection_is_handed_out_again(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=4, max_outstanding=4)
+    old = [pool.acquire() for _ in range(4)]
+    for connection in old[:2]:
+        pool.release(connection)
+    old[2].fault = MOVED
+    pool.release(old[2])
+    settle(lambda: driver.open == [old[3]])
+    with leased(pool) as fresh:
+        old[3].fault = MOVED  # which everybody knows by now
+        pool.release(old[3])
+    with leased(pool) as again:
+        assert again is fresh
+
+
+def test_a_server_that_stays_read_only_does_not_cost_all_connections_each_time(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool()
+    for _ in range(20):
+        with leased(pool), leased(pool) as writer:
+            writer.fault = MOVED
+    assert driver.calls["connect"] <= 2 + 20 + 1
 
 
 def test_recovery_is_found_by_the_next_user(make_pool: MakePool, driver: FakeDriver) -> None:

@@ -88,7 +88,10 @@ class Here:
 
     def run(self, *args: str) -> Done:
         self._monkeypatch.setattr(sys, "argv", ["pooled-serve", *args])
-        with pytest.raises(SystemExit) as end:
+        code = 0
+        try:
             cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
         out, err = self._capsys.readouterr()
-        return Done(int(end.value.code or 0), out, err)
+        return Done(code, out, err)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -32,8 +33,12 @@ class Hammer:
             database.restart()
             outcomes = hammer.finish()
 
-    Each client sends `requests` requests, or as many as it can in `seconds`.
+    Each client sends `requests` requests, or as many as it can in `seconds`, one after the other,
+    or no more than one `every` so many seconds. `stop()` ends it sooner. Once it is finished,
+    `start` is the moment of the first request, in seconds of time.monotonic().
     """
+
+    start: float
 
     def __init__(
         self,
@@ -45,9 +50,10 @@ class Hammer:
         requests: int | None = None,
         keepalive: bool = False,
         timeout: float = 30.0,
+        every: float = 0.0,
     ) -> None:
         assert (seconds is None) != (requests is None), "seconds or requests"
-        order = [port, path, clients, seconds, requests, keepalive, timeout]
+        order = [port, path, clients, seconds, requests, keepalive, timeout, every]
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__, json.dumps(order)], stdout=subprocess.PIPE
         )
@@ -59,11 +65,16 @@ class Hammer:
         with self._process:  # which ends by waiting for it
             self._process.kill()
 
+    def stop(self) -> None:
+        """Let each client end after the request that it has sent."""
+        self._process.terminate()
+
     def finish(self) -> list[Outcome]:
         """Wait for the end of it."""
         output, _ = self._process.communicate()
         assert self._process.returncode == 0, "the load failed, its error output says why"
-        return [Outcome(*outcome) for outcome in json.loads(output)]
+        self.start, outcomes = json.loads(output)
+        return [Outcome(*outcome) for outcome in outcomes]
 
 
 def hammer(
@@ -97,15 +108,20 @@ def _run(
     requests: int | None,
     keepalive: bool,
     timeout: float,
-) -> list[Outcome]:
+    every: float,
+) -> tuple[float, list[Outcome]]:
     outcomes: list[Outcome] = []
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     together = threading.Barrier(clients + 1)
 
     def client() -> None:
         connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
         together.wait()
         sent = 0
-        while sent < requests if requests else time.monotonic() < start + (seconds or 0):
+        while not stopped.is_set() and (
+            sent < requests if requests else time.monotonic() < start + (seconds or 0)
+        ):
             sent += 1
             began = time.monotonic()
             result: int | str
@@ -121,6 +137,8 @@ def _run(
             outcomes.append(Outcome(result, ended - began, began - start))
             if not keepalive:
                 connection.close()
+            if every:
+                stopped.wait(began + every - time.monotonic())
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
@@ -130,7 +148,7 @@ def _run(
     together.wait()
     for thread in threads:
         thread.join()
-    return outcomes
+    return start, outcomes
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ class NetProxy:
         """Forward again, first what was held back."""
         self._order("thaw")
 
+    def lose(self) -> None:
+        """Freeze for good the connections that are open now, as when a firewall forgets them. New
+        ones go on."""
+        self._order("lose")
+
     def cut(self) -> None:
         """Reset all connections that are open now, on both sides."""
         self._order("cut")
@@ -177,9 +182,15 @@ class Proxy:
     def thaw(self) -> None:
         self._flowing.set()
 
-    def cut(self) -> None:
+    def lose(self) -> None:
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    async def cut(self) -> None:
         for client in list(self._connections):
             self._reset(client)
+        await asyncio.sleep(0)  # abort() has only asked the loop to close them
 
     def cut_after(self, count: int) -> None:
         self._cut_after = count
@@ -229,9 +240,10 @@ class Proxy:
                 return
             self._connections[client] = server
             # Whichever side closes first, the connection is over.
+            flowing = self._flowing
             pumps = {
-                asyncio.create_task(self._pump_commands(reader, server)),
-                asyncio.create_task(self._pump_answers(answers, client)),
+                asyncio.create_task(self._pump_commands(reader, server, flowing)),
+                asyncio.create_task(self._pump_answers(answers, client, flowing)),
             }
             _, unfinished = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             for pump in unfinished:
@@ -245,20 +257,20 @@ class Proxy:
             client.close()
 
     async def _pump_commands(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flowing: asyncio.Event
     ) -> None:
         counter = CommandCounter(self._commands)
-        while data := await self._read(source):
+        while data := await self._read(source, flowing):
             if counter.feed(data):
                 await asyncio.sleep(self._command_delay)
             target.write(data)
             await target.drain()
 
     async def _pump_answers(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flowing: asyncio.Event
     ) -> None:
         target.transport.set_write_buffer_limits(0)  # drain() until nothing is left for a reset
-        while data := await self._read(source):
+        while data := await self._read(source, flowing):
             left = self._cut_after
             cut = left is not None and left <= len(data)
             if left is not None:
@@ -268,12 +280,12 @@ class Proxy:
             if cut:
                 self._reset(target)
 
-    async def _read(self, source: asyncio.StreamReader) -> bytes:
+    async def _read(self, source: asyncio.StreamReader, flowing: asyncio.Event) -> bytes:
         try:
             data = await source.read(65536)
         except ConnectionError:
             data = b""  # for the other side a close like any other
-        await self._flowing.wait()
+        await flowing.wait()
         return data
 
     def _reset(self, client: asyncio.StreamWriter) -> None:
@@ -299,7 +311,7 @@ async def main(host: str, port: int) -> None:
         if asyncio.iscoroutine(answer):
             answer = await answer
         print(json.dumps(answer), flush=True)
-    proxy.cut()
+    await proxy.cut()
 
 
 if __name__ == "__main__":

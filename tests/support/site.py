@@ -1,0 +1,115 @@
+"""A project on pooled-serve whose pool can be looked into, and what must be true of it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlencode
+
+from support.client import Admin
+from support.processes import wait_until
+from support.serve import Response, Serve
+from support.servers import Database
+
+VIEWS = """
+    from django.db import connection, connections
+    from django.http import HttpResponse, JsonResponse
+    from gevent.event import Event
+
+    from pooled_serve import patch
+
+    guests = []
+    everyone = Event()
+
+    def the_pool():
+        connections["default"]  # makes it
+        return patch.pools()["default"]
+
+    def run(request):
+        with connection.cursor() as cursor:
+            cursor.execute(request.GET["sql"])
+            rows = cursor.fetchall() if cursor.description else []
+        return JsonResponse([list(map(str, row)) for row in rows], safe=False)
+
+    def meet(request):
+        # Each guest keeps a connection until all are there, which takes as many connections.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            guests.append(1)
+            if len(guests) == int(request.GET["guests"]):
+                everyone.set()
+            met = everyone.wait(10)
+            guests.clear()
+            cursor.execute("SELECT 1")
+        return HttpResponse(status=200 if met else 504)
+
+    def part(request):
+        guests.clear()
+        everyone.clear()
+        return HttpResponse()
+
+    def pool(request):
+        return JsonResponse(the_pool().stats())
+
+    def tune(request):
+        for name, value in request.GET.items():
+            setattr(the_pool(), name, float(value))
+        return HttpResponse()
+"""
+
+
+class Site:
+    """VIEWS as served by a single worker, which is the only one to use `database`."""
+
+    def __init__(self, server: Serve, admin: Admin, database: Database, cap: int) -> None:
+        self.server = server
+        self.admin = admin
+        self.database = database
+        self.cap = cap
+
+    def run(self, sql: str, timeout: float = 30.0) -> Response:
+        """A request with this statement."""
+        return self.server.get("/run?" + urlencode({"sql": sql}), timeout=timeout)
+
+    def pool(self) -> dict[str, Any]:
+        """The statistics of the worker's pool."""
+        stats: dict[str, Any] = self.server.get("/pool").json()
+        assert stats["in_use"] + stats["idle"] <= self.cap
+        return stats
+
+    def connection_ids(self) -> set[int]:
+        """What the server knows of the application."""
+        return {row["Id"] for row in self.admin.processlist(self.database.user)}
+
+    def fill(self) -> None:
+        """Use the full cap at the same time."""
+        path = f"/meet?guests={self.cap}"
+        assert [answer.status for answer in self.at_once(path, self.cap)] == [200] * self.cap, (
+            self.server.log
+        )
+        self.server.get("/part")
+
+    def at_once(self, path: str, count: int) -> list[Response]:
+        """The answers to so many requests at the same time."""
+        with ThreadPoolExecutor(count) as threads:
+            return list(threads.map(self.server.get, [path] * count))
+
+    def wait_until_served(self, within: float) -> None:
+        """As after an outage: failures are over before that many seconds."""
+        deadline = time.monotonic() + within
+        while self.run("SELECT 1").status != 200:
+            assert time.monotonic() < deadline, self.server.log
+            time.sleep(0.05)
+
+    def assert_whole(self) -> None:
+        """Nothing is lost: no slot, no waiter, no connection; the full cap can be taken."""
+        self.fill()
+        wait_until(self._is_quiet, timeout=10)
+
+    def _is_quiet(self) -> bool:
+        stats = self.pool()
+        return (
+            stats["in_use"] == stats["waiting"] == 0
+            and len(self.connection_ids()) == stats["idle"] > 0
+        )
