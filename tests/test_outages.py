@@ -1,0 +1,333 @@
+"""The database goes away, in each of the ways it can, and comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from textwrap import dedent
+
+import pymysql
+import pytest
+
+from support import servers
+from support.load import Hammer, Outcome
+from support.netproxy import NetProxy
+from support.processes import wait_until
+from support.serve import free_port
+from support.servers import Database, Server, tied_to_us
+from support.site import Site
+
+StartSite = Callable[..., Site]
+
+LONG_OUTAGE = float(os.environ.get("LONG_OUTAGE", "7"))
+"""Seconds; the everyday run has no time for the half a minute that an outage often takes."""
+
+HEALED = 2.0
+"""Seconds after which nobody sees anything of an outage any more: the back-off is at most 1 s."""
+
+SLACK = 3.0
+"""Seconds by which a busy machine may be late."""
+
+
+def failures(outcomes: list[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.result != 200]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A second server, which tests may make read-only."""
+    with servers.mariadb(tmp_path_factory.mktemp("elsewhere")) as server:
+        yield server
+
+
+# --- Single connections ------------------------------------------------------------------------
+
+
+def test_killed_idle_connections_cost_no_request(site: StartSite) -> None:
+    shop = site()
+    shop.fill()
+    for number in shop.connection_ids():
+        shop.admin.kill(number)
+    assert [shop.run("SELECT 1").status for _ in range(4)] == [200] * 4
+    shop.assert_whole()
+
+
+def test_a_connection_killed_in_use_costs_its_request_and_no_other(site: StartSite) -> None:
+    shop = site()
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(shop.run, "SELECT SLEEP(30)")
+        (number,) = wait_until(shop.connection_ids)
+        wait_until(lambda: "SLEEP" in str(shop.admin.processlist(shop.database.user)[0]["Info"]))
+        shop.admin.kill(number)
+        assert killed.result().status == 500
+    assert shop.run("SELECT 1").status == 200
+    assert shop.pool()["closed_total"] == {"lost": 1}
+    shop.assert_whole()
+
+
+def test_a_wait_timeout_of_a_second_costs_no_request(
+    site: StartSite, start_mariadb: Callable[..., Server]
+) -> None:
+    shop = site(server=start_mariadb("--wait-timeout=1"))
+    shop.fill()
+    time.sleep(3)
+    assert [shop.run("SELECT 1").status for _ in range(8)] == [200] * 8
+    shop.assert_whole()
+
+
+# --- The server --------------------------------------------------------------------------------
+
+
+def stop(server: Server) -> None:
+    server.stop()
+
+
+def crash(server: Server) -> None:
+    server.kill()
+
+
+@pytest.mark.parametrize("end", [stop, crash])
+def test_a_restart_while_idle_costs_no_request(
+    site: StartSite, mariadb: Server, end: Callable[[Server], None]
+) -> None:
+    shop = site()
+    shop.fill()
+    end(mariadb)
+    mariadb.start()
+    assert [shop.run("SELECT 1").status for _ in range(8)] == [200] * 8
+    shop.assert_whole()
+
+
+@pytest.mark.parametrize("end", [stop, crash])
+def test_a_restart_under_load_costs_requests_only_while_it_lasts(
+    site: StartSite, mariadb: Server, end: Callable[[Server], None]
+) -> None:
+    shop = site()
+    path = "/run?sql=SELECT+SLEEP(0.02)"
+    with Hammer(shop.server.port, path, clients=20, seconds=60, every=0.2) as load:
+        wait_until(lambda: shop.pool()["acquired_total"] > 50)
+        down = time.monotonic()
+        end(mariadb)
+        mariadb.start()
+        up = time.monotonic()
+        time.sleep(HEALED + 1)
+        load.stop()
+        outcomes = load.finish()
+    for failure in failures(outcomes):
+        began = load.start + failure.at
+        assert began + failure.seconds >= down, failure
+        assert began <= up + HEALED, failure
+    assert failures(outcomes), "the load did not meet the restart"
+    assert any(load.start + outcome.at > up + HEALED for outcome in outcomes)
+    shop.assert_whole()
+
+
+def test_in_a_long_outage_requests_fail_fast_and_the_server_is_not_stormed(
+    site: StartSite, mariadb: Server
+) -> None:
+    timeout = 3
+    database = mariadb.create_database()
+    with NetProxy(mariadb.port) as proxy:
+        shop = site("--pool-timeout", str(timeout), database=database.via(proxy.port))
+        path = "/run?sql=SELECT+1"
+        with Hammer(shop.server.port, path, clients=50, seconds=300, every=0.5) as load:
+            wait_until(lambda: shop.pool()["acquired_total"] > 100)
+            mariadb.kill()
+            before = proxy.traffic().accepted
+            time.sleep(LONG_OUTAGE)
+            attempts = proxy.traffic().accepted - before
+            mariadb.start()
+            up = time.monotonic()
+            time.sleep(HEALED + 1)
+            most = mariadb.admin.status("Max_used_connections")
+            load.stop()
+            outcomes = load.finish()
+        # The pauses double from 50 ms to 1 s, less up to half of each; before the first one,
+        # each connection of the pool may have been tried.
+        assert 2 <= attempts <= shop.cap + 6 + 2 * LONG_OUTAGE
+        assert most <= shop.cap + 2, "ours, the administrator's, and the one that saw it start"
+        assert {outcome.result for outcome in outcomes} == {200, 500}
+        assert max(outcome.seconds for outcome in outcomes) < timeout + SLACK
+        assert len(failures(outcomes)) > 50 * LONG_OUTAGE / 2
+        assert all(load.start + failure.at <= up + HEALED for failure in failures(outcomes))
+        shop.assert_whole()
+
+
+def test_too_many_connections_means_waiting_for_those_that_come_back(
+    site: StartSite, start_mariadb: Callable[..., Server]
+) -> None:
+    server = start_mariadb("--max-connections=10")
+    shop = site(server=server, cap=6)
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        held = [threads.submit(shop.run, "SELECT SLEEP(2)") for _ in range(2)]
+        wait_until(lambda: len(shop.connection_ids()) == 2)
+        other = server.create_database()
+        # Of ten, two are ours and one is the administrator's, who has an eleventh to himself.
+        for _ in range(server.admin.status("Threads_connected"), 10):
+            stack.enter_context(closing(pymysql.connect(**other.connect_args())))
+        with pytest.raises(pymysql.OperationalError, match="Too many"):
+            pymysql.connect(**other.connect_args())
+        answers = shop.at_once("/run?sql=SELECT+SLEEP(0.05)", 12)
+        assert [answer.status for answer in answers] == [200] * 12
+        assert [answer.result().status for answer in held] == [200] * 2
+        stats = shop.pool()
+        assert stats["connect_errors_total"] >= 1
+        assert stats["opened_total"] == 2
+    wait_until(lambda: not server.admin.processlist(other.user))
+    shop.wait_until_served(HEALED)
+    shop.assert_whole()
+
+
+def test_a_changed_password_fails_new_connections_at_once_until_it_is_changed_back(
+    site: StartSite, mariadb: Server
+) -> None:
+    shop = site("--pool-timeout", "30")
+    shop.fill()
+    user = f"{shop.database.user}@127.0.0.1"
+    mariadb.admin.query(f"ALTER USER {user} IDENTIFIED BY 'another'")
+    assert [shop.run("SELECT 1").status for _ in range(4)] == [200] * 4
+    for number in shop.connection_ids():
+        mariadb.admin.kill(number)
+    for _ in range(3):
+        answer = shop.run("SELECT 1")
+        assert answer.status == 500
+        assert answer.seconds < 10
+    mariadb.admin.query(f"ALTER USER {user} IDENTIFIED BY '{shop.database.password}'")
+    shop.wait_until_served(HEALED)
+    shop.assert_whole()
+
+
+# --- Failover ----------------------------------------------------------------------------------
+
+
+def create_twin(database: Database, server: Server) -> Database:
+    """A database and user of the same name and password on another server."""
+    server.admin.query(f"CREATE DATABASE {database.name}")
+    for host in ("127.0.0.1", "localhost"):
+        account = f"{database.user}@{host}"
+        server.admin.query(f"CREATE USER {account} IDENTIFIED BY '{database.password}'")
+        server.admin.query(f"GRANT ALL ON {database.name}.* TO {account}")
+    return database.via(server.port)
+
+
+@pytest.fixture
+def twins(mariadb: Server, elsewhere: Server) -> Iterator[tuple[Server, Server, Database]]:
+    """The primary, which is `elsewhere`, the next primary, and a database with a table on both."""
+    database = create_twin(mariadb.create_database(), elsewhere)
+    for server in (elsewhere, mariadb):
+        server.admin.query(f"CREATE TABLE {database.name}.sale (id SERIAL)")
+    yield elsewhere, mariadb, database
+    elsewhere.admin.query("SET GLOBAL read_only = 0")
+    mariadb.admin.query("SET GLOBAL read_only = 0")
+
+
+def sales(server: Server, database: Database) -> int:
+    (row,) = server.admin.query(f"SELECT COUNT(*) AS sales FROM {database.name}.sale")
+    return int(row["sales"])
+
+
+HAPROXY_PROGRAM = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin") or ""
+SELL = "INSERT INTO sale VALUES ()"
+
+
+def test_one_request_finds_out_that_the_primary_is_read_only_now(
+    site: StartSite, twins: tuple[Server, Server, Database]
+) -> None:
+    old, new, database = twins
+    with NetProxy(old.port) as proxy:
+        shop = site(database=database.via(proxy.port), server=new)
+        shop.fill()
+        assert shop.run(SELL).status == 200
+        proxy.switch(new.port)
+        old.admin.query("SET GLOBAL read_only = 1")
+        assert shop.run("SELECT COUNT(*) FROM sale").json() == [["1"]]
+        assert [shop.run(SELL).status for _ in range(6)] == [500] + [200] * 5
+        assert sales(new, database) == 5
+        # The others were as old: each would have cost a request.
+        wait_until(lambda: not old.admin.processlist(database.user))
+        shop.assert_whole()
+
+
+@pytest.mark.skipif(not HAPROXY_PROGRAM, reason="there is no haproxy here")
+def test_behind_haproxy_a_switch_of_the_primary_under_load_costs_what_is_in_flight(
+    site: StartSite, twins: tuple[Server, Server, Database], tmp_path: Path
+) -> None:
+    old, new, database = twins
+    with haproxy(tmp_path, old, new) as (port, order):
+        shop = site(database=database.via(port), server=new)
+        path = "/run?sql=" + SELL.replace(" ", "+")
+        with Hammer(shop.server.port, path, clients=8, seconds=60, every=0.02) as load:
+            wait_until(lambda: sales(old, database) > 50)
+            # First such that the old one lives on, read-only.
+            order("set server db/old state maint; set server db/new state ready")
+            old.admin.query("SET GLOBAL read_only = 1")
+            wait_until(lambda: sales(new, database) > 50)
+            # Then back, and the new one's connections are cut.
+            old.admin.query("SET GLOBAL read_only = 0")
+            order("set server db/old state ready; set server db/new state maint")
+            order("shutdown sessions server db/new")
+            back = time.monotonic()
+            before = sales(old, database)
+            wait_until(lambda: sales(old, database) > before + 50)
+            time.sleep(HEALED)
+            load.stop()
+            outcomes = load.finish()
+        failed = failures(outcomes)
+        # Each connection can fail once with each switch; the first must, for it is how it shows.
+        assert 1 <= len(failed) <= 2 * shop.cap
+        assert all(load.start + failure.at <= back + HEALED for failure in failed)
+        sold = sales(old, database) + sales(new, database)
+        # A sale may have been made whose answer was cut off.
+        assert 0 <= sold - (len(outcomes) - len(failed)) <= shop.cap
+        shop.admin = old.admin
+        shop.assert_whole()
+
+
+HAPROXY = """
+    global
+        stats socket ipv4@127.0.0.1:{admin} level admin
+    defaults
+        mode tcp
+        timeout connect 5s
+        timeout client 60s
+        timeout server 60s
+    listen db
+        bind 127.0.0.1:{port}
+        server old 127.0.0.1:{old}
+        server new 127.0.0.1:{new} disabled
+"""
+
+
+@contextmanager
+def haproxy(folder: Path, old: Server, new: Server) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """Its port, and a function that gives it orders."""
+    port, admin = free_port(), free_port()
+    config = folder / "haproxy.cfg"
+    config.write_text(dedent(HAPROXY).format(admin=admin, port=port, old=old.port, new=new.port))
+
+    def order(text: str) -> None:
+        with socket.create_connection(("127.0.0.1", admin), timeout=10) as connection:
+            connection.sendall(text.encode() + b"\n")
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert not answer.strip(), answer
+
+    def listens() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=10):
+            return True
+        return False
+
+    program = tied_to_us([HAPROXY_PROGRAM, "-db", "-f", str(config)])
+    with subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            wait_until(listens)
+            yield port, order
+        finally:
+            process.kill()

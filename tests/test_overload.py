@@ -1,0 +1,67 @@
+"""More requests than the database can serve: all are answered, and the log says why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from support.load import hammer
+from support.processes import wait_until
+from support.site import Site
+
+StartSite = Callable[..., Site]
+
+SLACK = 3.0
+"""Seconds by which a busy machine may be late."""
+
+REFUSED = re.compile(
+    r"\[WARNING\] 503 Service Unavailable.*: pool 'default': no connection within 1s "
+    r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s\)"
+)
+RECOVERED = "pool 'default': the pressure is over, nobody waits"
+
+
+def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: StartSite) -> None:
+    # Two connections at a tenth of a second each serve 20 requests a second. Of 40 clients, half
+    # are served at once or wait for up to a second, and the others are told at its end.
+    timeout, seconds = 1, 4
+    shop = site("--pool-timeout", str(timeout), cap=2)
+    path = "/run?sql=SELECT+SLEEP(0.1)"
+    outcomes = hammer(shop.server.port, path, clients=40, seconds=seconds)
+    took = max(outcome.at + outcome.seconds for outcome in outcomes)
+    served = [outcome for outcome in outcomes if outcome.result == 200]
+    refused = [outcome for outcome in outcomes if outcome.result == 503]
+    assert len(served) + len(refused) == len(outcomes)
+    assert max(outcome.seconds for outcome in outcomes) < timeout + SLACK
+    assert min(outcome.seconds for outcome in refused) >= timeout, "refused before its deadline"
+    # The pool was busy all the time: nearly 20 a second, less what a busy machine takes.
+    assert len(served) >= seconds * 20 / 2
+
+    wait_until(lambda: RECOVERED in shop.server.log)
+    lines = [line for line in shop.server.log.splitlines() if "[WARNING]" in line]
+    assert RECOVERED in lines.pop()
+    said = [REFUSED.search(line) for line in lines]
+    assert all(said), lines
+    assert 2 <= len(said) <= took + 1, "a line a second"
+    assert max(int(match[1]) for match in said if match) == shop.cap
+    assert f"{len(refused)} requests got 503" in shop.server.log
+    assert "Traceback" not in shop.server.log
+    shop.assert_whole()
+
+
+def test_a_refusal_says_when_to_come_back_and_the_log_says_who_holds(site: StartSite) -> None:
+    shop = site("--pool-timeout", "1", cap=2)
+    with ThreadPoolExecutor(2) as threads:
+        holders = [threads.submit(shop.run, "SELECT SLEEP(2)") for _ in range(2)]
+        wait_until(lambda: shop.pool()["in_use"] == 2)
+        answer = shop.run("SELECT 1")
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+        assert answer.seconds >= 1
+        assert [holder.result().status for holder in holders] == [200] * 2
+    (said,) = REFUSED.findall(shop.server.log)
+    assert said[:2] == ("2", "1")
+    assert 1.0 <= float(said[2]) < 3.0
+    wait_until(lambda: RECOVERED in shop.server.log)
+    shop.assert_whole()
