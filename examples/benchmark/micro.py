@@ -1,0 +1,114 @@
+"""What the pool itself costs: python examples/benchmark/micro.py
+
+Starts a private database, measures, prints a table. Figures of one run compare with each other;
+those of two machines, or of a busy one, do not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gevent  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pooled_serve.mysql import MySQLConnection  # noqa: E402
+from pooled_serve.pool import ConnectionPool  # noqa: E402
+from private_database import PrivateDatabase  # noqa: E402
+from pymysql.connections import Connection  # noqa: E402
+
+ROUNDS = 7
+
+
+def milliseconds(function: Callable[[], object], repeat: int) -> tuple[float, float]:
+    """Median of some rounds: wall time and CPU time of one call."""
+    wall, cpu = [], []
+    for _ in range(ROUNDS):
+        clocks = time.perf_counter(), time.process_time()
+        for _ in range(repeat):
+            function()
+        wall.append((time.perf_counter() - clocks[0]) / repeat * 1e3)
+        cpu.append((time.process_time() - clocks[1]) / repeat * 1e3)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def contended(pool: ConnectionPool[Any], users: int, cycles: int) -> tuple[float, float]:
+    """Many greenlets, few connections: milliseconds of a cycle, and of the longest wait."""
+    longest = 0.0
+
+    def use() -> None:
+        nonlocal longest
+        for _ in range(cycles):
+            began = time.perf_counter()
+            connection = pool.acquire()
+            longest = max(longest, time.perf_counter() - began)
+            gevent.sleep(0)
+            pool.release(connection)
+
+    began = time.perf_counter()
+    gevent.joinall([gevent.spawn(use) for _ in range(users)], raise_error=True)
+    return (time.perf_counter() - began) / users / cycles * 1e3, longest * 1e3
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, PrivateDatabase(folder) as database:
+        arguments = connect_arguments(database)
+        rows = [
+            ("connect, PyMySQL", *milliseconds(lambda: Connection(**arguments).close(), 5)),
+            (
+                "connect, pooled-serve",
+                *milliseconds(lambda: MySQLConnection(**arguments).close(), 50),
+            ),
+        ]
+        pool = ConnectionPool(
+            lambda: MySQLConnection(**arguments),
+            size=10,
+            max_outstanding=10,
+            max_age=60,
+            check=MySQLConnection.alive,
+            condition=MySQLConnection.condition,
+            reset=MySQLConnection.reset,
+        )
+        pool.release(pool.acquire())
+        rows.append(
+            ("acquire and release", *milliseconds(lambda: pool.release(pool.acquire()), 20_000))
+        )
+        cycle, longest = contended(pool, 100, 100)
+        pool.close()
+
+    print(f"{'':24}{'wall':>12}{'CPU':>12}")
+    for name, wall, cpu in rows:
+        print(f"{name:24}{wall * 1e3:9.1f} µs{cpu * 1e3:9.1f} µs")
+    print(f"a connect takes {rows[1][2] / rows[0][2]:.3f} of PyMySQL's CPU time")
+    print(
+        f"100 users of 10 connections: {cycle * 1e3:.1f} µs a cycle, longest wait {longest:.1f} ms"
+    )
+
+
+def connect_arguments(database: PrivateDatabase) -> dict[str, Any]:
+    """For PyMySQL, from the database's URL."""
+    from urllib.parse import unquote, urlsplit
+
+    url = urlsplit(database.url())
+    return {
+        "host": url.hostname,
+        "port": url.port,
+        "user": url.username,
+        "password": unquote(url.password or ""),
+        "database": url.path.strip("/"),
+        "autocommit": True,
+    }
+
+
+if __name__ == "__main__":
+    main()
