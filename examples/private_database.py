@@ -166,6 +166,13 @@ class PrivateDatabase:
     def _log(self) -> Path:
         return self.directory / "server.log"
 
+    def _environment(self) -> dict[str, str]:
+        """With a folder of its own for temporary tables: a server that starts deletes those that
+        it finds, and in /tmp they may belong to another server, whose queries fail then."""
+        folder = self.directory / "tmp"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return {**os.environ, "TMPDIR": str(folder)}
+
     def _take_directory(self) -> None:
         """Two servers on the same data would wait for each other's locks for minutes."""
         lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -197,7 +204,12 @@ class PrivateDatabase:
         command += [f"--datadir={unfinished}", *self._as_root]
         with self._log.open("wb") as log:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+                command,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=False,
             )
         if done.returncode != 0:
             raise DatabaseError(f"{command[0]} failed: {self._why()}")
@@ -245,6 +257,7 @@ class PrivateDatabase:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 tied_to_us(command),
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

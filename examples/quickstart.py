@@ -81,7 +81,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--products", type=int, default=10_000, metavar="N")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after that long")
     parser.add_argument(
-        "--no-install", action="store_true", help="do not install system packages with apt-get"
+        "--no-install",
+        action="store_true",
+        help="install nothing, neither with apt-get nor with pip: use what is here and in --venv",
     )
     return parser.parse_args()
 
@@ -89,8 +91,14 @@ def parse_options() -> argparse.Namespace:
 def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     port = choose_port(options.port)
     venv = options.venv.absolute()
-    make_venv(venv, may_install=not options.no_install)
-    install_project(venv)
+    if not options.no_install:
+        make_venv(venv)
+        install_project(venv)
+    elif not (venv / "bin" / "pooled-serve").exists():
+        raise Problem(
+            f"there is no pooled-serve in {shown(venv)}",
+            "leave out --no-install, or name a virtual environment that has it with --venv",
+        )
     url = choose_database(cleanup, may_install=not options.no_install)
     # In the environment and on no command line: those are for everyone to see in ps.
     os.environ["DATABASE_URL"] = url
@@ -121,7 +129,7 @@ def choose_port(wanted: int | None) -> int:
 # --- Python ---
 
 
-def make_venv(venv: Path, *, may_install: bool) -> None:
+def make_venv(venv: Path) -> None:
     if (venv / "bin" / "python").exists():
         return
     say(f"Making the virtual environment {shown(venv)} ...")
@@ -131,7 +139,7 @@ def make_venv(venv: Path, *, may_install: bool) -> None:
     # Debian keeps a part of the venv module in a package of its own.
     package = f"python3.{sys.version_info.minor}-venv"
     shutil.rmtree(venv, ignore_errors=True)
-    if not (may_install and apt_install(package) and succeeds(command)):
+    if not (apt_install(package) and succeeds(command)):
         shutil.rmtree(venv, ignore_errors=True)
         raise Problem(
             f"{shlex.join(command)} failed", f"install {package}, or name a venv with --venv"

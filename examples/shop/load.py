@@ -23,13 +23,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+import gevent.event
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 REQUEST_TIMEOUT = 30.0  # seconds
@@ -89,21 +90,21 @@ def run(
     generator pointed at somebody else is an attack.
     """
     host, port = _loopback(url)
-    watch = _ConnectionWatch(database) if database else None
     tally = _Tally()
-    started = time.monotonic()
-    deadline = started + seconds
-    greenlets = [
-        gevent.spawn(_client, host, port, random.Random(n), paths, keep_alive, deadline, tally)
-        for n in range(clients)
-    ]
-    gevent.joinall(greenlets, timeout=seconds + GRACE)
-    if unfinished := sum(not greenlet.ready() for greenlet in greenlets):
-        tally.errors["unfinished"] = unfinished
-        gevent.killall(greenlets)
-    report = _report(url, clients, time.monotonic() - started, tally)
+    with _ConnectionWatch(database) if database else nullcontext() as watch:
+        started = time.monotonic()
+        deadline = started + seconds
+        greenlets = [
+            gevent.spawn(_client, host, port, random.Random(n), paths, keep_alive, deadline, tally)
+            for n in range(clients)
+        ]
+        gevent.joinall(greenlets, timeout=seconds + GRACE)
+        if unfinished := sum(not greenlet.ready() for greenlet in greenlets):
+            tally.errors["unfinished"] = unfinished
+            gevent.killall(greenlets)
+        report = _report(url, clients, time.monotonic() - started, tally)
     if watch:
-        report.connections_max, report.connections_final = watch.stop()
+        report.connections_max, report.connections_final = watch.most, watch.last
     return report
 
 
@@ -173,7 +174,13 @@ def _report(url: str, clients: int, seconds: float, tally: _Tally) -> Report:
 
 
 class _ConnectionWatch:
-    """Counts the database server's open connections, without its own, ten times a second."""
+    """Counts the database server's open connections, without its own, ten times a second.
+
+    From the beginning of a `with` block to its end; then `most` is the highest number seen, and
+    `last` the last one.
+    """
+
+    most = last = 0
 
     def __init__(self, url: str) -> None:
         import pymysql
@@ -193,34 +200,43 @@ class _ConnectionWatch:
         self._connect = partial(
             pymysql.connect, user=settings["USER"], password=settings["PASSWORD"], **address
         )
+        self._over = gevent.event.Event()
+
+    def __enter__(self) -> "_ConnectionWatch":
         try:
             self._connection = self._connect()
-            self._samples = [self._count()]
-        except pymysql.MySQLError as error:
+            self._count()
+        except self._pymysql.MySQLError as error:
             raise ValueError(f"the database does not let us watch it: {error}") from error
         self._greenlet = gevent.spawn(self._watch)
+        return self
 
-    def _count(self) -> int:
+    def __exit__(self, exc_type: object, *exc_info: object) -> None:
+        if exc_type is None:
+            gevent.sleep(2 * SAMPLE_EVERY)  # connections that are being closed are gone by then
+        # Not killed in the middle of a question: whoever hangs up on the server without a goodbye
+        # is one of the "aborted clients" that it counts, and that somebody may be watching for.
+        self._over.set()
+        self._greenlet.join(GRACE)
+        self._greenlet.kill()
+        with suppress(self._pymysql.MySQLError):
+            self._connection.close()
+
+    def _count(self) -> None:
         with self._connection.cursor() as cursor:
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
             [(_, count)] = cursor.fetchall()
-        return int(count) - 1
+        self.last = int(count) - 1
+        self.most = max(self.most, self.last)
 
     def _watch(self) -> None:
-        while True:
-            gevent.sleep(SAMPLE_EVERY)
+        while not self._over.wait(SAMPLE_EVERY):
             try:
-                self._samples.append(self._count())
+                self._count()
             except self._pymysql.MySQLError:
                 # Restarting the database under load is a fair experiment: watch on after it.
                 with suppress(self._pymysql.MySQLError):
                     self._connection = self._connect()
-
-    def stop(self) -> tuple[int, int]:
-        """The highest number seen, and the last one."""
-        gevent.sleep(2 * SAMPLE_EVERY)  # connections that are being closed are gone by then
-        self._greenlet.kill()
-        return max(self._samples), self._samples[-1]
 
 
 def _table(report: Report) -> str:

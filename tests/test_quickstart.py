@@ -1,0 +1,229 @@
+"""examples/quickstart.py does what it promises to a newcomer, and leaves nothing behind.
+
+It installs nothing here: it takes the environment that runs the tests. `.ci/run` runs it from a
+fresh clone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from support import processes
+from support.serve import Client, environment, free_port
+from support.servers import ROOT, Server
+
+PRODUCTS = 60
+
+# As on a machine without any database server: also the folders off the PATH where it looks.
+WITHOUT_SERVERS = """
+import sys
+sys.path.insert(0, "examples")
+import private_database
+private_database.SERVER_FOLDERS = ()
+import quickstart
+sys.exit(quickstart.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the examples: a quick start that somebody has running in ours is not disturbed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "*.sqlite3")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+class QuickStart:
+    """The program at work; `output` is what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, port: int) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        with Client(("127.0.0.1", self.port)) as client:
+            response = client.get(path)
+            return response.status, response.text
+
+    def wait_until_open(self) -> None:
+        def is_open() -> bool:
+            assert self.process.poll() is None, self.output
+            return "Ctrl-C stops everything" in self.output
+
+        processes.wait_until(is_open, timeout=60)
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=60)
+
+    def family(self) -> set[int]:
+        """The program and all that it started, in whatever session."""
+        family, found = set(), {self.process.pid}
+        while found:
+            family |= found
+            found = {p.pid for p in processes.running() if p.parent in found}
+        return family
+
+
+@contextmanager
+def quickstart(
+    checkout: Path,
+    *args: str,
+    command: Sequence[str] = ("examples/quickstart.py",),
+    **env: str,
+) -> Iterator[QuickStart]:
+    port = free_port()
+    log = checkout / f"output-{port}"
+    options = ["--no-install", "--venv", sys.prefix, "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, *options, "--products", str(PRODUCTS), *args],
+            cwd=checkout,
+            env=environment({"DATABASE_URL": None, **env}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    with process:
+        running = QuickStart(process, log, port)
+        try:
+            yield running
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+            process.kill()
+
+
+def is_alive(pid: int) -> bool:
+    return any(process.pid == pid for process in processes.running())
+
+
+def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: Path) -> None:
+    with quickstart(checkout) as running:
+        running.wait_until_open()
+        status, page = running.get("/")
+        assert (status, page.count('class="card"')) == (200, 24)
+        assert running.get("/bench/one")[0] == 200
+
+        # What it says to try works as it stands there.
+        shown = running.output
+        assert f"The shop is open: http://127.0.0.1:{running.port}/" in shown
+        (load,) = re.findall(r"^ +(\S+ examples/shop/load\.py .*)$", shown, re.MULTILINE)
+        (connections,) = re.findall(r"^ +(\S+ .*manage\.py connections)$", shown, re.MULTILINE)
+        tried = subprocess.run(
+            ["bash", "-ec", f". .quickstart/env; {load} --seconds 1; {connections}"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert tried.returncode == 0, tried.stderr
+        assert re.search(r"^failed +none$", tried.stdout, re.MULTILINE), tried.stdout
+        most, idle = re.search(r"at most (\d+), at the end (\d+)", tried.stdout).groups()
+        assert int(most) <= 10
+        assert idle == "4"
+        assert "4 connections, without the one that asks" in tried.stdout
+
+        password = re.search(
+            r"mysql://shop:([^@]+)@", (checkout / ".quickstart" / "env").read_text()
+        ).group(1)
+        assert password not in running.output
+        family = running.family()
+        assert len(family) >= 4  # itself, the database, the master, the worker
+
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+        assert running.output.endswith("Stopped.\n")
+    assert not (checkout / ".quickstart" / "env").exists()
+    assert not [pid for pid in family if is_alive(pid)]
+
+
+def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> None:
+    with quickstart(checkout, "--seconds", "0.5") as running:
+        running.wait_until_open()
+        family = running.family()
+        assert running.wait() == 0
+        first = running.output
+    assert first.endswith("Stopped.\n")
+    assert not [pid for pid in family if is_alive(pid)]
+
+    with quickstart(checkout, "--seconds", "0.1") as running:
+        assert running.wait() == 0
+    assert f"{PRODUCTS} products are there already." in running.output
+
+
+def test_killed_outright_it_still_takes_everything_with_it(checkout: Path) -> None:
+    with quickstart(checkout) as running:
+        running.wait_until_open()
+        family = running.family()
+        running.process.kill()
+        running.wait()
+        processes.wait_until(lambda: not [p for p in family if is_alive(p)], timeout=30)
+
+
+def test_without_a_database_server_it_says_that_nothing_is_pooled(checkout: Path) -> None:
+    with quickstart(checkout, command=("-c", WITHOUT_SERVERS), PATH="/nowhere") as running:
+        running.wait_until_open()
+        assert "NOTHING IS POOLED" in running.output
+        assert "→ install mariadb-server-core" in running.output
+        assert "They share 10 connections" not in running.output
+        assert running.get("/bench/one")[0] == 200
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
+
+
+def test_the_database_of_the_environment_is_used(checkout: Path, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    url = f"mysql://{database.user}:{database.password}@127.0.0.1:{database.port}/{database.name}"
+    with quickstart(checkout, DATABASE_URL=url) as running:
+        running.wait_until_open()
+        assert "Using the database of $DATABASE_URL" in running.output
+        assert running.get("/bench/one")[0] == 200
+        assert mariadb.admin.processlist(database.user)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+    assert not mariadb.admin.processlist(database.user)
+
+
+@pytest.mark.parametrize(
+    ("args", "env", "says"),
+    [
+        (["--venv", "nowhere"], {}, "there is no pooled-serve in nowhere"),
+        (["--port", "{taken}"], {}, "port {taken} is taken"),
+        ([], {"DATABASE_URL": "mysql://shop:hidden@127.0.0.1:{taken}/shop"}, "Can't connect"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_a_remedy(
+    checkout: Path, args: list[str], env: dict[str, str], says: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+        taken = listener.getsockname()[1]
+        env = {name: value.format(taken=taken) for name, value in env.items()}
+        if env:
+            listener.close()
+        with quickstart(checkout, *(arg.format(taken=taken) for arg in args), **env) as running:
+            assert running.wait() == 1
+    problem, remedy = running.output.splitlines()[-2:]
+    assert problem.startswith("quickstart: ")
+    assert says.format(taken=taken) in problem
+    assert remedy.startswith("→ ")
+    assert "hidden" not in running.output
