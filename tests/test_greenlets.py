@@ -1,0 +1,228 @@
+"""Greenlets that never finish a request give back what they took, and leave it clean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from support.script import CAP, SIZE, run_script
+
+START = """
+    import greenlet
+    from gevent.pool import Pool
+
+    gc.disable()  # nothing may depend on it
+    patch.end_request()
+    run("CREATE TABLE t (n INT) ENGINE=InnoDB")
+    patch.end_request()
+"""
+
+END = """
+    report({"rows": one("SELECT COUNT(*) FROM t"), **pool().stats()})
+    assert_sound()
+"""
+
+
+@pytest.fixture
+def forty(project: Any) -> Any:
+    """Runs a script and returns the pool's statistics, with the number of rows in t."""
+
+    def forty(body: str, **options: Any) -> dict[str, Any]:
+        folder: Path = project()
+        stats: dict[str, Any] = run_script(folder, dedented(START, body, END), **options)
+        assert stats["idle"] + stats["in_use"] <= CAP
+        assert stats["waiting"] == 0
+        return stats
+
+    return forty
+
+
+def dedented(*parts: str) -> str:
+    return "\n".join(dedent(part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "gevent.joinall([gevent.spawn(work) for _ in range(40)], raise_error=True)",
+        "Pool(40).map(lambda _: work(), range(40))",
+        "gevent.joinall([gevent.spawn_later(0.001, work) for _ in range(40)], raise_error=True)",
+        "for _ in range(40): greenlet.greenlet(work).switch()",
+        "for _ in range(40): gevent.spawn_raw(work)",
+    ],
+    ids=["spawn", "map", "spawn_later", "greenlet", "spawn_raw"],
+)
+def test_forty_that_only_end_share_a_few_connections(forty: Any, start: str) -> None:
+    stats = forty(
+        f"""
+        done = []
+        def work():
+            run("INSERT INTO t VALUES (1)")
+            done.append(1)
+        {start}
+        settle(lambda: len(done) == 40)
+        """
+    )
+    assert stats["rows"] == 40
+    assert stats["opened_total"] <= CAP
+    assert set(stats["closed_total"]) <= {"surplus"}
+    assert stats["timeouts_total"] == 0
+
+
+def test_forty_that_are_killed_before_their_query_share_one_connection(forty: Any) -> None:
+    stats = forty(
+        """
+        def work():
+            run("SELECT 1")
+            gevent.sleep(10)
+        for _ in range(40):
+            it = gevent.spawn(work)
+            gevent.sleep(0.005)
+            it.kill()
+        """
+    )
+    assert stats["opened_total"] <= SIZE
+    assert stats["closed_total"] == {}
+
+
+def test_forty_that_are_killed_while_they_hold_a_connection_return_it_clean(forty: Any) -> None:
+    stats = forty(
+        """
+        from gevent.event import Event
+        never = Event()
+        def work():
+            run("SELECT 1")
+            never.wait()
+        working = [gevent.spawn(work) for _ in range(40)]
+        for _ in range(11):
+            settle(lambda: pool().stats()["in_use"] == 4 or all(w.dead for w in working))
+            gevent.killall([w for w in working if not w.dead][:4])
+        gevent.joinall(working)
+        """,
+        timeout=10,
+    )
+    assert stats["opened_total"] <= CAP + SIZE
+    assert stats["timeouts_total"] == 0
+
+
+@pytest.mark.parametrize("end", ["gevent.killall(four)", "gevent.sleep(0.1)"])
+def test_forty_that_end_in_the_middle_of_a_query_close_their_connection(
+    forty: Any, end: str
+) -> None:
+    stats = forty(
+        f"""
+        def work():
+            with gevent.Timeout(0.1, False):
+                run("SELECT SLEEP(0.5)")
+        for _ in range(10):
+            four = [gevent.spawn(work) for _ in range(4)]
+            settle(lambda: pool().stats()["in_use"] == 4)
+            gevent.sleep(0.02)
+            {end}
+            settle(lambda: pool().stats()["in_use"] == 0)
+        """
+    )
+    assert stats["closed_total"] in ({"lost": 40}, {"killed": 40})
+    assert stats["timeouts_total"] == 0
+
+
+@pytest.mark.parametrize(
+    "die",
+    [
+        "raise gevent.GreenletExit",
+        "gevent.getcurrent().throw(gevent.GreenletExit)",
+        "with gevent.Timeout(0.01): gevent.sleep(1)",
+        "raise ValueError('a bug')",
+        "pass",
+    ],
+    ids=["exit", "thrown", "timeout", "error", "end"],
+)
+def test_forty_that_die_with_an_open_transaction_commit_nothing(forty: Any, die: str) -> None:
+    stats = forty(
+        f"""
+        gevent.get_hub().NOT_ERROR = (BaseException,)  # no tracebacks
+        def work():
+            run("BEGIN")
+            run("INSERT INTO t VALUES (1)")
+            {die}
+        gevent.joinall([gevent.spawn(work) for _ in range(40)])
+        """
+    )
+    assert stats["rows"] == 0
+    assert stats["timeouts_total"] == 0
+
+
+def test_forty_that_are_killed_in_atomic_commit_nothing(forty: Any) -> None:
+    stats = forty(
+        """
+        def work():
+            with transaction.atomic():
+                run("INSERT INTO t VALUES (1)")
+                gevent.sleep(10)
+        for _ in range(10):
+            four = [gevent.spawn(work) for _ in range(4)]
+            settle(lambda: pool().stats()["in_use"] == 4)
+            gevent.sleep(0.01)
+            gevent.killall(four)
+        """
+    )
+    assert stats["rows"] == 0
+    assert stats["timeouts_total"] == 0
+    # atomic() itself cleans up before they die.
+    assert set(stats["closed_total"]) <= {"surplus"}
+
+
+def test_a_greenlet_that_ends_while_others_wait_serves_them_in_order(forty: Any) -> None:
+    stats = forty(
+        """
+        from gevent.event import Event
+        go, order = Event(), []
+        def hold():
+            run("SELECT 1")
+            go.wait()
+        holders = [gevent.spawn(hold) for _ in range(4)]
+        settle(lambda: pool().stats()["in_use"] == 4)
+        def wait(number):
+            connection.ensure_connection()
+            order.append(number)
+            run("SELECT 1")
+        waiting = []
+        for number in range(36):
+            waiting.append(gevent.spawn(wait, number))
+            gevent.sleep(0)
+        settle(lambda: pool().stats()["waiting"] == 36)
+        go.set()
+        gevent.joinall(waiting, raise_error=True)
+        assert order == list(range(36))
+        """
+    )
+    assert stats["waited_total"] == 36
+    assert stats["opened_total"] == CAP
+
+
+def test_a_cursor_that_outlives_its_greenlet_does_not_run_on_a_strangers_connection(
+    forty: Any,
+) -> None:
+    forty(
+        """
+        from django.db import InterfaceError
+        kept = []
+        def work():
+            cursor = connection.cursor()
+            cursor.execute("SELECT 1")
+            kept.append(cursor.cursor.cursor)  # PyMySQL's own
+        gevent.spawn(work).join()
+        settle(lambda: pool().stats()["in_use"] == 0)
+        run("SELECT 1")  # somebody else has that connection now
+        try:
+            kept[0].execute("INSERT INTO t VALUES (1)")
+        except Exception as error:
+            assert type(error).__name__ == "InterfaceError", error
+        else:
+            raise AssertionError("it ran")
+        assert one("SELECT COUNT(*) FROM t") == 0
+        """
+    )

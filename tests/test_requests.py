@@ -1,0 +1,362 @@
+"""However a request ends, its connection goes back, clean, and nothing of it reaches the next."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from support.django_project import APP, write_project
+from support.load import Hammer
+from support.processes import wait_until
+from support.serve import Serve
+from support.servers import Server
+from support.site import VIEWS as SITE_VIEWS
+from support.site import Site
+
+CAP = 4
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+VIEWS = """
+    import gevent
+    from django.db import transaction
+    from django.http import StreamingHttpResponse
+
+    def sql(text):
+        with connection.cursor() as cursor:
+            cursor.execute(text)
+            return cursor.fetchall() if cursor.description else ()
+
+    def boom(request):
+        sql("SELECT 1")
+        raise ValueError("a bug")
+
+    def boom_in_transaction(request):
+        sql("BEGIN")
+        sql("INSERT INTO t VALUES (1)")
+        raise ValueError("a bug")
+
+    def boom_in_atomic(request):
+        with transaction.atomic():
+            sql("INSERT INTO t VALUES (1)")
+            raise ValueError("a bug")
+
+    def forgotten_transaction(request):
+        sql("BEGIN")
+        sql("INSERT INTO t VALUES (1)")
+        return HttpResponse()
+
+    def forgotten_autocommit(request):
+        transaction.set_autocommit(False)
+        sql("INSERT INTO t VALUES (1)")
+        return HttpResponse()
+
+    def forgotten_atomic(request):
+        transaction.atomic().__enter__()
+        sql("INSERT INTO t VALUES (1)")
+        return HttpResponse()
+
+    def forgotten_cursor(request):
+        from pymysql.cursors import SSCursor
+        connection.ensure_connection()
+        cursor = connection.connection.cursor(SSCursor)
+        cursor.execute("SELECT 1 UNION SELECT 2")
+        request.kept = cursor
+        return HttpResponse()
+
+    def timeout_in_query(request):
+        with gevent.Timeout(0.05):
+            sql("SELECT SLEEP(0.5)")
+
+    def timeout_in_transaction(request):
+        with gevent.Timeout(0.05):
+            with transaction.atomic():
+                sql("INSERT INTO t VALUES (1)")
+                gevent.sleep(1)
+
+    def killed(request):
+        sql("BEGIN")
+        sql("INSERT INTO t VALUES (1)")
+        raise gevent.GreenletExit
+
+    def exits(request):
+        sql("BEGIN")
+        sql("INSERT INTO t VALUES (1)")
+        raise SystemExit(1)
+
+    def closed_in_atomic(request):
+        with transaction.atomic():
+            sql("INSERT INTO t VALUES (1)")
+            connection.close()
+        return HttpResponse()
+
+    def stream(request):
+        def rows():
+            with transaction.atomic():
+                sql("INSERT INTO t VALUES (1)")
+                for _ in range(int(request.GET["rows"])):
+                    yield b"x" * 100_000
+                    sql("SELECT 1")
+        return StreamingHttpResponse(rows())
+
+    def stream_boom(request):
+        def rows():
+            sql("SELECT 1")
+            yield b"x"
+            raise ValueError("a bug")
+        return StreamingHttpResponse(rows())
+
+    def sleep(request):
+        sql("SELECT SLEEP(%f)" % float(request.GET["seconds"]))
+        return HttpResponse()
+
+    def nested(request):
+        called = []
+        with transaction.atomic():
+            sql("INSERT INTO t VALUES (1)")
+            transaction.on_commit(lambda: called.append("outer"))
+            try:
+                with transaction.atomic():
+                    sql("INSERT INTO t VALUES (2)")
+                    transaction.on_commit(lambda: called.append("inner"))
+                    raise KeyError
+            except KeyError:
+                pass
+            transaction.on_commit(lambda: sql("INSERT INTO t VALUES (3)"))
+            assert called == []
+        return JsonResponse(called, safe=False)
+
+    def pollute(request):
+        def refuse(execute, sql, params, many, context):
+            raise AssertionError("a wrapper of the last request")
+        sql("SELECT 1")
+        connection.force_debug_cursor = True
+        sql("SELECT 2")
+        connection.savepoint_state = 7
+        transaction.atomic().__enter__()
+        transaction.on_commit(lambda: sql("INSERT INTO t VALUES (1)"))
+        connection.needs_rollback = True
+        connection.execute_wrappers.append(refuse)
+        return HttpResponse()
+
+    def flags(request):
+        with transaction.atomic():
+            sql("SELECT 1")
+        return JsonResponse([
+            connection.force_debug_cursor, len(connection.queries_log), connection.savepoint_state,
+            connection.in_atomic_block, connection.needs_rollback, len(connection.run_on_commit),
+            len(connection.execute_wrappers), connection.get_autocommit(),
+        ], safe=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(mariadb: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One server for the whole file: what a test leaves behind, the next one trips over."""
+    database = mariadb.create_database()
+    mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
+    folder = write_project(
+        tmp_path_factory.mktemp("requests") / "project",
+        databases={"default": database.django()},
+        views=dedent(SITE_VIEWS) + dedent(VIEWS),
+    )
+    numbers = ("--pool-size", str(CAP), "--max-outstanding", str(CAP))
+    with Serve(APP, *numbers, cwd=folder) as server:
+        yield Site(server, mariadb.admin, database, CAP)
+
+
+@pytest.fixture
+def website(shared: Site) -> Iterator[Site]:
+    shared.admin.query(f"DELETE FROM {shared.database.name}.t")
+    yield shared
+    shared.assert_whole()
+
+
+def rows(website: Site) -> list[int]:
+    found = website.admin.query(f"SELECT n FROM {website.database.name}.t ORDER BY n")
+    return [row["n"] for row in found]
+
+
+def opened(website: Site) -> int:
+    total: int = website.pool()["opened_total"]
+    return total
+
+
+# --- Ends --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("boom", 500),
+        ("boom_in_transaction", 500),
+        ("boom_in_atomic", 500),
+        ("forgotten_transaction", 200),
+        ("forgotten_autocommit", 200),
+        ("forgotten_atomic", 200),
+        ("closed_in_atomic", 200),
+    ],
+)
+def test_a_request_that_fails_or_forgets_changes_nothing_and_its_connection_is_reused(
+    website: Site, path: str, status: int
+) -> None:
+    website.fill()
+    before = opened(website)
+    with website.server.keepalive() as client:
+        for _ in range(2 * CAP):
+            assert client.get(f"/{path}").status == status
+    assert rows(website) == []
+    assert opened(website) == before
+
+
+@pytest.mark.parametrize("path", ["timeout_in_query", "timeout_in_transaction", "killed", "exits"])
+def test_what_escapes_a_view_loses_no_slot(website: Site, path: str) -> None:
+    def once(_: int) -> None:
+        with suppress(OSError, Exception):  # gunicorn may just hang up
+            website.server.get(f"/{path}", timeout=1)
+
+    with ThreadPoolExecutor(CAP) as clients:
+        list(clients.map(once, range(3 * CAP)))
+    wait_until(lambda: website.pool()["in_use"] == 0)
+    assert rows(website) == []
+    assert website.run("SELECT 1").status == 200
+
+
+def test_a_result_that_was_not_read_is_not_left_to_the_next(website: Site) -> None:
+    for _ in range(2 * CAP):
+        assert website.server.get("/forgotten_cursor").status == 200
+        assert website.run("SELECT 3").json() == [["3"]]
+    assert website.pool()["closed_total"]["unread"] >= 2 * CAP
+
+
+def test_nested_atomic_and_on_commit_do_what_they_say(website: Site) -> None:
+    with website.server.keepalive() as client:
+        for _ in range(3):
+            assert client.get("/nested").json() == ["outer"]
+    assert rows(website) == [1, 1, 1, 3, 3, 3]
+
+
+def test_nothing_passes_between_the_requests_of_one_keep_alive_client(website: Site) -> None:
+    with website.server.keepalive() as client:
+        clean = client.get("/flags").json()
+        for _ in range(3):
+            assert client.get("/pollute").status == 200
+            assert client.get("/flags").json() == clean
+    assert clean == [False, 0, 0, False, False, 0, 0, True]
+    assert rows(website) == []
+
+
+def test_atomic_requests(site: Any, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
+    website = site(database=database, views=VIEWS, ATOMIC_REQUESTS=True)
+    with website.server.keepalive() as client:
+        for _ in range(CAP + 1):
+            assert client.get("/boom").status == 500
+            assert client.get("/nested").json() == []  # its hooks run when the request ends
+            assert client.get("/boom_in_atomic").status == 500
+    wait_until(lambda: rows(website) == [1] * (CAP + 1) + [3] * (CAP + 1))
+    website.fill()
+    stats = website.pool()
+    assert stats["in_use"] == 1  # that request's own
+    assert stats["opened_total"] == len(website.connection_ids()) == CAP
+
+
+# --- Streams and clients that leave ------------------------------------------------------------
+
+
+def test_a_stream_that_is_read_to_its_end_commits_and_gives_back(website: Site) -> None:
+    for _ in range(CAP + 1):
+        answer = website.server.get("/stream?rows=3")
+        assert len(answer.body) == 300_000
+    assert rows(website) == [1] * (CAP + 1)
+    assert website.pool()["in_use"] == 0
+
+
+def test_a_stream_that_fails_gives_back(website: Site) -> None:
+    for _ in range(CAP + 1):
+        with suppress(Exception):
+            website.server.get("/stream_boom")
+    wait_until(lambda: website.pool()["in_use"] == 0)
+
+
+def send(website: Site, path: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", website.server.port), timeout=10)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return client
+
+
+def leave(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+
+def test_a_stream_whose_client_leaves_is_rolled_back_and_gives_back(website: Site) -> None:
+    clients = [send(website, "/stream?rows=1000") for _ in range(CAP)]
+    for client in clients:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    for client in clients:
+        leave(client)
+    # With the pool's connections all in use, this one waits until one of them notices.
+    assert website.run("SELECT 1").status == 200
+    wait_until(lambda: website.pool()["in_use"] == 0)
+    assert rows(website) == []
+
+
+def test_a_client_that_gets_no_answer_and_stays_keeps_no_connection(website: Site) -> None:
+    # gunicorn waits for its next request, in the same greenlet.
+    before = website.pool()["acquired_total"]
+    clients = [send(website, "/killed") for _ in range(CAP)]
+    wait_until(lambda: website.pool()["acquired_total"] == before + CAP)
+    wait_until(lambda: website.pool()["in_use"] == 0, timeout=1)  # it would hang up after 2 s
+    assert rows(website) == []
+    for client in clients:
+        client.close()
+
+
+def test_a_client_that_leaves_while_its_query_runs_costs_no_slot(website: Site) -> None:
+    clients = [send(website, "/sleep?seconds=0.3") for _ in range(CAP)]
+    wait_until(lambda: website.pool()["in_use"] == CAP)
+    for client in clients:
+        leave(client)
+    wait_until(lambda: website.pool()["in_use"] == 0)
+
+
+def test_a_client_that_leaves_the_queue_costs_no_slot(website: Site) -> None:
+    holders = [send(website, "/sleep?seconds=0.5") for _ in range(CAP)]
+    wait_until(lambda: website.pool()["in_use"] == CAP)
+    queued = [send(website, "/sleep?seconds=0") for _ in range(3 * CAP)]
+    wait_until(lambda: website.pool()["waiting"] == 3 * CAP)
+    for client in queued:
+        leave(client)
+    assert website.run("SELECT 1").status == 200
+    for client in holders:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
+    wait_until(lambda: website.pool()["waiting"] == website.pool()["in_use"] == 0)
+
+
+# --- Fairness ----------------------------------------------------------------------------------
+
+
+def test_neither_busy_nor_slow_clients_starve_the_others(website: Site) -> None:
+    port = website.server.port
+    began = time.monotonic()
+    with (
+        Hammer(port, "/flags", clients=5, seconds=1.5, keepalive=True) as busy,
+        Hammer(port, "/sleep?seconds=0.1", clients=5, seconds=1.5) as slow,
+    ):
+        outcomes = busy.finish(), slow.finish()
+    for found in outcomes:
+        assert {outcome.result for outcome in found} == {200}
+    # First come, first served: nobody waits for more than a few turns of the slow ones.
+    longest = max(outcome.seconds for found in outcomes for outcome in found)
+    assert longest < (time.monotonic() - began) / 2
+    assert len(outcomes[0]) >= len(outcomes[1])
