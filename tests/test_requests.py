@@ -220,7 +220,7 @@ def test_a_request_that_fails_or_forgets_changes_nothing_and_its_connection_is_r
 def test_what_escapes_a_view_loses_no_slot(website: Site, path: str) -> None:
     def once(_: int) -> None:
         with suppress(OSError, Exception):  # gunicorn may just hang up
-            website.server.get(f"/{path}", timeout=1)
+            website.server.get(f"/{path}", timeout=0.5)
 
     with ThreadPoolExecutor(CAP) as clients:
         list(clients.map(once, range(3 * CAP)))

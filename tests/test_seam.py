@@ -646,7 +646,7 @@ def test_none_means_no_limit_as_with_the_ancestor(script: Any) -> None:
 def test_plain_python_without_gevents_patches_is_pooled_and_says_goodbye(
     project: Any, mariadb: Server, database: Database
 ) -> None:
-    before = mariadb.admin.status("Aborted_clients")
+    before = mariadb.admin.aborted_clients()
     source = """
         from django.core.signals import request_finished
         ids = []
@@ -659,8 +659,7 @@ def test_plain_python_without_gevents_patches_is_pooled_and_says_goodbye(
         assert_sound()
     """
     run_script(project(databases={"default": database.django()}), source, gevent=False)
-    wait_until(lambda: not mariadb.admin.processlist(database.user))
-    assert mariadb.admin.status("Aborted_clients") == before
+    assert mariadb.admin.aborted_clients() == before
 
 
 POOL = """
@@ -688,7 +687,7 @@ pooling.apply_patch()
 def test_apply_patch_may_stand_anywhere_under_plain_gunicorn(
     where: str, project: Any, serve: Any, database: Database, mariadb: Server
 ) -> None:
-    before = mariadb.admin.status("Aborted_clients")
+    before = mariadb.admin.aborted_clients()
     folder = project(POOL, databases={"default": database.django(CONN_MAX_AGE=60)})
     package = folder / "mysite"
     if where == "app":
@@ -712,8 +711,7 @@ def test_apply_patch_may_stand_anywhere_under_plain_gunicorn(
         (1, 3, 60)  # what is said in the project ranks above the environment
     }
     web.stop()
-    wait_until(lambda: not mariadb.admin.processlist(database.user))
-    assert mariadb.admin.status("Aborted_clients") == before
+    assert mariadb.admin.aborted_clients() == before
 
 
 def test_the_environment_says_what_set_pool_size_did_not(project: Any, serve: Any) -> None:

@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pymysql
 from pymysql.cursors import DictCursor
 
+from support.processes import wait_until
+
 Row = dict[str, Any]
 
 
@@ -36,6 +38,14 @@ class Admin:
     def processlist(self, user: str) -> list[Row]:
         """The connections this user has: Id, User, Host, db, Command, Time, State, Info."""
         return [row for row in self.query("SHOW FULL PROCESSLIST") if row["User"] == user]
+
+    def aborted_clients(self) -> int:
+        """How many connections have ended without a goodbye, once those of others are all over."""
+        own = ("root", "system user", "event_scheduler")
+        wait_until(
+            lambda: {row["User"] for row in self.query("SHOW PROCESSLIST")} <= {*own}, timeout=10
+        )
+        return self.status("Aborted_clients")
 
     def kill(self, connection_id: int) -> None:
         self.query("KILL %s", connection_id)
