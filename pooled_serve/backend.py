@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from django.db import InterfaceError, OperationalError
 from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
 from gevent.local import local
+from pymysql.cursors import Cursor
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.mysql import MySQLConnection
@@ -41,6 +43,18 @@ class DatabasePoolTimeout(PoolTimeout, OperationalError):
 
 class DatabasePoolClosed(PoolClosed, InterfaceError):
     """:class:`PoolClosed`, as Django code expects database trouble."""
+
+
+class DatabaseSession(Session):
+    """A session whose trouble with the pool is database trouble."""
+
+    def _lease(self) -> MySQLConnection:
+        try:
+            return super()._lease()
+        except PoolTimeout as error:
+            raise DatabasePoolTimeout(error) from error.last_error
+        except PoolClosed as error:
+            raise DatabasePoolClosed(str(error)) from None
 
 
 class Holder:
@@ -85,7 +99,7 @@ class Opener(MySQLWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> MySQLConnection:
         # At connect the server's default is nearly always right; later it costs a round trip.
-        conn_params.setdefault("autocommit", self.settings_dict["AUTOCOMMIT"])
+        conn_params.setdefault("autocommit", True)
         return MySQLConnection(**conn_params)
 
     @cached_property
@@ -156,6 +170,7 @@ class Database:
         self._server_data: dict[str, Any] | None = None
         self._server_version = ""
         self.foreign_total = 0
+        self.pinned_total: Counter[str] = Counter()  # leases kept to the end, by reason
 
         members = {"database": self, "__module__": engine.__module__}
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
@@ -180,16 +195,17 @@ class Database:
         return False
 
     def lease(self, sessions: set[Session]) -> Session:
-        """Take a connection from the pool.
+        """What Django is to hold as its connection.
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
         """
-        try:
-            return Session(self.pool, sessions)
-        except PoolTimeout as error:
-            raise DatabasePoolTimeout(error) from error.last_error
-        except PoolClosed as error:
-            raise DatabasePoolClosed(str(error)) from None
+        return DatabaseSession(
+            self.pool,
+            sessions,
+            self._settings["OPTIONS"].get("cursorclass", Cursor),
+            self._plan.reset,
+            self.pinned_total if self._plan.mode == "transaction" else None,
+        )
 
     @property
     def pool(self) -> ConnectionPool[MySQLConnection]:
@@ -238,8 +254,9 @@ class Database:
             if conn.server_version != self._server_version:
                 self._server_data, self._server_version = None, conn.server_version
             opener.connection = conn
-            opener.set_autocommit(self._settings["AUTOCOMMIT"])
+            opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()
+            conn.set_up()
         except BaseException:
             conn.close()
             raise

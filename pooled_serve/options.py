@@ -191,18 +191,20 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--pool-mode",
         "pool_mode",
-        one_of("request"),
-        "request",
-        "When a connection goes back: at the end of the request.",
+        one_of("request", "transaction"),
+        "request|transaction",
+        "When a connection goes back: at the end of the request, or as soon as no transaction or "
+        "session state needs it.",
         "request",
     ),
     Option(
         "--pool-reset",
         "pool_reset",
-        one_of("rollback"),
-        "rollback",
-        "What is cleaned when it does: open transactions are rolled back.",
-        "rollback",
+        one_of("auto", "always", "rollback"),
+        "auto|always|rollback",
+        "What is cleaned when it does: open transactions, and the session if a statement touched "
+        "it; the session always; or open transactions only.",
+        "auto",
     ),
     Option(
         "--pool",
@@ -244,6 +246,8 @@ class PoolOptions:
     aliases: tuple[AliasSize, ...] = ()
     replicas: int = 1
     strict: bool = False
+    mode: str = "request"
+    reset: str = "auto"
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PoolOptions:
@@ -256,6 +260,8 @@ class PoolOptions:
             aliases=values.get("pool_aliases") or (),
             replicas=values.get("pool_replicas") or 1,
             strict=bool(values.get("pool_strict")),
+            mode=values.get("pool_mode") or "request",
+            reset=values.get("pool_reset") or "auto",
         )
 
     def alias(self, name: str) -> AliasSize | None:

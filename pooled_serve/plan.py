@@ -74,6 +74,8 @@ class PoolPlan:
     size_written: bool = False
     cap_written: bool = False
     age_written: bool = False
+    mode: str = "request"
+    reset: str = "auto"
 
     def safe_age(self, wait_timeout: float | None) -> float:
         """The longest that a connection may live on a server with this ``wait_timeout``."""
@@ -195,6 +197,8 @@ def _pool_plan(
         max_age=DEFAULT_MAX_AGE,
         size_written=size is not None,
         cap_written=cap is not None,
+        mode=options.mode,
+        reset=options.reset,
     )
     if plan.size > plan.cap:
         if plan.size_written:

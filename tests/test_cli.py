@@ -188,8 +188,8 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "reload_engine": ("poll", "poll"),
         "dirty_apps": ("a:B", ["a:B"]),
         "pool_aliases": ("a:1", (options.AliasSize("a", 1),)),
-        "pool_mode": ("request", "request"),
-        "pool_reset": ("rollback", "rollback"),
+        "pool_mode": ("transaction", "transaction"),
+        "pool_reset": ("always", "always"),
     }
     if setting.name in known:
         text, value = known[setting.name]
@@ -248,8 +248,8 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 
 # Each module may import the ones above it.
 ORDER = [
-    *("__init__", "errors", "options", "pool", "plan", "project", "mysql", "session", "backend"),
-    *("patch", "worker", "preflight", "report", "pooling", "server", "cli", "__main__"),
+    *("__init__", "errors", "options", "pool", "plan", "project", "sql", "mysql", "session"),
+    *("backend", "patch", "worker", "preflight", "report", "pooling", "server", "cli", "__main__"),
 ]
 
 

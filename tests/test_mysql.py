@@ -69,6 +69,7 @@ def connect(kind: str, database: Database) -> Iterator[Connect]:
         if "without TLS" in kind:
             options.setdefault("ssl_disabled", True)
         made.append(MySQLConnection(**{**database.connect_args(), "autocommit": True, **options}))
+        made[-1].set_up()
         return made[-1]
 
     yield connect
@@ -484,6 +485,7 @@ def test_a_server_that_became_read_only_is_noticed(start_mariadb: Callable[..., 
     database = server.create_database()
     connection = MySQLConnection(**database.connect_args(), autocommit=True)
     run(connection, "CREATE TABLE t (id INT)")
+    connection.set_up()
     server.admin.query("SET GLOBAL read_only = 1")
     assert run(connection, "SELECT * FROM t") == []
     assert connection.condition() is None

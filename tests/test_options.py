@@ -24,8 +24,8 @@ VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "max_outstanding": (("50", 50), ("unlimited", math.inf)),
     "pool_timeout": (("2.5", 2.5), ("7", 7.0)),
     "conn_max_age": (("20", 20.0), ("none", math.inf)),
-    "pool_mode": (("request", "request"),) * 2,
-    "pool_reset": (("rollback", "rollback"),) * 2,
+    "pool_mode": (("request", "request"), ("transaction", "transaction")),
+    "pool_reset": (("rollback", "rollback"), ("always", "always")),
     "pool_aliases": (("a:5", (AliasSize("a", 5),)), ("a:5:9", (AliasSize("a", 5, 9),))),
     "pool_replicas": (("2", 2), ("3", 3)),
 }

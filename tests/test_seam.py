@@ -194,7 +194,7 @@ def test_a_project_without_autocommit_must_commit_itself(script: Any) -> None:
         connection.close()
         assert run("SELECT n FROM t") == [(1,)]
         assert not connection.get_autocommit()
-        assert one("SELECT @@autocommit") == 0
+        assert one("SELECT @@in_transaction") == 1
         connection.close()
         stats = pool().stats()
         assert stats["opened_total"] == 1 and stats["closed_total"] == {}, stats
@@ -540,7 +540,7 @@ TESTS = """
             with connection.cursor() as cursor:
                 cursor.execute("SELECT DATABASE()")
                 self.assertTrue(cursor.fetchone()[0].startswith("test_"))
-            self.assertEqual(type(connection.connection).__name__, "Session")
+            self.assertEqual(type(connection.connection).__name__, "DatabaseSession")
 
         def test_it_writes(self):
             with connection.cursor() as cursor:

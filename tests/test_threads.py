@@ -72,7 +72,7 @@ def test_gevents_threadpool_gets_plain_connections_which_are_counted_and_closed(
 ) -> None:
     script(
         """
-        assert where() == "Session"
+        assert where() == "DatabaseSession"
         threads = gevent.get_hub().threadpool
         found = [threads.spawn(where).get() for _ in range(3)]
         assert set(found) == {"MySQLConnection"}, found
@@ -97,7 +97,7 @@ def test_a_real_thread_is_not_pooled_and_its_connection_ends_with_it_at_the_late
 ) -> None:
     script(
         """
-        assert where() == "Session"
+        assert where() == "DatabaseSession"
         work = where_and_close if gevent.monkey.is_module_patched("socket") else where
         for _ in range(5):
             assert in_real_thread(work) == "MySQLConnection"
@@ -117,7 +117,7 @@ def test_a_thread_that_is_the_first_to_ask_does_not_become_the_pools(
     script(
         """
         assert in_real_thread(where_and_close) == "MySQLConnection"
-        assert where() == "Session"
+        assert where() == "DatabaseSession"
         settle(lambda: len(known()) == 1)
         assert_sound()
         """,
@@ -176,7 +176,7 @@ def test_gevents_own_threads_are_greenlets_and_pooled(script: Any) -> None:
         thread.join()
         with ThreadPoolExecutor(3) as threads:
             found += threads.map(lambda _: where(), range(9))
-        assert set(found) == {"Session"}, found
+        assert set(found) == {"DatabaseSession"}, found
         assert_sound()
         """
     )

@@ -27,15 +27,17 @@ def run_script(
     size: int = SIZE,
     cap: int | None = CAP,
     timeout: float = 2.0,
+    pooled: bool = True,
     **env: str,
 ) -> Any:
     """Run it in a project; return what it gave to report() last.
 
-    `cap` is None for no limit. With `gevent=False` nothing is patched by gevent.
+    `cap` is None for no limit. With `gevent=False` nothing is patched by gevent,
+    with `pooled=False` nothing by us: it is plain Django on PyMySQL.
     """
     from support.serve import environment
 
-    order = [gevent, size, cap, timeout, dedent(source)]
+    order = [gevent, pooled, size, cap, timeout, dedent(source)]
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, json.dumps(order)],
         cwd=folder,
@@ -55,7 +57,9 @@ def run_script(
     return json.loads(reports[-1].removeprefix("report ")) if reports else None
 
 
-def main(gevent: bool, size: int, cap: int | None, timeout: float, source: str) -> None:
+def main(
+    gevent: bool, pooled: bool, size: int, cap: int | None, timeout: float, source: str
+) -> None:
     if gevent:
         from gevent import monkey
 
@@ -63,10 +67,15 @@ def main(gevent: bool, size: int, cap: int | None, timeout: float, source: str) 
     sys.path[0] = os.getcwd()
     os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
 
-    from pooled_serve import pooling
+    if pooled:
+        from pooled_serve import pooling
 
-    pooling.set_pool_size(size, max_outstanding=cap, timeout=timeout)
-    pooling.apply_patch()
+        pooling.set_pool_size(size, max_outstanding=cap, timeout=timeout)
+        pooling.apply_patch()
+    else:
+        import pymysql
+
+        pymysql.install_as_MySQLdb()
 
     import django
 
@@ -124,7 +133,7 @@ def names(cap: int | None) -> dict[str, Any]:
         assert len(ours) == cap
         settle(lambda: known() == ours)  # the server takes a moment to forget what was closed
         for conn in taken:
-            assert not (conn._home and conn._suspect)
+            assert not (conn._home and conn.suspect)
             it.release(conn)
 
     return {
