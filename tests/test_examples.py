@@ -201,9 +201,26 @@ def test_the_table_and_what_counts_as_a_failure(shop: Shop) -> None:
     assert failed.returncode == 1
 
 
+def test_transaction_mode_serves_many_times_as_much_around_an_outside_call(shop: Shop) -> None:
+    done = run("load.py", "--compare-modes", "--seconds", "3", env=shop.env)
+    assert done.returncode == 0, done.stderr
+    number = r"(\d+\.\d+)"
+    rows = [
+        # a hundred clients wait for longer than load.py does
+        rf"request               {number} requests a second, failed: (?:\d+ x unfinished|none)",
+        rf"transaction           {number} requests a second, failed: none",
+        rf"ratio                 {number}",
+    ]
+    found = re.fullmatch("\n".join(rows) + "\n", done.stdout)
+    assert found, done.stdout
+    assert float(found.group(3)) >= 8
+    assert shop.connections() == 0
+
+
 @pytest.mark.parametrize(
     ("args", "env", "says"),
     [
+        (["--compare-modes"], {}, "--compare-modes needs DATABASE_URL"),
         (["http://example.com"], {}, "is not this machine"),
         (["https://127.0.0.1"], {}, "only http:// is spoken here"),
         (["--database"], {}, "--database needs a URL"),

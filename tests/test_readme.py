@@ -313,3 +313,15 @@ def test_the_example_of_a_single_test_finds_tests() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "test_pool.py::" in done.stdout
+
+
+def test_what_pins_a_lease_is_what_the_code_says() -> None:
+    from pooled_serve import sql
+
+    table = README.partition("| what pins a connection | reason |\n|---|---|\n")[2]
+    told = {row.strip("| ").split(" | ")[-1] for row in table.partition("\n\n")[0].splitlines()}
+    reasons = {reason for _, reason in (*sql._NAMED, *sql._TOUCHES)}
+    for module in ("session", "sql"):
+        source = (ROOT / "pooled_serve" / f"{module}.py").read_text()
+        reasons |= set(re.findall(r'(?:_pin\(|return )"([\w ]+)"', source))
+    assert told == reasons | {"unknown"}

@@ -42,6 +42,23 @@ def milliseconds(function: Callable[[], object], repeat: int) -> tuple[float, fl
     return statistics.median(wall), statistics.median(cpu)
 
 
+def returning(connection: MySQLConnection, use: Callable[[], object]) -> tuple[float, float]:
+    """Median cost of making a connection clean again after some use."""
+    wall, cpu = [], []
+    for _ in range(500):
+        use()
+        clocks = time.perf_counter(), time.process_time()
+        connection.reset()
+        wall.append((time.perf_counter() - clocks[0]) * 1e3)
+        cpu.append((time.process_time() - clocks[1]) * 1e3)
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def touch(connection: MySQLConnection) -> None:
+    connection.query("SET @x = 1")
+    connection.touched = "variable"
+
+
 def contended(pool: ConnectionPool[Any], users: int, cycles: int) -> tuple[float, float]:
     """Many greenlets, few connections: milliseconds of a cycle, and of the longest wait."""
     longest = 0.0
@@ -83,6 +100,14 @@ def main() -> None:
         rows.append(
             ("acquire and release", *milliseconds(lambda: pool.release(pool.acquire()), 20_000))
         )
+        connection = pool.acquire()
+        connection.set_up()
+        rows += [
+            ("a ping", *milliseconds(connection.ping, 500)),
+            ("return: ROLLBACK", *returning(connection, connection.begin)),
+            ("return: session reset", *returning(connection, lambda: touch(connection))),
+        ]
+        pool.release(connection)
         cycle, longest = contended(pool, 100, 100)
         pool.close()
 

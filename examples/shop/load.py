@@ -2,6 +2,7 @@
 """Load the shop: many clients at once, one table of what they got.
 
     python load.py http://127.0.0.1:8000 --clients 100 --seconds 10 --path /bench/one
+    DATABASE_URL=... python load.py --compare-modes --seconds 5
 
 With --database it also watches how many connections the database server has open meanwhile. That
 needs PyMySQL, as the shop does; all the rest is gevent and the standard library.
@@ -19,7 +20,10 @@ import json
 import math
 import os
 import random
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -239,11 +243,15 @@ class _ConnectionWatch:
                     self._connection = self._connect()
 
 
+def _failures(report: Report) -> str:
+    return ", ".join(f"{n} x {kind}" for kind, n in report.errors.items()) or "none"
+
+
 def _table(report: Report) -> str:
     rows = [
         ("requests", f"{report.requests} in {report.seconds} s from {report.clients} clients"),
         ("succeeded", f"{report.ok}, {report.per_second} a second"),
-        ("failed", ", ".join(f"{n} x {kind}" for kind, n in report.errors.items()) or "none"),
+        ("failed", _failures(report)),
     ]
     if report.ok:
         times = {"p50": report.p50_ms, "p95": report.p95_ms, "p99": report.p99_ms}
@@ -255,6 +263,53 @@ def _table(report: Report) -> str:
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
+MODES = ("request", "transaction")
+COMPARED = ("--pool-size", "4", "--max-outstanding", "4", "--pool-timeout", "60")
+COMPARED_PATH = "/bench/outside?ms=300"
+
+
+def compare_modes(clients: int, seconds: float) -> dict[str, Report]:
+    """The page with an outside call between two queries, on 4 connections, in each pool mode."""
+    return {mode: _in_mode(mode, clients, seconds) for mode in MODES}
+
+
+def _in_mode(mode: str, clients: int, seconds: float) -> Report:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "pooled_serve", "shop.wsgi", "-b", f"127.0.0.1:{port}"]
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(
+            [*command, *COMPARED, "--pool-mode", mode],
+            cwd=os.path.dirname(os.path.abspath(__file__)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(100):
+                if run(url, clients=1, seconds=0.1).ok:
+                    return run(url, clients=clients, seconds=seconds, paths=(COMPARED_PATH,))
+                if server.poll() is not None:
+                    break
+            log.seek(0)
+            raise ValueError(f"pooled-serve does not serve the shop\n{log.read()}")
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _comparison(reports: dict[str, Report]) -> str:
+    rows = [
+        f"{mode:<22}{report.per_second} requests a second, failed: {_failures(report)}"
+        for mode, report in reports.items()
+    ]
+    request, transaction = (reports[mode].per_second for mode in MODES)
+    rows.append(f"{'ratio':<22}{transaction / request if request else math.inf:.1f}")
+    return "\n".join(rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Load the shop on this machine.")
     parser.add_argument("url", nargs="?", default=DEFAULT_URL, help="default: %(default)s")
@@ -263,6 +318,12 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--path", default="/bench/one", help="default: %(default)s")
     what.add_argument("--mix", action="store_true", help="browse the shop as visitors do")
+    what.add_argument(
+        "--compare-modes",
+        action="store_true",
+        help=f"start the shop twice, in each --pool-mode on 4 connections, and load "
+        f"{COMPARED_PATH}; url, --database and --keep-alive do not count. Needs DATABASE_URL",
+    )
     parser.add_argument(
         "--keep-alive",
         action=argparse.BooleanOptionalAction,
@@ -282,7 +343,14 @@ def main() -> int:
     options = parser.parse_args()
     if options.database == "":
         parser.error("--database needs a URL, or DATABASE_URL in the environment")
+    if options.compare_modes and not os.environ.get("DATABASE_URL"):
+        parser.error("--compare-modes needs DATABASE_URL in the environment")
     try:
+        if options.compare_modes:
+            compared = compare_modes(options.clients, options.seconds)
+            as_json = json.dumps({mode: asdict(report) for mode, report in compared.items()})
+            print(as_json if options.json else _comparison(compared))
+            return 0 if all(report.ok for report in compared.values()) else 1
         report = run(
             options.url,
             clients=options.clients,

@@ -39,6 +39,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pool
 
 MODES = {
     "request": (["--gevent", "--pool"], {"POOLED_SERVE_POOL_MODE": "request"}),
+    "transaction": (["--gevent", "--pool"], {"POOLED_SERVE_POOL_MODE": "transaction"}),
     "request-threads": (["--pool"], {"POOLED_SERVE_POOL_MODE": "request"}),
 }
 """How the pool is run: options of launch.py, and what is added to the environment.
