@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # --- Exit codes of the command -----------------------------------------------------------------
 # 3 and 4 are also what gunicorn's arbiter uses for workers that do not boot.
@@ -20,40 +21,148 @@ EXIT_DATABASE = 6
 
 # --- Problem codes -----------------------------------------------------------------------------
 
-CODES: dict[str, str] = {
-    "PS101": "the application module does not exist",
-    "PS102": "the project fails while it is imported",
-    "PS103": "the application module has no such attribute",
-    "PS104": "the application is not a Django project",
-    "PS105": "the settings module does not exist",
-    "PS106": "the application is an ASGI application",
-    "PS107": "a file path was given instead of a module name",
-    "PS108": "the project has async views or middleware",
-    "PS109": "the URL configuration fails while it is imported",
-    "PS201": "the connection budget is larger than the server allows",
-    "PS202": "the connection budget is larger than what the server has left now",
-    "PS203": "connections would outlive the server's wait_timeout",
-    "PS204": "max-outstanding is smaller than pool-size",
-    "PS205": "--pool names a database that is not in DATABASES",
-    "PS206": "connections never retire",
-    "PS301": "the database server does not accept connections",
-    "PS302": "the database host is unknown",
-    "PS303": "the database refuses the user or password",
-    "PS304": "the database does not exist or may not be used",
-    "PS305": "the database server has no free connections",
-    "PS306": "the login needs the cryptography package",
-    "PS307": "the database server did not answer in time",
-    "PS308": "the database server answers with an error",
-    "PS309": "the TLS connection to the database server fails",
-    "PS401": "an option has a value that cannot be used",
-    "PS402": "an option is unknown",
-    "PS403": "the configuration file cannot be used",
-    "PS404": "the worker class is not gevent",
-    "PS405": "no application was given",
-    "PS501": "the address cannot be listened on",
-    "PS502": "mysqlclient is loaded",
-    "PS503": "another connection pool has patched Django",
-    "PS504": "this Django has changed where pooled-serve plugs in",
+
+class Code(NamedTuple):
+    """What a problem code stands for, and what usually helps. The message itself has the names
+    and the numbers; this is what the README lists."""
+
+    problem: str
+    remedy: str
+
+
+CODES: dict[str, Code] = {
+    "PS101": Code(
+        "the application module does not exist",
+        "run the command where `manage.py` is, or add `--chdir DIR`",
+    ),
+    "PS102": Code(
+        "the project fails while it is imported",
+        "the error, file and line are in the message; `manage.py check` shows it too",
+    ),
+    "PS103": Code(
+        "the application module has no such attribute, or it is not callable",
+        "name what `get_wsgi_application()` returned, as in `myproject.wsgi:application`",
+    ),
+    "PS104": Code(
+        "the application is not a Django project, or names no settings",
+        "name the `wsgi` module of a Django project; set `DJANGO_SETTINGS_MODULE` or `--settings`",
+    ),
+    "PS105": Code(
+        "the settings module does not exist",
+        "correct `DJANGO_SETTINGS_MODULE`, or use `--settings MODULE`",
+    ),
+    "PS106": Code(
+        "the application is an ASGI application",
+        "use the project's `wsgi` module",
+    ),
+    "PS107": Code(
+        "a file path was given instead of a module name",
+        "write `myproject.wsgi`, not `myproject/wsgi.py`",
+    ),
+    "PS108": Code(
+        "the project has async views or middleware",
+        "make them plain functions: under gevent those do not block other requests",
+    ),
+    "PS109": Code(
+        "the URL configuration fails while it is imported",
+        "correct the error in the message, or every request will meet it",
+    ),
+    "PS201": Code(
+        "the connection budget is larger than the server allows",
+        "lower `--max-outstanding` or `--workers`, or raise the server's limit; see Sizing",
+    ),
+    "PS202": Code(
+        "the connection budget is larger than what the server has left now",
+        "fine during a deploy, if the old instance holds the rest; else as PS201",
+    ),
+    "PS203": Code(
+        "connections would outlive the server's `wait_timeout`",
+        "lower `--conn-max-age` (or `CONN_MAX_AGE`), or raise `wait_timeout`",
+    ),
+    "PS204": Code(
+        "max-outstanding is smaller than pool-size",
+        "lower the one or raise the other",
+    ),
+    "PS205": Code(
+        "`--pool` names a database that is not in `DATABASES`",
+        "use one of the aliases that the message lists",
+    ),
+    "PS206": Code(
+        "connections never retire",
+        "give `--conn-max-age` a number; an hour is long",
+    ),
+    "PS301": Code(
+        "the database server does not accept connections",
+        "start it, or correct `HOST` and `PORT` in `DATABASES`",
+    ),
+    "PS302": Code(
+        "the database host is unknown",
+        "correct `HOST` in `DATABASES`, or the name service",
+    ),
+    "PS303": Code(
+        "the database refuses the user or password",
+        "correct `USER` and `PASSWORD` in `DATABASES`; accounts depend on the client's host too",
+    ),
+    "PS304": Code(
+        "the database does not exist or may not be used",
+        "create it, or `GRANT` the user rights on it",
+    ),
+    "PS305": Code(
+        "the database server has no free connections",
+        "end idle connections of others (`SHOW PROCESSLIST`), or raise the limit",
+    ),
+    "PS306": Code(
+        "the login needs the cryptography package",
+        "`pip install 'pooled-serve[rsa]'`, or use TLS",
+    ),
+    "PS307": Code(
+        "the database server did not answer in time",
+        "it may be frozen, or a firewall drops packets; try `mysqladmin -h HOST ping`",
+    ),
+    "PS308": Code(
+        "the database server answers with an error",
+        "the error is in the message; see the server's error log",
+    ),
+    "PS309": Code(
+        "the TLS connection to the database server fails",
+        "correct the `ssl` options of `OPTIONS` in `DATABASES`",
+    ),
+    "PS401": Code(
+        "an option has a value that cannot be used",
+        "the message names the option, and the variable or file that it came from",
+    ),
+    "PS402": Code(
+        "an option is unknown",
+        "the message has the nearest name; `pooled-serve --help` lists all",
+    ),
+    "PS403": Code(
+        "the configuration file cannot be used",
+        "the error, file and line are in the message",
+    ),
+    "PS404": Code(
+        "the worker class is not gevent",
+        "remove `-k`; look in `gunicorn.conf.py` and `GUNICORN_CMD_ARGS` as well",
+    ),
+    "PS405": Code(
+        "no application was given",
+        "`pooled-serve myproject.wsgi`, or `wsgi_app` in `gunicorn.conf.py`",
+    ),
+    "PS501": Code(
+        "the address cannot be listened on",
+        "stop the process that the message names, or choose another with `-b`",
+    ),
+    "PS502": Code(
+        "mysqlclient is loaded",
+        "remove the import of `MySQLdb` from the configuration file or the project",
+    ),
+    "PS503": Code(
+        "another connection pool has patched Django",
+        "remove the call that applies it; the message names its module",
+    ),
+    "PS504": Code(
+        "a package has changed where pooled-serve plugs in",
+        "install the version of it that the message names, or a newer pooled-serve",
+    ),
 }
 
 

@@ -135,8 +135,8 @@ def test_the_options_are_those_of_help(tmp_path: Path) -> None:
 
 def test_the_problem_codes_are_those_of_the_code() -> None:
     table = "\n".join(
-        ["| code | problem |", "|---|---|"]
-        + [f"| {code} | {meaning} |" for code, meaning in CODES.items()]
+        ["| code | problem | what helps |", "|---|---|---|"]
+        + [f"| {name} | {code.problem} | {code.remedy} |" for name, code in CODES.items()]
     )
     assert table in README, f"README.md should have\n{table}"
 
