@@ -46,6 +46,9 @@ class User:
         self.timeout = timeout
         self.greenlet = gevent.spawn(self.run)
 
+    def waits(self) -> bool:
+        return self.connection is None and not self.greenlet.ready()
+
     def run(self) -> None:
         try:
             self.connection = self.machine.pool.acquire(timeout=self.timeout)
@@ -83,9 +86,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --- Users come and go
 
-    @rule(timeout=strategies.sampled_from([0.001, 0.005, 5.0]))
-    def somebody_comes(self, timeout: float) -> None:
-        self.users.append(User(self, timeout))
+    @rule(many=strategies.integers(1, 4), timeout=strategies.sampled_from([0.001, 0.005, 5.0]))
+    def some_come(self, many: int, timeout: float) -> None:
+        self.users += [User(self, timeout) for _ in range(many)]
 
     @rule(which=index)
     def somebody_leaves(self, which: int) -> None:
@@ -127,13 +130,13 @@ class PoolMachine(RuleBasedStateMachine):
         self, which: int, killed_first: bool, how: BaseException
     ) -> None:
         holders = [user for user in self.users if user.connection is not None]
-        others = [user for user in self.users if user.connection is None]
+        others = [user for user in self.users if user.waits()]
         if not holders:
             return
         holder = holders[which % len(holders)]
         connection, holder.connection = holder.connection, None
         assert connection is not None
-        victim = others[which % len(others)] if others else User(self, 5.0)
+        victim = others[0] if others else User(self, 5.0)  # the first in the queue, mostly
         connection.user = None
         if killed_first:  # dies with the connection in its hands
             victim.greenlet.kill(how, block=False)
