@@ -213,9 +213,9 @@ class PoolError(Exception):
 class PoolTimeout(PoolError):
     """No connection could be handed out before the deadline.
 
-    The counts are those of the moment when the wait ended; ``last_error`` is the error of the
-    pool's last failed connect, if it has not connected since; ``longest_held`` is how long the
-    longest lease has lasted, in seconds.
+    The counts are those of the moment when the wait ended, and ``state`` has them in words;
+    ``last_error`` is the error of the pool's last failed connect, if it has not connected since;
+    ``longest_held`` is how long the longest lease has lasted, in seconds.
     """
 
     def __init__(
@@ -227,6 +227,7 @@ class PoolTimeout(PoolError):
         idle: int,
         waiting: int,
         cap: float,
+        state: str,
         longest_held: float = 0.0,
         last_error: BaseException | None = None,
     ) -> None:
@@ -236,15 +237,11 @@ class PoolTimeout(PoolError):
         self.idle = idle
         self.waiting = waiting
         self.cap = cap
+        self.state = state
         self.longest_held = longest_held
         self.last_error = last_error
         why = f"; last connect error: {last_error}" if last_error is not None else ""
-        limit = "unlimited" if cap == float("inf") else f"{cap:.0f}"
-        super().__init__(
-            f"pool {pool!r}: no connection within {seconds:g}s "
-            f"({in_use} in use, {idle} idle, {waiting} waiting, cap {limit}, "
-            f"longest held {longest_held:.1f}s){why}"
-        )
+        super().__init__(f"pool {pool!r}: no connection within {seconds:g}s ({state}){why}")
 
 
 class PoolClosed(PoolError):

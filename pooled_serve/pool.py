@@ -28,7 +28,8 @@ import os
 import random
 import time
 import weakref
-from collections import Counter, OrderedDict, deque
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,7 +37,20 @@ import gevent
 from gevent.hub import Waiter
 from gevent.monkey import get_original
 
+from pooled_serve import tally
 from pooled_serve.errors import PoolClosed, PoolTimeout
+from pooled_serve.tally import (
+    ACQUIRED,
+    BOUNDS,
+    CLOSED,
+    HELD_SECONDS,
+    HOLDS,
+    IDLE,
+    PINNED,
+    SLOTS,
+    WAITING,
+    Row,
+)
 
 get_thread = get_original("_thread", "get_ident")
 """The OS thread, whatever gevent has patched; a pool belongs to one."""
@@ -76,10 +90,11 @@ AGE_JITTER = 0.1
 class Slot(Generic[C]):
     """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
 
-    __slots__ = ("conn", "expires", "idle_since", "leased", "taken")
+    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "taken")
 
     def __init__(self) -> None:
         self.conn: C | None = None
+        self.key = 0  # id(conn), once there is one
         self.expires = math.inf
         self.idle_since = 0.0
         self.taken = 0.0
@@ -90,12 +105,13 @@ class _Ticket(Generic[C]):
     """One waiter in the queue. Gets exactly one of ``grant`` and ``error``, set by whoever
     takes it out of the queue, before it wakes."""
 
-    __slots__ = ("_loop", "_waiter", "error", "grant")
+    __slots__ = ("_loop", "_waiter", "error", "grant", "since")
 
-    def __init__(self) -> None:
+    def __init__(self, since: float) -> None:
         hub = gevent.get_hub()
         self._waiter = Waiter(hub)
         self._loop = hub.loop
+        self.since = since
         self.grant: Slot[C] | None = None
         self.error: Exception | None = None
 
@@ -115,6 +131,22 @@ class _Ticket(Generic[C]):
             timer.close()
 
 
+class Observer:
+    """Is told what a person may want to know. Does nothing; subclasses do.
+
+    Called on slow paths only; must neither raise nor switch greenlets.
+    """
+
+    def queued(self) -> None:
+        """Somebody has to wait."""
+
+    def connected(self) -> None:
+        """A connection was opened."""
+
+    def connect_failed(self, error: Exception) -> None:
+        """None could be opened."""
+
+
 def _always(conn: object) -> bool:
     return True
 
@@ -125,6 +157,10 @@ def _clean(conn: object) -> str | None:
 
 def _nothing(conn: object) -> None:
     pass
+
+
+def _somebody(conn: object) -> str:
+    return ""
 
 
 class ConnectionPool(Generic[C]):
@@ -146,6 +182,8 @@ class ConnectionPool(Generic[C]):
     :param reset: makes a dirty connection fit; may do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. They are kept, untouched, for ever.
+    :param holder: who has a connection, for messages; "" if that is not known.
+    :param observer: is told when somebody waits, and how connecting goes.
     :param clock: monotonic seconds.
     :param name: stands in messages.
     """
@@ -164,6 +202,8 @@ class ConnectionPool(Generic[C]):
         condition: Callable[[C], str | None] = _clean,
         reset: Callable[[C], None] = _nothing,
         abandon: Callable[[C], None] = _nothing,
+        holder: Callable[[C], str] = _somebody,
+        observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         name: str = "pool",
     ) -> None:
@@ -184,6 +224,8 @@ class ConnectionPool(Generic[C]):
         self._condition = condition
         self._reset = reset
         self._abandon = abandon
+        self._holder = holder
+        self._observer = observer or Observer()
         self._clock = clock
 
         self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
@@ -204,15 +246,7 @@ class ConnectionPool(Generic[C]):
         # Finalizers in other OS threads must find the loop of the thread that owns the pool.
         self._hub: Any = gevent.get_hub()
 
-        self.acquired_total = 0
-        self.waited_total = 0
-        self.wait_seconds_total = 0.0
-        self.held_seconds_total = 0.0
-        self.timeouts_total = 0
-        self.opened_total = 0
-        self.connect_errors_total = 0
-        self.reset_total = 0
-        self.closed_total: Counter[str] = Counter()
+        self.tally: Row = self._blank_tally()
         _pools.add(self)
 
     # --- For users -----------------------------------------------------------------------------
@@ -232,11 +266,12 @@ class ConnectionPool(Generic[C]):
         if self._idle:
             # The fast path: somebody else's connection, warm. Nobody waits.
             slot = self._idle.pop()
-            self._in_use[id(slot.conn)] = slot
+            self._in_use[slot.key] = slot
             slot.leased = True
+            self.tally[IDLE] -= 1
             if self._usable(slot, now, now + timeout):
                 slot.taken = now
-                self.acquired_total += 1
+                self.tally[ACQUIRED] += 1
                 return slot.conn  # type: ignore[return-value]  # idle slots have one
         return self._acquire(now, timeout)
 
@@ -254,7 +289,10 @@ class ConnectionPool(Generic[C]):
             raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out")
         slot.leased = False
         now = self._clock()
-        self.held_seconds_total += now - slot.taken
+        held = now - slot.taken
+        counts = self.tally
+        counts[HELD_SECONDS] += held
+        counts[HOLDS + bisect_left(BOUNDS, held)] += 1
         fault = self._condition(conn)
         if fault == DIRTY:
             fault = self._clean(slot)
@@ -306,22 +344,67 @@ class ConnectionPool(Generic[C]):
 
     def stats(self) -> dict[str, Any]:
         """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
-        return {
-            "size": self.size,
-            "max_outstanding": None if self.cap == math.inf else self.cap,
-            "in_use": len(self._in_use) + len(self._connecting),
-            "idle": len(self._idle),
-            "waiting": len(self._waiters),
-            "acquired_total": self.acquired_total,
-            "waited_total": self.waited_total,
-            "wait_seconds_total": self.wait_seconds_total,
-            "held_seconds_total": self.held_seconds_total,
-            "timeouts_total": self.timeouts_total,
-            "opened_total": self.opened_total,
-            "connect_errors_total": self.connect_errors_total,
-            "closed_total": dict(self.closed_total),
-            "reset_total": self.reset_total,
-        }
+        self.mark_oldest()
+        return tally.as_stats(list(self.tally), self._clock())
+
+    def describe(self) -> str:
+        """In use, idle, waiting, cap and the longest lease, in words."""
+        oldest = self._oldest_lease()
+        held, who = 0.0, ""
+        if oldest is not None and oldest.conn is not None:
+            held, who = self._clock() - oldest.taken, self._holder(oldest.conn)
+        cap = "unlimited" if self.cap == math.inf else f"{self.cap:.0f}"
+        return (
+            f"{len(self._in_use) + len(self._connecting)} in use, {len(self._idle)} idle, "
+            f"{len(self._waiters)} waiting, cap {cap}, longest held {held:.1f}s"
+            + (f" by {who}" if who else "")
+        )
+
+    # --- Counting ------------------------------------------------------------------------------
+
+    def count_into(self, row: Row) -> None:
+        """Count there from now on, and go on from the counts so far."""
+        for i, number in enumerate(self.tally):
+            row[i] = number
+        self.tally = row
+
+    def mark_oldest(self) -> None:
+        """Note since when the longest wait and the longest lease have lasted.
+
+        Nothing keeps that up to date by itself: it would be the dearest part of a hand-out.
+        """
+        oldest = self._oldest_lease()
+        first = next(iter(self._waiters), None)
+        self.tally[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
+        self.tally[tally.OLDEST_WAIT] = first.since if first else 0.0
+
+    def count_pinned(self, reason: str) -> None:
+        """A lease is kept to the end of a request, in transaction mode."""
+        self.tally[PINNED.get(reason, PINNED["other"])] += 1
+
+    def count_leaked(self) -> None:
+        """A lease has lasted suspiciously long."""
+        self.tally[tally.LEAKED] += 1
+
+    def _oldest_lease(self) -> Slot[C] | None:
+        leased = (slot for slot in self._in_use.values() if slot.leased)
+        return min(leased, key=lambda slot: slot.taken, default=None)
+
+    def _blank_tally(self) -> Row:
+        row = [0.0] * tally.WIDTH
+        row[tally.SIZE], row[tally.CAP] = self.size, self.cap
+        return row
+
+    def _observe(self, total: int, histogram: int, seconds: float) -> None:
+        self.tally[total] += seconds
+        self.tally[histogram + bisect_left(BOUNDS, seconds)] += 1
+
+    def _gauge(self) -> None:
+        """After every change of what there is, but for the fast paths, which change IDLE only."""
+        counts = self.tally
+        counts[IDLE] = len(self._idle)
+        counts[SLOTS] = len(self._idle) + len(self._in_use) + len(self._connecting)
+        counts[WAITING] = len(self._waiters)
 
     # --- Taking --------------------------------------------------------------------------------
 
@@ -340,7 +423,7 @@ class ConnectionPool(Generic[C]):
                 slot = self._take()
             if slot is None:
                 waited = True
-                slot = self._wait(deadline, timeout, first=had_turn)
+                slot = self._wait(began, timeout, first=had_turn)
             had_turn = True
             if slot.conn is None:
                 if not self._connect(slot, deadline, timeout):
@@ -349,10 +432,10 @@ class ConnectionPool(Generic[C]):
                 continue
             now = slot.taken = self._clock()
             slot.leased = True
-            self.acquired_total += 1
+            self.tally[ACQUIRED] += 1
             if waited:
-                self.waited_total += 1
-                self.wait_seconds_total += now - began
+                self.tally[tally.WAITED] += 1
+                self._observe(tally.WAIT_SECONDS, tally.WAITS, now - began)
             return slot.conn  # type: ignore[return-value]  # connected above
 
     def _take(self) -> Slot[C] | None:
@@ -363,7 +446,8 @@ class ConnectionPool(Generic[C]):
         if self._idle:
             slot = self._idle.pop()
             slot.leased = True
-            self._in_use[id(slot.conn)] = slot
+            self._in_use[slot.key] = slot
+            self.tally[IDLE] -= 1
             return slot
         if self._may_connect():
             return self._reserve()
@@ -382,27 +466,32 @@ class ConnectionPool(Generic[C]):
     def _reserve(self) -> Slot[C]:
         slot: Slot[C] = Slot()
         self._connecting.add(slot)
+        self._gauge()
         return slot
 
-    def _wait(self, deadline: float, timeout: float, *, first: bool) -> Slot[C]:
+    def _wait(self, began: float, timeout: float, *, first: bool) -> Slot[C]:
         """Queue until a slot is handed over."""
-        ticket: _Ticket[C] = _Ticket()
+        ticket: _Ticket[C] = _Ticket(began)
         self._waiters[ticket] = None
         if first:
             self._waiters.move_to_end(ticket, last=False)
+        self._gauge()
+        self._observer.queued()
 
         def expire(ticket: _Ticket[C]) -> None:
             # In the hub. Whoever took the ticket out of the queue before has served it.
             if ticket in self._waiters:
                 ticket.error = self._timed_out(timeout)
                 del self._waiters[ticket]
+                self._gauge()
                 ticket.wake()
 
         try:
-            ticket.wait(deadline - self._clock(), expire)
+            ticket.wait(began + timeout - self._clock(), expire)
         except BaseException:
             # Killed. A slot that was handed over in the meantime goes on to the next.
             self._waiters.pop(ticket, None)
+            self._gauge()
             if ticket.grant is not None:
                 self._pass_on(ticket.grant)
             raise
@@ -464,6 +553,7 @@ class ConnectionPool(Generic[C]):
             raise self._timed_out(timeout) from None
         except Exception as error:
             self._connecting.discard(slot)
+            self._gauge()
             self._connect_failed(error)
             if self._in_use or self._connecting:
                 return False
@@ -473,6 +563,8 @@ class ConnectionPool(Generic[C]):
         except BaseException:
             self._free(slot)
             raise
+        self.tally[tally.OPENED] += 1
+        self._observe(tally.CREATE_SECONDS, tally.CREATES, self._clock() - began)
         self._adopt(slot, conn)
         return True
 
@@ -480,11 +572,11 @@ class ConnectionPool(Generic[C]):
         age = self._max_age(conn) if callable(self._max_age) else self._max_age
         if age is not None:
             slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
-        slot.conn = conn
+        slot.conn, slot.key = conn, id(conn)
         slot.leased = True
         self._connecting.discard(slot)
-        self._in_use[id(conn)] = slot
-        self.opened_total += 1
+        self._in_use[slot.key] = slot
+        self._observer.connected()
         if self._failures:
             self._failures = 0
             self._last_error = None
@@ -492,7 +584,8 @@ class ConnectionPool(Generic[C]):
             self._serve_waiters()  # only one was let through to try
 
     def _connect_failed(self, error: Exception) -> None:
-        self.connect_errors_total += 1
+        self.tally[tally.CONNECT_ERRORS] += 1
+        self._observer.connect_failed(error)
         self._last_error = error
         self._failures += 1
         pause = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._failures - 1, 10))
@@ -521,7 +614,7 @@ class ConnectionPool(Generic[C]):
         except BaseException:
             self._discard(slot, "killed")
             raise
-        self.reset_total += 1
+        self.tally[tally.RESET] += 1
         return self._condition(conn)
 
     def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
@@ -542,8 +635,9 @@ class ConnectionPool(Generic[C]):
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
             slot.idle_since = now
-            del self._in_use[id(slot.conn)]
+            del self._in_use[slot.key]
             self._idle.append(slot)
+            self.tally[IDLE] += 1
             if slot.expires < self._next_expiry:
                 self._retire_at(slot.expires, now)
 
@@ -558,6 +652,7 @@ class ConnectionPool(Generic[C]):
     def _free(self, slot: Slot[C]) -> None:
         """Undo a reservation."""
         self._connecting.discard(slot)
+        self._gauge()
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
@@ -568,11 +663,13 @@ class ConnectionPool(Generic[C]):
     def _grant_head(self, slot: Slot[C]) -> None:
         ticket, _ = self._waiters.popitem(last=False)
         ticket.grant = slot
+        self._gauge()
         ticket.wake()
 
     def _fail_head(self, error: Exception) -> None:
         ticket, _ = self._waiters.popitem(last=False)
         ticket.error = error
+        self._gauge()
         ticket.wake()
 
     def _adopt_orphans(self) -> None:
@@ -584,7 +681,7 @@ class ConnectionPool(Generic[C]):
                 continue
             slot.leased = False
             now = self._clock()
-            self.held_seconds_total += now - slot.taken
+            self._observe(HELD_SECONDS, HOLDS, now - slot.taken)
             fault = self._condition(conn)
             self._put_back(slot, "abandoned" if fault == DIRTY else fault, now)
 
@@ -598,7 +695,7 @@ class ConnectionPool(Generic[C]):
         that the server never sees more connections than the cap.
         """
         slot.leased = False
-        self.closed_total[reason] += 1
+        self.tally[CLOSED.get(reason, CLOSED["other"])] += 1
         # Raw: it has no handle by which somebody could kill it before it ran.
         gevent.spawn_raw(self._close_slot, slot)
 
@@ -610,7 +707,8 @@ class ConnectionPool(Generic[C]):
             with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT, False):
                 conn.close()
         finally:
-            self._in_use.pop(id(conn), None)
+            self._in_use.pop(slot.key, None)
+            self._gauge()
             self._serve_waiters()
 
     def _retire_aged(self) -> None:
@@ -641,11 +739,12 @@ class ConnectionPool(Generic[C]):
         keep = []
         for slot in self._idle:
             if which(slot):
-                self._in_use[id(slot.conn)] = slot
+                self._in_use[slot.key] = slot
                 self._discard(slot, reason)
             else:
                 keep.append(slot)
         self._idle[:] = keep
+        self._gauge()
 
     # --- Small things --------------------------------------------------------------------------
 
@@ -656,9 +755,8 @@ class ConnectionPool(Generic[C]):
         return timer
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
-        self.timeouts_total += 1
-        now = self._clock()
-        held = (now - slot.taken for slot in self._in_use.values() if slot.leased)
+        self.tally[tally.TIMEOUTS] += 1
+        oldest = self._oldest_lease()
         return PoolTimeout(
             self.name,
             timeout,
@@ -666,8 +764,9 @@ class ConnectionPool(Generic[C]):
             idle=len(self._idle),
             waiting=len(self._waiters),
             cap=self.cap,
-            longest_held=max(held, default=0.0),
+            longest_held=self._clock() - oldest.taken if oldest else 0.0,
             last_error=self._last_error,
+            state=self.describe(),
         )
 
     def _after_fork_in_child(self) -> None:
@@ -682,6 +781,7 @@ class ConnectionPool(Generic[C]):
         self._last_error = None
         self._retry_timer = self._age_timer = None
         self._next_expiry = math.inf
+        self.tally = self._blank_tally()  # what was counted there is the parent's, too
         for conn in conns:
             self._parents[id(conn)] = conn
             self._abandon(conn)

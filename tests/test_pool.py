@@ -101,7 +101,7 @@ def test_no_more_than_size_stay_idle(make_pool: MakePool, driver: FakeDriver) ->
         pool.release(connection)
     settle(lambda: len(driver.open) == 2)
     assert pool.stats()["idle"] == 2
-    assert pool.closed_total == {"surplus": 3}
+    assert pool.stats()["closed_total"] == {"surplus": 3}
 
 
 def test_the_cap_holds_while_connects_are_slow(make_pool: MakePool, driver: FakeDriver) -> None:
@@ -157,7 +157,7 @@ def test_a_dead_idle_connection_is_replaced(make_pool: MakePool, driver: FakeDri
     dead.alive = False
     with leased(pool) as fresh:
         assert fresh is not dead
-    assert pool.closed_total == {"dead": 1}
+    assert pool.stats()["closed_total"] == {"dead": 1}
 
 
 def test_after_a_restart_of_the_server_all_dead_ones_go(
@@ -170,7 +170,7 @@ def test_after_a_restart_of_the_server_all_dead_ones_go(
         connection.alive = False
     with leased(pool) as fresh:
         assert fresh.alive
-    assert pool.closed_total == {"dead": 4}
+    assert pool.stats()["closed_total"] == {"dead": 4}
 
 
 def test_a_ping_without_an_answer_speaks_for_all_that_were_idle_for_as_long(
@@ -190,7 +190,7 @@ def test_a_ping_without_an_answer_speaks_for_all_that_were_idle_for_as_long(
         with leased(pool):
             pass
     assert driver.calls["ping"] == 1
-    assert pool.closed_total == {"dead": 2}
+    assert pool.stats()["closed_total"] == {"dead": 2}
 
 
 def test_a_broken_connection_is_not_reused(make_pool: MakePool, driver: FakeDriver) -> None:
@@ -199,7 +199,7 @@ def test_a_broken_connection_is_not_reused(make_pool: MakePool, driver: FakeDriv
         broken.fault = "lost"
     with leased(pool) as fresh:
         assert fresh is not broken
-    assert pool.closed_total == {"lost": 1}
+    assert pool.stats()["closed_total"] == {"lost": 1}
 
 
 def test_a_dirty_connection_is_cleaned_and_reused(make_pool: MakePool, driver: FakeDriver) -> None:
@@ -209,7 +209,7 @@ def test_a_dirty_connection_is_cleaned_and_reused(make_pool: MakePool, driver: F
     with leased(pool) as second:
         assert second is first
         assert not second.dirty
-    assert pool.reset_total == 1
+    assert pool.stats()["reset_total"] == 1
 
 
 def test_an_error_while_cleaning_closes_and_is_not_raised(
@@ -220,7 +220,7 @@ def test_an_error_while_cleaning_closes_and_is_not_raised(
     with leased(pool) as connection:
         connection.dirty = True
     settle(lambda: connection.closed)
-    assert pool.closed_total == {"dirty": 1}
+    assert pool.stats()["closed_total"] == {"dirty": 1}
 
 
 # --- Age ---------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_connection_retires_at_its_age_when_it_comes_back(driver: FakeDriver) 
     clock.now += 8
     pool.release(connection)
     settle(lambda: connection.closed)
-    assert pool.closed_total == {"age": 1}
+    assert pool.stats()["closed_total"] == {"age": 1}
 
 
 def test_a_connection_that_aged_while_idle_is_not_handed_out(driver: FakeDriver) -> None:
@@ -277,7 +277,7 @@ def test_idle_connections_are_closed_at_their_age_in_the_background(
         pass
     assert pool.stats()["idle"] == 2
     settle(lambda: not driver.open)
-    assert pool.closed_total == {"age": 2}
+    assert pool.stats()["closed_total"] == {"age": 2}
     assert pool.stats()["idle"] == 0
 
 
@@ -315,7 +315,7 @@ def test_wall_clock_jumps_do_not_matter(
         monkeypatch.setattr(time, "time", lambda now=now: now)
         with leased(pool) as again:
             assert again is first
-    assert pool.closed_total == {}
+    assert pool.stats()["closed_total"] == {}
 
 
 # --- Waiting -----------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_waiters_are_served_in_the_order_they_came(make_pool: MakePool) -> None:
     done.set()
     gevent.joinall([holder, *users], raise_error=True)
     assert order == list(range(50))
-    assert pool.waited_total == 50
+    assert pool.stats()["waited_total"] == 50
 
 
 def test_whoever_gives_back_cannot_take_it_again_before_the_waiters(make_pool: MakePool) -> None:
@@ -377,7 +377,7 @@ def test_the_queue_times_out_at_the_deadline_and_not_before(make_pool: MakePool)
     gevent.joinall(users, raise_error=True)
     assert min(seconds) >= 0.0999
     assert max(seconds) < 0.3
-    assert pool.timeouts_total == 20
+    assert pool.stats()["timeouts_total"] == 20
     done.set()
     holder.get()
 
@@ -612,9 +612,12 @@ def test_a_failed_connect_fails_all_who_wait_for_it(
 
 
 def test_with_connections_in_use_a_failed_connect_waits_for_their_return(
-    make_pool: MakePool, driver: FakeDriver
+    make_pool: MakePool, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Error 1040: the server is full, but our own will come back."""
+    # No attempt falls on the moment of the return: whoever makes it is out of the queue for that
+    # long, and the next is served first.
+    monkeypatch.setattr("pooled_serve.pool.BACKOFF_FIRST", 1.0)
     pool = make_pool(size=1, max_outstanding=3)
     taken = pool.acquire()
     driver.always["connect"] = DriverError("(1040, 'Too many connections')")
@@ -697,7 +700,7 @@ def test_a_connect_begun_too_late_is_not_held_against_the_server(
     pool.release(connection)
     late.join()
     assert isinstance(late.exception, PoolTimeout)
-    assert pool.connect_errors_total == 0
+    assert pool.stats()["connect_errors_total"] == 0
 
 
 def test_when_the_server_has_moved_no_older_connection_is_handed_out_again(
@@ -738,7 +741,7 @@ def test_recovery_is_found_by_the_next_user(make_pool: MakePool, driver: FakeDri
     gevent.sleep(0.06)
     with leased(pool):
         pass
-    assert pool.connect_errors_total == 1
+    assert pool.stats()["connect_errors_total"] == 1
 
 
 # --- Holders that are gone ----------------------------------------------------------------------
@@ -762,7 +765,7 @@ def test_a_reclaimed_connection_is_closed_if_dirty(make_pool: MakePool) -> None:
     connection.dirty = True
     pool.reclaim(connection)
     settle(lambda: connection.closed)
-    assert pool.closed_total == {"abandoned": 1}
+    assert pool.stats()["closed_total"] == {"abandoned": 1}
 
 
 def test_reclaim_from_another_thread(make_pool: MakePool) -> None:
@@ -835,7 +838,7 @@ def test_draining_keeps_nothing_idle_and_serves_those_in_the_queue(
     done.set()
     gevent.joinall(users, raise_error=True)
     settle(lambda: not driver.open)
-    assert pool.closed_total["drain"] == 2
+    assert pool.stats()["closed_total"]["drain"] == 2
     pool._keep_idle = pool.size  # so that assert_sound() may take it to the cap
 
 

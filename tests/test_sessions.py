@@ -529,7 +529,7 @@ def test_plain_orm_work_costs_nothing_on_return(
         with connection.schema_editor() as editor:
             editor.create_model(Item)
         patch.end_request()
-        resets = pool().reset_total
+        resets = pool().stats()["reset_total"]
         def work():
             with transaction.atomic():
                 Item.objects.create(name="a")
@@ -568,7 +568,7 @@ def test_pool_reset_always_resets_what_nobody_touched(
         for _ in range(3):
             run("SELECT 1")
             patch.end_request()
-        report(pool().reset_total)
+        report(pool().stats()["reset_total"])
         assert_sound()
     """
     found = script_on(tmp_path / "project", database, source, mode=mode, reset=reset)
@@ -587,7 +587,7 @@ def test_pool_reset_rollback_only_rolls_back(tmp_path: Path, database: Database)
         assert one("SELECT @x") == 1
         assert run("SELECT * FROM t") == []
         patch.end_request()
-        assert pool().opened_total == 1
+        assert pool().stats()["opened_total"] == 1
     """
     script_on(tmp_path / "project", database, source, reset="rollback")
 
