@@ -10,9 +10,7 @@ Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -20,14 +18,17 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
-from gevent.local import local
 from pymysql.cursors import Cursor
 
+from pooled_serve import tally
+from pooled_serve.board import Place
 from pooled_serve.errors import PoolClosed, PoolTimeout
+from pooled_serve.journal import Journal
+from pooled_serve.leaks import WatchedLease
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.plan import PoolPlan
 from pooled_serve.pool import ConnectionPool, get_thread
-from pooled_serve.session import Session
+from pooled_serve.session import Leases, Session, leases_here
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
@@ -57,35 +58,29 @@ class DatabaseSession(Session):
             raise DatabasePoolClosed(str(error)) from None
 
 
-class Holder:
-    """The sessions of one greenlet. Dies with it, and gives back what it forgot to.
+class WatchedSession(DatabaseSession):
+    """A session whose leases are watched for lasting too long."""
 
-    Lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
-    killed, timed out, plain ``greenlet.greenlet`` included.
-    """
+    threshold: float  # seconds
+    _watched: WatchedLease | None = None
 
-    __slots__ = ("sessions",)
+    def _lease(self) -> MySQLConnection:
+        conn = super()._lease()
+        self._watched = WatchedLease(self._pool, conn, self.threshold)
+        return conn
 
-    def __init__(self) -> None:
-        self.sessions: set[Session] = set()
+    def _give_back(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.end()
+        super()._give_back()
 
-    def __del__(self) -> None:
-        # Runs in the hub or in a garbage collection: abandon() only enqueues.
-        with contextlib.suppress(Exception):
-            for session in tuple(self.sessions):
-                session.abandon()
-
-
-_local = local()
-
-
-def sessions_here() -> set[Session]:
-    """The leases that the current greenlet holds."""
-    try:
-        holder = _local.holder
-    except AttributeError:
-        holder = _local.holder = Holder()
-    return cast(Holder, holder).sessions
+    def abandon(self) -> None:
+        """See :meth:`Session.abandon`."""
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.end_soon()
+        super().abandon()
 
 
 class Opener(MySQLWrapper):
@@ -117,7 +112,7 @@ class Leasing:
     def lease_from_pool(self) -> None:
         """Make this wrapper one that leases; it belongs to the current greenlet."""
         self.pooled = True
-        self._sessions = sessions_here()
+        self._leases = leases_here()
 
     def connect(self) -> None:
         """Connect as Django does, to a connection that is set up already."""
@@ -131,7 +126,7 @@ class Leasing:
         if self._leasing:
             # Long past, so that close_old_connections() at the end of the request gives it back.
             self.close_at = 0.0
-            return self.database.lease(self._sessions)
+            return self.database.lease(self._leases)
         return super().get_new_connection(conn_params)  # type: ignore[misc]
 
     def init_connection_state(self) -> None:
@@ -169,13 +164,18 @@ class Database:
         self._target: object = None
         self._server_data: dict[str, Any] | None = None
         self._server_version = ""
+        self._place: Place | None = None
+        self.journal = Journal(alias)
         self.foreign_total = 0
-        self.pinned_total: Counter[str] = Counter()  # leases kept to the end, by reason
 
         members = {"database": self, "__module__": engine.__module__}
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
         self._opener = type("DatabaseWrapper", bases, members)
         self._wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
+        self._session: type[Session] = DatabaseSession
+        if plan.leak_threshold is not None:
+            watched = {"threshold": plan.leak_threshold, "__module__": __name__}
+            self._session = type("WatchedSession", (WatchedSession,), watched)
 
     def wrapper(self) -> MySQLWrapper:
         """A new ``connections[alias]`` for the current greenlet."""
@@ -194,17 +194,17 @@ class Database:
         self.foreign_total += 1
         return False
 
-    def lease(self, sessions: set[Session]) -> Session:
+    def lease(self, leases: Leases) -> Session:
         """What Django is to hold as its connection.
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
         """
-        return DatabaseSession(
+        return self._session(
             self.pool,
-            sessions,
+            leases,
             self._settings["OPTIONS"].get("cursorclass", Cursor),
             self._plan.reset,
-            self.pinned_total if self._plan.mode == "transaction" else None,
+            self._plan.mode == "transaction",
         )
 
     @property
@@ -214,9 +214,23 @@ class Database:
         target = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
         if self._pool is None or target != self._target:
             if self._pool is not None:
+                self._pool.count_into([0.0] * tally.WIDTH)  # the place is its successor's
                 self._pool.drain()
             self._pool, self._target, self._server_data = self._make_pool(), target, None
+            self.journal.pool = self._pool
+            self._report()
         return self._pool
+
+    def report_on(self, place: Place) -> None:
+        """Count on the board from now on, and find out without traffic that a lost database is
+        back: somebody looks."""
+        self._place = place
+        self.journal.probing = True
+        self._report()
+
+    def _report(self) -> None:
+        if self._place is not None and self._pool is not None:
+            self._pool.count_into(self._place.row)
 
     def _make_pool(self) -> ConnectionPool[MySQLConnection]:
         plan = self._plan
@@ -238,6 +252,8 @@ class Database:
             condition=MySQLConnection.condition,
             reset=MySQLConnection.reset,
             abandon=MySQLConnection.abandon,
+            holder=MySQLConnection.holder,
+            observer=self.journal,
             name=self.alias,
         )
 
@@ -260,6 +276,8 @@ class Database:
         except BaseException:
             conn.close()
             raise
+        if self._place is not None:
+            self._place.label(self.alias, conn.engine, conn.address)
         return conn
 
     def server_data(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:

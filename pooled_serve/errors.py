@@ -147,6 +147,10 @@ CODES: dict[str, Code] = {
         "no application was given",
         "`pooled-serve myproject.wsgi`, or `wsgi_app` in `gunicorn.conf.py`",
     ),
+    "PS406": Code(
+        "the listening sockets were inherited, and none of them is the status page's",
+        "add one where the others come from (systemd, `fd://`, USR2), or leave out `--status`",
+    ),
     "PS501": Code(
         "the address cannot be listened on",
         "stop the process that the message names, or choose another with `-b`",

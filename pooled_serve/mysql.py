@@ -82,6 +82,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     """Seconds after which the server hangs up on an idle connection; None if it did not say."""
 
     _fault: str | None = None
+    lessee: Any = None  # who has it, see pooled_serve.session.Leases
     suspect = False  # an error left open whether a transaction is
     touched: str | None = None
     """Why the state of the session may not be the one of a fresh connection; None if it is."""
@@ -370,6 +371,29 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                     )
                 raise
         self.suspect, self.touched = False, None
+
+    def holder(self) -> str:
+        """Who has it, in words."""
+        return "" if self.lessee is None else str(self.lessee)
+
+    @property
+    def engine(self) -> str:
+        """ "MariaDB 10.11.19", "MySQL 9.7.0"."""
+        version = self.server_version.removeprefix("5.5.5-")  # MariaDB, to be let in by old clients
+        kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
+        return f"{kind} {version.partition('-')[0]}"
+
+    @property
+    def server(self) -> str:
+        """host:port or the path of a socket. What stands before an "@" in a host is a password
+        in the wrong place, and left out."""
+        return self.unix_socket or f"{self.host.rpartition('@')[2]}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The server and the database on it."""
+        database = self.db.decode() if isinstance(self.db, bytes) else self.db
+        return f"{self.server}/{database or ''}"
 
     def usable(self) -> bool:
         """What Django asks after an error: can this user go on with it? No I/O."""

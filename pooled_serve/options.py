@@ -76,6 +76,18 @@ def age(value: object) -> float:
         raise ValueError(f"must be a number of seconds above 0 or 'none', not {value!r}") from None
 
 
+def address(value: object) -> str:
+    """HOST:PORT, where an empty HOST means all, or ``unix:PATH``."""
+    text = str(value)
+    host, _, port = text.rpartition(":")
+    if isinstance(value, str) and (
+        (text.startswith("unix:") and text != "unix:")
+        or (":" in text and "/" not in host and port.isdecimal() and 0 < int(port) < 65536)
+    ):
+        return text
+    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}")
+
+
 def one_of(*values: str) -> Callable[[object], str]:
     """One of some words."""
 
@@ -223,6 +235,21 @@ OPTIONS: tuple[Option, ...] = (
         1,
     ),
     Option(
+        "--leak-threshold",
+        "pool_leak_threshold",
+        seconds,
+        "SECONDS",
+        "Warn, with the stack that took it, when a connection is held longer. Default: off.",
+    ),
+    Option(
+        "--status",
+        "pool_status",
+        address,
+        "ADDR",
+        "Serve a status page, /stats.json, /metrics, /livez and /readyz here: HOST:PORT or "
+        "unix:PATH. Default: off.",
+    ),
+    Option(
         "--strict",
         "pool_strict",
         flag,
@@ -248,6 +275,7 @@ class PoolOptions:
     strict: bool = False
     mode: str = "request"
     reset: str = "auto"
+    leak_threshold: float | None = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PoolOptions:
@@ -262,6 +290,7 @@ class PoolOptions:
             strict=bool(values.get("pool_strict")),
             mode=values.get("pool_mode") or "request",
             reset=values.get("pool_reset") or "auto",
+            leak_threshold=values.get("pool_leak_threshold"),
         )
 
     def alias(self, name: str) -> AliasSize | None:

@@ -6,34 +6,29 @@ Two functions of Django are replaced, ``ConnectionHandler.create_connection`` an
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import gevent
 import pymysql
 from django.core.handlers import exception as handlers
 from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
+from pooled_serve.board import Place
 from pooled_serve.errors import EXIT_PROJECT, PoolTimeout, refuse
 from pooled_serve.plan import Plan
 from pooled_serve.pool import get_thread
-
-log = logging.getLogger("gunicorn.error")
+from pooled_serve.session import leases_here
 
 RETRY_AFTER = "1"
 """Seconds after which a client that got a 503 may try again."""
 
-WARN_EVERY = 1.0
-"""Seconds between two log lines about timeouts; a full pool can produce thousands."""
-
 _databases: dict[str, Any] = {}  # alias -> backend.Database, for MySQL aliases in use
 _plan: Plan | None = None
 _thread = 0  # the OS thread whose event loop the pools belong to
-_refused: dict[str, list[str]] = {}  # alias -> not told of yet; there is a _watch for each
+_place_for: Callable[[str], Place | None] | None = None  # on the board, if there is one
 
 _create_connection = ConnectionHandler.create_connection
 _response_for_exception = handlers.response_for_exception
@@ -91,19 +86,28 @@ def create_connection(handler: ConnectionHandler, alias: str) -> Any:
     """In place of ``ConnectionHandler.create_connection``."""
     if handler is not connections or _plan is None:
         return _create_connection(handler, alias)
-    database = _databases.get(alias)
-    if database is None:
-        settings_dict = handler.settings[alias]
-        engine = load_backend(settings_dict["ENGINE"]).DatabaseWrapper
-        if not is_poolable(engine):
-            return _create_connection(handler, alias)
-        from pooled_serve.backend import Database
+    database = _databases.get(alias) or _make_database(_plan, handler.settings[alias], alias)
+    return _create_connection(handler, alias) if database is None else database.wrapper()
 
-        plan = _plan.pool(alias, settings_dict["CONN_MAX_AGE"])
-        database = Database(alias, settings_dict, engine, plan, _thread)
-        # Another greenlet or thread may have come first, while this one imported.
-        database = _databases.setdefault(alias, database)
-    return database.wrapper()
+
+def _make_database(plan: Plan, settings_dict: dict[str, Any], alias: str) -> Any:
+    """None if it is not for us to pool."""
+    engine = load_backend(settings_dict["ENGINE"]).DatabaseWrapper
+    if not is_poolable(engine):
+        return None
+    from pooled_serve.backend import Database
+
+    pool_plan = plan.pool(alias, settings_dict["CONN_MAX_AGE"])
+    database = Database(alias, settings_dict, engine, pool_plan, _thread)
+    # Another greenlet or thread may have come first, while this one imported.
+    if _databases.setdefault(alias, database) is database:
+        _report_on_board(database)
+    return _databases[alias]
+
+
+def _report_on_board(database: Any) -> None:
+    if _place_for is not None and (place := _place_for(database.alias)) is not None:
+        database.report_on(place)
 
 
 def is_poolable(engine: type[Any]) -> bool:
@@ -122,12 +126,8 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
     """
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
-    if exc.pool in _refused:
-        _refused[exc.pool].append(str(exc))  # not itself, which holds on to the request
-    else:
-        _refused[exc.pool] = []
-        log.warning("503 Service Unavailable: %s", exc)
-        gevent.spawn(_watch, exc.pool)
+    if exc.pool in _databases:
+        _databases[exc.pool].journal.refused(str(exc))  # not itself, which holds the request
     return HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,
@@ -136,25 +136,9 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
     )
 
 
-def _watch(alias: str) -> None:
-    """Tell of the requests that are refused, in a line a second, until the pressure is over."""
-    began, total = time.monotonic(), 1
-    while True:
-        gevent.sleep(WARN_EVERY)
-        refused = _refused[alias]
-        total += len(refused)
-        if refused:
-            log.warning("503 Service Unavailable, %d times: %s", len(refused), refused[-1])
-            refused.clear()
-        elif alias not in pools() or not pools()[alias].stats()["waiting"]:
-            break
-    del _refused[alias]
-    log.warning(
-        "pool %r: the pressure is over, nobody waits; %d requests got 503 in %.0fs",
-        alias,
-        total,
-        time.monotonic() - began,
-    )
+def begin_request(request: Any) -> None:
+    """What follows in this greenlet is for a request, gunicorn's; for the log to name it."""
+    leases_here().request = request
 
 
 def end_request() -> None:
@@ -165,11 +149,9 @@ def end_request() -> None:
     keep-alive client in one greenlet: wrappers with their flags must not pass from one to the
     other.
     """
-    if not _databases:
-        return
-    from pooled_serve.backend import sessions_here
-
-    for session in tuple(sessions_here()):
+    leases = leases_here()
+    leases.request = None
+    for session in tuple(leases):
         session.close()
     mine = connections._connections  # type: ignore[attr-defined]
     for alias in _databases:
@@ -180,6 +162,24 @@ def end_request() -> None:
 def pools() -> dict[str, Any]:
     """alias -> :class:`ConnectionPool`, of the databases used so far."""
     return {alias: database.pool for alias, database in _databases.items()}
+
+
+def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str]) -> None:
+    """Put this worker's pools on the board, those there are and those to come.
+
+    :param place_for: room on the board for an alias.
+    :param unreachable: databases that did not answer the preflight; asked again until they do.
+    """
+    global _place_for
+    _place_for = place_for
+    for database in _databases.values():
+        _report_on_board(database)
+    for alias in unreachable:
+        if alias in connections.settings:
+            connections[alias]  # makes it, if it is not there yet
+            _databases[alias].pool  # noqa: B018 - made at first use
+            _databases[alias].journal.lose()
+    end_request()
 
 
 def end_load(*, fork_follows: bool) -> None:

@@ -76,6 +76,7 @@ class PoolPlan:
     age_written: bool = False
     mode: str = "request"
     reset: str = "auto"
+    leak_threshold: float | None = None  # seconds; None: nobody looks
 
     def safe_age(self, wait_timeout: float | None) -> float:
         """The longest that a connection may live on a server with this ``wait_timeout``."""
@@ -199,6 +200,7 @@ def _pool_plan(
         cap_written=cap is not None,
         mode=options.mode,
         reset=options.reset,
+        leak_threshold=options.leak_threshold,
     )
     if plan.size > plan.cap:
         if plan.size_written:

@@ -347,6 +347,11 @@ class ConnectionPool(Generic[C]):
         self.mark_oldest()
         return tally.as_stats(list(self.tally), self._clock())
 
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open, in use or idle."""
+        return not self._in_use and not self._idle
+
     def describe(self) -> str:
         """In use, idle, waiting, cap and the longest lease, in words."""
         oldest = self._oldest_lease()
@@ -363,9 +368,9 @@ class ConnectionPool(Generic[C]):
     # --- Counting ------------------------------------------------------------------------------
 
     def count_into(self, row: Row) -> None:
-        """Count there from now on, and go on from the counts so far."""
+        """Count there from now on, on top of what was counted here and there so far."""
         for i, number in enumerate(self.tally):
-            row[i] = number
+            row[i] = number + (row[i] if i < tally.COUNTERS else 0.0)
         self.tally = row
 
     def mark_oldest(self) -> None:

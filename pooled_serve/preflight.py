@@ -165,16 +165,13 @@ def _describe(alias: str, connections: Any) -> _Asked:
     except Exception as error:
         problem = f"PyMySQL cannot use the settings of the database {alias!r}"
         raise _bad_databases(problem, error) from error
-    # As the connection has it: OPTIONS and option files may name it, too. What stands before
-    # an "@" is a password in the wrong place.
-    host = connection.host.rpartition("@")[2]
-    server = connection.unix_socket or f"{host}:{connection.port}"
     report = DatabaseReport(
         alias,
         pooled=True,
         label="MySQL",
-        address=f"{server}/{connection.db or ''}",
-        server=server,
+        # As the connection has it: OPTIONS and option files may name it, too.
+        address=connection.address,
+        server=connection.server,
         conn_max_age=settings["CONN_MAX_AGE"],
     )
     return _Asked(report, connection)

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import io
+import ipaddress
 import logging
 import os
 import socket
@@ -17,10 +18,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
 from pooled_serve import options
+from pooled_serve.board import Board
 from pooled_serve.errors import (
     EXIT_DATABASE,
     EXIT_PLAN,
@@ -46,6 +49,60 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
 
     _source = ""  # of the arguments that are parsed, if they were not typed
+
+    @property
+    def address(self) -> list[Any]:
+        """What gunicorn listens on: the addresses of the application, and the status page's."""
+        return self.app_address + self.status_address
+
+    @property
+    def app_address(self) -> list[Any]:
+        """Where the application is served."""
+        addresses: list[Any] = super().address
+        return addresses
+
+    @property
+    def status_address(self) -> list[Any]:
+        """Where the status page is served; empty if it is not."""
+        text = self.settings["pool_status"].value
+        if text is None:
+            return []
+        return [util.parse_address(f"0.0.0.0{text}" if text.startswith(":") else text)]
+
+    def is_status_listener(self, sock: Any) -> bool:
+        """Whether a listening socket, perhaps an inherited one, is the status page's."""
+        return any(_is_at(sock.getsockname(), address) for address in self.status_address)
+
+    def when_ready(self, arbiter: Any) -> None:
+        """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
+
+        :raises Refusal: the listeners were inherited, and none is for the status page.
+        """
+        # With reuse_port there are none here: each worker makes its own.
+        found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
+        if self.status_address and arbiter.LISTENERS and not found:
+            if arbiter.pidfile is not None:
+                arbiter.pidfile.unlink()
+            raise refuse(
+                EXIT_USAGE,
+                "PS406",
+                f"the sockets were inherited, and none listens on --status "
+                f"{_text(self.status_address[0])}",
+                "add it where the others come from (systemd, fd://), or leave out --status",
+            )
+        for address in self.status_address:
+            if isinstance(address, tuple) and not _is_loopback(address[0]):
+                log.warning(
+                    "Whoever reaches %s can read the status page: names of databases, and load",
+                    _text(address),
+                )
+        self.settings["when_ready"].get()(arbiter)
+
+    def child_exit(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker has died, however. Then the user's."""
+        if worker.board is not None:
+            worker.board.retire(worker.slot)
+        self.settings["child_exit"].get()(arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:
         """Gunicorn's variable, then ours: of two values for an option the last counts."""
@@ -115,6 +172,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     plan: Plan
     cfg: Config
+    board: Board | None = None  # made when there is a status page, kept as long as the master
     app_uri: Any  # a string, once there is a configuration
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -183,6 +241,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         _ = self.cfg.env, self.cfg.address  # gunicorn would look at these too late, and crash
         self._use_pooled_worker()
         self._disable_control_socket()
+        self._check_status_address()
         self._make_plan()
 
     def _use_pooled_worker(self) -> None:
@@ -204,6 +263,19 @@ class Application(WSGIApplication):  # type: ignore[misc]
             setting.value = setting.default
             self.cfg.set("control_socket_disable", True)
 
+    def _check_status_address(self) -> None:
+        for address in self.cfg.status_address:
+            if address in self.cfg.app_address:
+                text = _text(address)
+                raise bad_value(f"--status: {text} is where the application is served (-b)")
+        if self.cfg.status_address and self.board is None:
+            self.board = Board()
+
+    @property
+    def unreachable(self) -> list[str]:
+        """The databases that did not answer the preflight."""
+        return [d.alias for d in self._report.databases if d.pooled and d.problem]
+
     def _make_plan(self) -> None:
         self.plan = make_plan(
             self.cfg.pool_options(),
@@ -219,9 +291,18 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().reload()
             if self.plan.contradictions:
                 raise _contradiction(self.plan)
+            self._keep_status(before[0])
         except Refusal as refusal:
             self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", refusal)
+
+    def _keep_status(self, before: Config) -> None:
+        """Gunicorn would close all its listeners and bind them anew, which fails, and ends it,
+        because the old workers still listen."""
+        new, old = (cfg.settings["pool_status"] for cfg in (self.cfg, before))
+        if new.value != old.value:
+            new.value = old.value
+            log.warning("--status stays %s: it takes a restart to change it", old.value or "off")
 
     # --- Start ---------------------------------------------------------------------------------
 
@@ -249,7 +330,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """The plan in full."""
         from pooled_serve import report
 
-        binds = [f"{'https' if self.cfg.is_ssl else 'http'}://{_text(a)}" for a in self.cfg.address]
+        scheme = "https" if self.cfg.is_ssl else "http"
+        binds = [f"{scheme}://{_text(address)}" for address in self.cfg.app_address]
         return report.check(
             self.plan,
             self._report,
@@ -319,6 +401,24 @@ def _contradiction(plan: Plan) -> Refusal:
         EXIT_PLAN,
         [Problem(v.subject.partition(" ")[0], v.text, v.remedy) for v in plan.contradictions],
     )
+
+
+def _is_at(name: Any, address: Any) -> bool:
+    """Whether a socket of this name listens on a configured address."""
+    if not isinstance(address, tuple) or not isinstance(name, tuple):
+        return bool(name == address)
+    if name[1] != address[1]:
+        return False
+    with contextlib.suppress(OSError):
+        return name[0] in {found[4][0] for found in socket.getaddrinfo(*address)}
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(OSError):
+        found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        return all(address.is_loopback for address in found)
+    return False
 
 
 def _text(address: Any) -> str:

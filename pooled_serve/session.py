@@ -12,10 +12,11 @@ advance: that saves a round trip, and a transaction in which nothing happens cos
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections import Counter
 from typing import Any
 
+from gevent.local import local
 from pymysql.err import InterfaceError, ProgrammingError
 
 from pooled_serve.mysql import MySQLConnection
@@ -27,6 +28,57 @@ _ASKING = frozenset({"affected_rows", "insert_id", "show_warnings"})
 """Methods of a connection that tell of the statement before."""
 
 
+class Leases(set["Session"]):
+    """The sessions of one greenlet that hold a connection, and what it does meanwhile."""
+
+    request: Any = None
+    """Gunicorn's, while one is served."""
+
+    def __str__(self) -> str:
+        if self.request is None:
+            return "a greenlet outside of requests"
+        return f"{self.request.method} {shorten(self.request.path)}"
+
+
+def shorten(path: str) -> str:
+    """A path for logs: two segments of it. What follows can be a token, and a query anything."""
+    segments = path.partition("?")[0].split("/")
+    short = "/".join(segments[:3]) + ("/…" if any(segments[3:]) else "")
+    return "".join(c if c.isprintable() else "�" for c in short[:100])
+
+
+class Holder:
+    """The sessions of one greenlet. Dies with it, and gives back what it forgot to.
+
+    Lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
+    killed, timed out, plain ``greenlet.greenlet`` included.
+    """
+
+    __slots__ = ("leases",)
+
+    def __init__(self) -> None:
+        self.leases = Leases()
+
+    def __del__(self) -> None:
+        # Runs in the hub or in a garbage collection: abandon() only enqueues.
+        with contextlib.suppress(Exception):
+            for session in tuple(self.leases):
+                session.abandon()
+
+
+_local = local()
+
+
+def leases_here() -> Leases:
+    """What the current greenlet holds."""
+    try:
+        holder = _local.holder
+    except AttributeError:
+        holder = _local.holder = Holder()
+    leases: Leases = holder.leases
+    return leases
+
+
 class Session:
     """Seen as a PyMySQL connection. :meth:`close` gives back what it holds.
 
@@ -35,27 +87,25 @@ class Session:
     a connection that somebody else holds by then.
 
     :param pool: where connections come from.
-    :param held: the sessions of this greenlet that hold one; see
-        :class:`pooled_serve.backend.Holder`.
+    :param held: the sessions of this greenlet that hold one; see :class:`Holder`.
     :param cursorclass: PyMySQL's, or what OPTIONS name.
     :param reset: ``auto``, ``always`` or ``rollback``; see ``--pool-reset``.
-    :param pins: None in request mode; in transaction mode counts pinned leases, by reason.
+    :param per_transaction: lease for each statement or transaction, and not for good.
     :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
     """
 
     def __init__(
         self,
         pool: ConnectionPool[MySQLConnection],
-        held: set[Session],
+        held: Leases,
         cursorclass: type[Any],
         reset: str = "auto",
-        pins: Counter[str] | None = None,
+        per_transaction: bool = False,
     ) -> None:
         self._pool = pool
         self._held = held
         self._cursorclass = _tracked(cursorclass)
         self._reset = reset
-        self._pins = pins
         self._conn: MySQLConnection | None = None
         self._closed = False
         self._autocommit = True  # as Django sees it; the connection below nearly always is
@@ -63,7 +113,7 @@ class Session:
         self._inserted = False  # a row with a generated key, since it was leased
         self._depth = 0  # statements under way: executemany() runs several
         self._last: Any = None  # the last result: its cursor looks for more of it
-        self._pinned = pins is None
+        self._pinned = not per_transaction
         if self._pinned:
             self._lease()
 
@@ -94,6 +144,7 @@ class Session:
         if self._reset == "always":
             conn.touched = "always"
         self._conn = conn
+        conn.lessee = self._held
         self._held.add(self)
         return conn
 
@@ -101,14 +152,15 @@ class Session:
         conn, self._conn = self._conn, None
         if conn is not None:
             self._held.discard(self)
+            conn.lessee = None
             if self._reset == "rollback":
                 conn.touched = None  # by a method of its own, such as select_db()
             self._pool.release(conn)
 
     def _pin(self, reason: str) -> None:
-        if not self._pinned and self._pins is not None:
+        if not self._pinned:
             self._pinned = True
-            self._pins[reason] += 1
+            self._pool.count_pinned(reason)
 
     # --- Statements ----------------------------------------------------------------------------
 
