@@ -36,7 +36,7 @@ class Leases(set["Session"]):
 
     def __str__(self) -> str:
         if self.request is None:
-            return "a greenlet outside of requests"
+            return "a greenlet, not a request"
         return f"{self.request.method} {shorten(self.request.path)}"
 
 

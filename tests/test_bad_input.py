@@ -89,6 +89,8 @@ BAD_VALUES = {
     "pool_reset": ("never",),
     "pool_aliases": ("replica", "replica:0", "replica:x", ":4", "replica:4:0", "a:1:2:3"),
     "pool_replicas": ("0", "two"),
+    "pool_leak_threshold": ("0", "-1", "long"),
+    "pool_status": ("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
     "pool_strict": ("maybe",),
 }
 

@@ -173,6 +173,7 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "protocol": ("uwsgi", "uwsgi"),
         "ssl_version": ("TLS_SERVER", "TLS_SERVER"),
         "pool_timeout": ("77", 77.0),
+        "pool_leak_threshold": ("77", 77.0),
         "conn_max_age": ("77", 77.0),
         "reload_extra_files": (f"{folder}/other.py", [f"{folder}/other.py"]),
         "cert_reqs": ("1", 1),
@@ -190,6 +191,7 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "pool_aliases": ("a:1", (options.AliasSize("a", 1),)),
         "pool_mode": ("transaction", "transaction"),
         "pool_reset": ("always", "always"),
+        "pool_status": (":8001", ":8001"),
     }
     if setting.name in known:
         text, value = known[setting.name]
@@ -248,8 +250,9 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 
 # Each module may import the ones above it.
 ORDER = [
-    *("__init__", "errors", "options", "pool", "plan", "project", "sql", "mysql", "session"),
-    *("backend", "patch", "worker", "preflight", "report", "pooling", "server", "cli", "__main__"),
+    *("__init__", "errors", "options", "tally", "pool", "plan", "project", "sql", "mysql"),
+    *("session", "board", "journal", "leaks", "backend", "patch", "status", "worker"),
+    *("preflight", "report", "pooling", "server", "cli", "__main__"),
 ]
 
 
@@ -273,7 +276,9 @@ def test_imports_point_one_way() -> None:
         assert imports(module) <= set(ORDER[:place]), module
     assert imports("errors") == set()
     assert imports("options") == set()
-    assert imports("pool") <= {"errors"}
+    assert imports("tally") == set()
+    assert imports("board") == {"tally"}
+    assert imports("pool") == {"errors", "tally"}
     assert imports("plan") <= {"errors", "options"}
 
 

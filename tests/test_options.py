@@ -28,6 +28,8 @@ VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "pool_reset": (("rollback", "rollback"), ("always", "always")),
     "pool_aliases": (("a:5", (AliasSize("a", 5),)), ("a:5:9", (AliasSize("a", 5, 9),))),
     "pool_replicas": (("2", 2), ("3", 3)),
+    "pool_leak_threshold": (("2.5", 2.5), ("7", 7.0)),
+    "pool_status": (("[::1]:8001", "[::1]:8001"), ("unix:/run/s", "unix:/run/s")),
 }
 VALUED = [option for option in OPTIONS if not option.is_flag]
 (STRICT,) = (option for option in OPTIONS if option.is_flag)

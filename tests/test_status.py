@@ -619,7 +619,7 @@ def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartSta
     wait_until(lambda: "came back after" in it.site.server.log)
     log = it.site.server.log
     assert log.count("is held for") == 1
-    assert "by a greenlet outside of requests" in log
+    assert "by a greenlet, not a request" in log
     assert it.pool()["leaked_total"] == 1
     it.site.assert_whole()
 

@@ -97,7 +97,7 @@ def test_a_lease_lasts_a_statement_or_a_transaction(script: Any, either: Databas
             run("INSERT INTO t (n) VALUES (4)")
             raise KeyError
         assert in_use() == 0 and number() == 3
-        assert pool().opened_total == 1 and pinned() == {}
+        assert pool().stats()["opened_total"] == 1 and pinned() == {}
         """,
         on=either,
     )
