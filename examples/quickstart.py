@@ -90,6 +90,7 @@ def parse_options() -> argparse.Namespace:
 
 def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     port = choose_port(options.port)
+    status_port = choose_port(None, beside=port)
     venv = options.venv.absolute()
     if not options.no_install:
         make_venv(venv)
@@ -103,8 +104,8 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     # In the environment and on no command line: those are for everyone to see in ps.
     os.environ["DATABASE_URL"] = url
     fill_shop(venv, options.products)
-    server = start_server(venv, port, cleanup)
-    say(what_to_try(venv, port))
+    server = start_server(venv, port, status_port, cleanup)
+    say(what_to_try(venv, port, status_port))
     try:
         server.wait(options.seconds)
     except subprocess.TimeoutExpired:
@@ -112,9 +113,11 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     raise server_ended(server)
 
 
-def choose_port(wanted: int | None) -> int:
+def choose_port(wanted: int | None, *, beside: int | None = None) -> int:
     candidates = range(FIRST_PORT, FIRST_PORT + 100) if wanted is None else [wanted]
     for port in candidates:
+        if port == beside:
+            continue
         with socket.socket() as probe:
             # As Gunicorn does: a port whose last connections linger is free to listen on.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -223,9 +226,11 @@ def fill_shop(venv: Path, products: int) -> None:
 # --- The server ---
 
 
-def start_server(venv: Path, port: int, cleanup: ExitStack) -> subprocess.Popen[bytes]:
+def start_server(
+    venv: Path, port: int, status_port: int, cleanup: ExitStack
+) -> subprocess.Popen[bytes]:
     arguments = ["shop.wsgi", "--pool-size", "4", "--max-outstanding", "10"]
-    arguments += ["-b", f"127.0.0.1:{port}"]
+    arguments += ["-b", f"127.0.0.1:{port}", "--status", f"127.0.0.1:{status_port}"]
     say(f"In {shown(SHOP)}: pooled-serve {shlex.join(arguments)}")
     server = subprocess.Popen(
         tied_to_us([str(venv / "bin" / "pooled-serve"), *arguments]),
@@ -271,17 +276,19 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def what_to_try(venv: Path, port: int) -> str:
+def what_to_try(venv: Path, port: int, status_port: int) -> str:
     python = shlex.quote(shown(venv / "bin" / "python"))
     load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix"
     lines = ["", f"The shop is open: http://127.0.0.1:{port}/"]
+    lines += [f"Its connections:  http://127.0.0.1:{status_port}/"]
     lines += ["", "A hundred visitors at once, from another terminal:"]
     lines += [f"    cd {shlex.quote(str(ROOT))}"]
     if os.environ["DATABASE_URL"].startswith("mysql:"):
         if ENV_FILE.exists():
             lines += [f"    . {shown(ENV_FILE)}"]
         lines += [f"    {load} --database"]
-        lines += ["", "They share 10 connections. Which ones are open, and what they do:"]
+        lines += ["", "They share 10 connections, as the second page shows. What the database"]
+        lines += ["server sees of them:"]
         lines += [f"    {python} examples/shop/manage.py connections"]
     else:
         lines += [f"    {load}"]

@@ -126,6 +126,10 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
         # What it says to try works as it stands there.
         shown = running.output
         assert f"The shop is open: http://127.0.0.1:{running.port}/" in shown
+        (status_port,) = re.findall(r"Its connections:  http://127\.0\.0\.1:(\d+)/\n", shown)
+        with Client(("127.0.0.1", int(status_port))) as client:
+            stats = client.get("/stats.json").json()
+        assert stats["pools"]["default"]["max_outstanding"] == 10
         (load,) = re.findall(r"^ +(\S+ examples/shop/load\.py .*)$", shown, re.MULTILINE)
         (connections,) = re.findall(r"^ +(\S+ .*manage\.py connections)$", shown, re.MULTILINE)
         tried = subprocess.run(
