@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from support.processes import wait_until
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Route
 
@@ -65,18 +67,29 @@ class StatusPage:
         self.tab.on("request", lambda request: self.requests.append(request.url))
         self._stats_url = urljoin(url, "stats.json")
         if stats:
-            self.tab.clock.install()
+            self.tab.clock.install(time=0)
+            self.tab.clock.pause_at(1)
             self.tab.route(self._stats_url, lambda route: _answer(route, stats()))
-            with self.tab.expect_response(self._stats_url):
-                self.response = self.tab.goto(url)
-        else:
-            self.response = self.tab.goto(url)
+        self.response = self.tab.goto(url)
+        wait_until(lambda: self.polls == 1)
+
+    @property
+    def polls(self) -> int:
+        """How many polls have ended, well or not."""
+        return int(self.tab.locator("main").get_attribute("data-polls") or 0)
 
     def after(self, seconds: int) -> None:
-        """So many polls later."""
+        """As many polls later, for a page whose answers are ours."""
         for _ in range(seconds):
-            with self.tab.expect_response(self._stats_url):
-                self.tab.clock.run_for(1000)
+            next_one = self.polls + 1
+            self.tab.clock.run_for(1000)
+            wait_until(lambda: self.polls == next_one)  # noqa: B023
+
+    def sleep(self, seconds: int) -> None:
+        """As when a laptop is opened again after so long: a single poll."""
+        next_one = self.polls + 1
+        self.tab.clock.fast_forward(seconds * 1000)
+        wait_until(lambda: self.polls == next_one)
 
     @property
     def sentence(self) -> str:
