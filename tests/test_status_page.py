@@ -354,14 +354,15 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"in_use": 12, "waiting": 1, "oldest_held_seconds": 75, "timeouts_total": 4},
         "Worker 1 is at its cap of 12: 1 request queues, the oldest connection is held"
-        " 1 min 15 s, 4 got 503 in the last 10 s.",
+        " 1 min 15 s, 4 timed out in the last 10 s.",
     ),
     (
         {"waiting": 2, "oldest_wait_seconds": 0.25},
         "2 requests wait for a connection, the longest 250 ms.",
     ),
-    ({"timeouts_total": 3}, "Requests waited too long: 3 got 503 in the last 10 s."),
-    ({"connect_errors_total": 5}, "Connecting to default failed 5 times in the last 10 s."),
+    ({"timeouts_total": 3}, "Nobody waits any more, 3 timed out in the last 10 s."),
+    ({"connect_errors_total": 5}, "Connecting to default failed in the last 10 s, 5 times."),
+    ({"connect_errors_total": 1}, "Connecting to default failed in the last 10 s, once."),
     (
         {"reachable": False, "connect_errors_total": 5, "in_use": 0},
         "Database default cannot be reached.",

@@ -71,7 +71,7 @@ class StatusPage:
             self.tab.clock.pause_at(1)
             self.tab.route(self._stats_url, lambda route: _answer(route, stats()))
         self.response = self.tab.goto(url)
-        wait_until(lambda: self.polls == 1)
+        wait_until(lambda: self.polls > 0)
 
     @property
     def polls(self) -> int:
