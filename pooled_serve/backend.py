@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
@@ -179,9 +179,10 @@ class Database:
 
     def wrapper(self) -> MySQLWrapper:
         """A new ``connections[alias]`` for the current greenlet."""
-        wrapper: Any = self._wrapper(self._settings, self.alias)
-        wrapper.lease_from_pool()
-        return cast(MySQLWrapper, wrapper)
+        leasing: Any = self._wrapper(self._settings, self.alias)
+        leasing.lease_from_pool()
+        wrapper: MySQLWrapper = leasing
+        return wrapper
 
     def serves_this_thread(self) -> bool:
         """Whether the current OS thread may use the pool.

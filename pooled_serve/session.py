@@ -231,6 +231,8 @@ class Session:
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Run a statement."""
+        if self._depth and not unbuffered and self._conn is not None:
+            return self._conn.query(sql)  # inside execute(), which has said all about it
         self.begin_statement(sql)
         try:
             if unbuffered:
