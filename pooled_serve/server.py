@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import gc
 import io
 import ipaddress
 import logging
@@ -22,7 +23,7 @@ from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
-from pooled_serve import options
+from pooled_serve import options, savings
 from pooled_serve.board import Board
 from pooled_serve.errors import (
     EXIT_DATABASE,
@@ -112,6 +113,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
         self._source = "GUNICORN_CMD_ARGS: "
         try:
+            savings.off(self.env_orig)
             for option, text in options.from_environment(self.env_orig):
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")
@@ -381,6 +383,10 @@ class Application(WSGIApplication):  # type: ignore[misc]
         application = super().load()
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
+        if savings.on("freeze"):
+            # The project stays to the end: a full collection that leaves it out stops all requests
+            # for 1 ms instead of 43, and unshares no memory after a fork.
+            gc.freeze()
         return application
 
     def _explain_address(self) -> None:

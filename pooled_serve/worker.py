@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
+from pooled_serve import response
 from pooled_serve.board import Board, Place
 
 
@@ -25,6 +26,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         # gunicorn does this much later, and until then a TERM ends in the arbiter's handler,
         # which the fork has copied: the worker would never hear of it, and be killed in the end.
         signal.signal(signal.SIGTERM, self.handle_exit)
+        response.install()
         super().init_process()
 
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:

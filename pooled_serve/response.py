@@ -1,0 +1,51 @@
+"""A response that leaves in one piece.
+
+gunicorn sends the headers, then the body: two system calls, two TCP segments, and a client that
+is woken twice, for what nearly always fits into one. Here the headers travel with the first piece
+of the body. Nothing waits for anything: gunicorn, too, sends the headers at the first write().
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gunicorn.http import wsgi
+
+from pooled_serve import savings
+
+LARGEST = 64 * 1024
+"""Bytes; to copy more than that behind the headers costs more than a second system call."""
+
+
+class _Pieces(list[bytes]):
+    """Looks like a socket to gunicorn's write functions, and keeps what they send."""
+
+    sendall = list.append
+
+
+class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's response, of which the first write is a single send."""
+
+    sock: Any
+
+    def write(self, arg: Any) -> None:
+        """Send a piece of the body, and the headers before it if that has not happened."""
+        if self.headers_sent or not isinstance(arg, bytes) or not 0 < len(arg) <= LARGEST:
+            super().write(arg)
+            return
+        sock, pieces = self.sock, _Pieces()
+        self.sock = pieces
+        try:
+            super().write(arg)
+        finally:
+            self.sock = sock
+        sock.sendall(b"".join(pieces))
+
+
+def install() -> None:
+    """Let gunicorn make these in this process. HTTP/2 has a class, and a framing, of its own."""
+    if not savings.on("one-send"):
+        return
+    # wsgi.create() takes a class only from gunicorn 26 on, and only from a caller that would have
+    # to be written anew. It has always looked up this name.
+    wsgi.Response = Response

@@ -1,0 +1,304 @@
+"""What a request costs, in things that can be counted: sends, commands, calls. No clock."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.command import run
+from support.django_project import APP, write_project
+from support.netproxy import NetProxy
+from support.script import run_script
+from support.serve import Serve
+from support.servers import Server
+
+QUERY = 3
+DATA_SEGMENTS_IN = 152  # offset in Linux's struct tcp_info
+
+SETTINGS = """
+    MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]  # it sets Content-Length
+"""
+VIEWS = """
+    import gc
+    from io import BytesIO
+
+    from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
+    from gevent.event import Event
+    from gunicorn.http import wsgi
+    from pymysql import connections as pymysql
+
+    go = Event()
+
+    def hello(request):
+        return HttpResponse("hello")
+
+    def empty(request):
+        return HttpResponse()
+
+    def nothing(request):
+        return HttpResponse(status=204)
+
+    def unchanged(request):
+        return HttpResponse(status=304)
+
+    def large(request):
+        return HttpResponse(b"0123456789" * 100_000)
+
+    def stream(request):
+        def pieces():
+            yield request.GET["first"].encode()
+            assert go.wait(10)
+            go.clear()
+            yield b"second"
+        return StreamingHttpResponse(pieces())
+
+    def proceed(request):
+        go.set()
+        return HttpResponse()
+
+    def file(request):
+        return FileResponse(open(__file__, "rb"))
+
+    def no_file(request):
+        return FileResponse(BytesIO(b"0123456789" * 10_000))
+
+    def hints(request):
+        request.META["wsgi.early_hints"]([("Link", "</style.css>; rel=preload")])
+        return HttpResponse("hello")
+
+    def body(request):
+        return HttpResponse(request.body)
+
+    def savings(request):
+        kinds = wsgi.Response, pymysql.FieldDescriptorPacket
+        return JsonResponse([*(kind.__module__ for kind in kinds), gc.get_freeze_count() > 0],
+                            safe=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project without a database."""
+    folder = tmp_path_factory.mktemp("costs") / "project"
+    return write_project(folder, databases={}, views=VIEWS, settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def web(folder: Path) -> Iterator[Serve]:
+    with Serve(APP, cwd=folder) as server:
+        yield server
+
+
+class Wire:
+    """A connection of which every byte and every TCP segment is seen."""
+
+    def __init__(self, server: Serve) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def send(self, path: str, method: str = "GET", more: str = "", body: str = "") -> None:
+        self._socket.sendall(
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{more}\r\n{body}".encode()
+        )
+
+    def read_to(self, end: bytes) -> bytes:
+        """What comes, up to this end, behind which nothing may follow."""
+        data = b""
+        while not data.endswith(end):
+            piece = self._socket.recv(65536)
+            assert piece, data
+            data += piece
+        return data
+
+    def segments(self) -> int:
+        """How many segments with data have arrived: on this machine, one for each small send."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        count: int = struct.unpack_from("I", info, DATA_SEGMENTS_IN)[0]
+        return count
+
+
+# --- Sends -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "end"),
+    [
+        ("GET", "/hello", b"\r\n\r\nhello"),
+        ("HEAD", "/hello", b"\r\n\r\n"),
+        ("GET", "/empty", b"\r\n\r\n"),
+        ("GET", "/nothing", b"\r\n\r\n"),
+        ("GET", "/unchanged", b"\r\n\r\n"),
+    ],
+)
+def test_a_small_response_is_one_send(web: Serve, method: str, path: str, end: bytes) -> None:
+    with Wire(web) as wire:
+        for count in range(1, 4):
+            wire.send(path, method)
+            assert wire.read_to(end).startswith(b"HTTP/1.1 ")
+            assert wire.segments() == count
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "segments"),
+    [("first", b"\r\n\r\n5\r\nfirst\r\n", 1), ("", b"\r\n\r\n", 1)],
+    ids=["text", "nothing"],
+)
+def test_a_stream_holds_nothing_back(web: Serve, first: str, end: bytes, segments: int) -> None:
+    with Wire(web) as wire:
+        wire.send(f"/stream?first={first}")
+        wire.read_to(end)  # while the view waits
+        assert wire.segments() == segments
+        web.get("/proceed")
+        assert wire.read_to(b"\r\n0\r\n\r\n") == b"6\r\nsecond\r\n0\r\n\r\n"
+
+
+def test_what_is_large_or_a_file_arrives_whole(web: Serve, folder: Path) -> None:
+    with web.keepalive() as client:
+        assert client.get("/large").body == b"0123456789" * 100_000
+        assert client.get("/file").body == (folder / "mysite/views.py").read_bytes()
+        assert client.get("/no_file").body == b"0123456789" * 10_000
+        assert client.request("HEAD", "/large").headers["Content-Length"] == "1000000"
+        assert client.get("/hello").text == "hello"
+
+
+def test_what_goes_before_the_headers_stays_before_them(web: Serve) -> None:
+    with Wire(web) as wire:
+        wire.send("/hints")
+        said = wire.read_to(b"\r\n\r\nhello")
+        assert said.startswith(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+        )
+        assert said.count(b"HTTP/1.1 200") == 1
+        wire.send("/body", "POST", "Expect: 100-continue\r\nContent-Length: 5\r\n")
+        assert wire.read_to(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        wire._socket.sendall(b"bytes")
+        assert wire.read_to(b"\r\n\r\nbytes").startswith(b"HTTP/1.1 200")
+
+
+# --- Off switches ------------------------------------------------------------------------------
+
+
+def test_every_saving_can_be_switched_off(web: Serve, folder: Path) -> None:
+    ours = ["pooled_serve.response", "pooled_serve.mysql", True]
+    stock = ["gunicorn.http.wsgi", "pymysql.protocol", False]
+    assert web.get("/savings").json() == ours
+    off = {"POOLED_SERVE_WITHOUT": "one-send, columns freeze"}
+    with Serve(APP, cwd=folder, env=off) as server:
+        assert server.get("/savings").json() == stock
+        assert server.get("/hello").text == "hello"
+
+
+def test_an_unknown_saving_is_a_usage_error(folder: Path) -> None:
+    done = run(APP, "--check", cwd=folder, env={"POOLED_SERVE_WITHOUT": "colums"})
+    done.assert_one_problem("PS401", 2, says="POOLED_SERVE_WITHOUT: there is no 'colums'")
+
+
+# --- Commands ----------------------------------------------------------------------------------
+
+
+def test_a_page_sends_its_queries_and_nothing_else(
+    project: Any, serve: Any, mariadb: Server
+) -> None:
+    views = """
+        from django.db import connection, transaction
+        from django.http import HttpResponse
+
+        def run(*statements):
+            with connection.cursor() as cursor:
+                for statement in statements:
+                    cursor.execute(statement)
+            return HttpResponse()
+
+        def none(request):
+            return HttpResponse()
+
+        def one(request):
+            return run("SELECT 1")
+
+        def ten(request):
+            return run(*["SELECT 1"] * 10)
+
+        def update(request):
+            with transaction.atomic():
+                return run("UPDATE t SET n = n + 1", "UPDATE t SET n = n - 1")
+    """
+    database = mariadb.create_database()
+    mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
+    with NetProxy(database.port) as proxy:
+        databases = {"default": database.via(proxy.port).django()}
+        server = serve(project(views, databases=databases))
+        server.get("/one")
+        accepted = proxy.traffic().accepted
+        for path, commands in {"none": 0, "one": 1, "ten": 10, "update": 4}.items():
+            before = proxy.traffic().commands
+            with server.keepalive() as client:
+                for _ in range(3):
+                    assert client.get(f"/{path}").status == 200
+            sent = proxy.traffic().commands - before
+            assert sent == (Counter({QUERY: 3 * commands}) if commands else Counter()), path
+        assert proxy.traffic().accepted == accepted
+
+
+# --- Calls -------------------------------------------------------------------------------------
+
+COUNT = """
+    import sys
+
+    def calls(function, where):
+        "How many Python functions of these files it calls."
+        count = 0
+        def profiler(frame, event, arg):
+            nonlocal count
+            count += event == "call" and where in frame.f_code.co_filename
+        sys.setprofile(profiler)
+        try:
+            function()
+        finally:
+            sys.setprofile(None)
+        return count
+"""
+
+
+def test_a_request_with_a_query_makes_few_calls_of_ours(project: Any) -> None:
+    source = (
+        COUNT
+        + """
+    from django.core.signals import request_finished, request_started
+
+    def request():
+        request_started.send(None)
+        one("SELECT %s", 1)
+        request_finished.send(None)
+        patch.end_request()
+
+    request()
+    report(calls(request, "pooled_serve"))
+    """
+    )
+    assert run_script(project(), source) <= 40  # 38, and a little room
+
+
+def test_a_column_that_was_seen_before_costs_few_calls(project: Any) -> None:
+    source = (
+        COUNT
+        + """
+    def select(columns):
+        sql = "SELECT " + ", ".join(f"{n} AS c{n}" for n in range(columns))
+        run(sql)
+        return calls(lambda: run(sql), "pymysql")
+
+    report((select(22) - select(2)) / 20)
+    """
+    )
+    assert run_script(project(), source) <= 8  # 7; PyMySQL by itself makes MANY
