@@ -437,7 +437,7 @@ class _Column(FieldDescriptorPacket):  # type: ignore[misc]
 
 
 # Belongs upstream. A server describes each column of each result, nearly always in the very bytes
-# of the last time, and PyMySQL takes them apart with 26 calls each: a tenth of the calls of a
+# of the last time, and PyMySQL takes them apart with 25 calls each: a tenth of the calls of a
 # request with one query of three columns. Not by way of _read_packet(), which reads rows too.
 if savings.on("columns"):
     connections.FieldDescriptorPacket = functools.lru_cache(maxsize=4096)(_Column)

@@ -301,4 +301,4 @@ def test_a_column_that_was_seen_before_costs_few_calls(project: Any) -> None:
     report((select(22) - select(2)) / 20)
     """
     )
-    assert run_script(project(), source) <= 8  # 7; PyMySQL by itself makes MANY
+    assert run_script(project(), source) <= 8  # 7; PyMySQL by itself makes 32
