@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pooled_serve import savings
+
 ENV_PREFIX = "POOLED_SERVE_"
 
 DEFAULT_SIZE = 4
@@ -303,6 +305,7 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
 
     :raises ValueError: naming the variable.
     """
+    savings.off(environ)  # no option, but to be right all the same
     found = []
     for option in OPTIONS:
         text = environ.get(option.variable)

@@ -113,7 +113,6 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
         self._source = "GUNICORN_CMD_ARGS: "
         try:
-            savings.off(self.env_orig)
             for option, text in options.from_environment(self.env_orig):
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gunicorn.http.wsgi import Response
 
 from support.command import run
 from support.django_project import APP, write_project
@@ -130,12 +131,17 @@ class Wire:
 
 # --- Sends -------------------------------------------------------------------------------------
 
+heads = pytest.mark.skipif(
+    not hasattr(Response, "_response_omits_body"), reason="this gunicorn sends bodies to HEAD"
+)
+
 
 @pytest.mark.parametrize(
     ("method", "path", "end"),
     [
         ("GET", "/hello", b"\r\n\r\nhello"),
-        ("HEAD", "/hello", b"\r\n\r\n"),
+        pytest.param("HEAD", "/hello", b"\r\n\r\n", marks=heads),
+        pytest.param("HEAD", "/large", b"\r\n\r\n", marks=heads),
         ("GET", "/empty", b"\r\n\r\n"),
         ("GET", "/nothing", b"\r\n\r\n"),
         ("GET", "/unchanged", b"\r\n\r\n"),
@@ -168,7 +174,6 @@ def test_what_is_large_or_a_file_arrives_whole(web: Serve, folder: Path) -> None
         assert client.get("/large").body == b"0123456789" * 100_000
         assert client.get("/file").body == (folder / "mysite/views.py").read_bytes()
         assert client.get("/no_file").body == b"0123456789" * 10_000
-        assert client.request("HEAD", "/large").headers["Content-Length"] == "1000000"
         assert client.get("/hello").text == "hello"
 
 
