@@ -6,8 +6,10 @@ import json
 import os
 import pty
 import re
+import socketserver
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -236,6 +238,39 @@ def test_what_the_load_generator_refuses(
     assert says in done.stderr
     assert "hidden" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ("200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n", None),
+        ("200 OK\r\nContent-Length: 3\r\n\r\nabc", None),
+        ("204 No Content\r\n\r\n", None),
+        ("200 OK\r\n\r\nup to the end", None),
+        ("200 OK\r\nContent-Length: 9\r\n\r\nhalf", "ConnectionResetError"),
+        ("200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf", "ConnectionResetError"),
+        ("200 OK\r\nContent-Le", "ConnectionResetError"),
+        ("nonsense\r\n", "ValueError"),
+    ],
+)
+def test_an_answer_counts_when_all_of_it_is_there(answer: str, error: str | None) -> None:
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(4096):
+                self.request.sendall(f"HTTP/1.1 {answer}".encode())
+                if error or "to the end" in answer:
+                    break
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            done = run("load.py", url, "--clients", "1", "--seconds", "0.1", "--json", env={})
+        finally:
+            server.shutdown()
+    report = json.loads(done.stdout)
+    assert list(report["errors"]) == ([error] if error else [])
+    assert bool(report["ok"]) == (error is None)
 
 
 def test_a_server_that_is_down_is_an_error_not_a_crash() -> None:

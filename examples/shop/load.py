@@ -173,7 +173,7 @@ class _Connection:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._answers = self._socket.makefile("rb")
         self._socket.sendall(f"GET {path}{self._rest}".encode())
-        status = int(self._line().split(None, 2)[1])
+        status = int(self._line().partition(b" ")[2][:3])
         length, chunked, close = None, False, False
         while (line := self._line().lower()) != b"\r\n":
             name, _, value = line.partition(b":")
