@@ -16,6 +16,7 @@ from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
+from pooled_serve import seam
 from pooled_serve.board import Place
 from pooled_serve.errors import EXIT_PROJECT, PoolTimeout, refuse
 from pooled_serve.plan import Plan
@@ -37,11 +38,14 @@ _response_for_exception = handlers.response_for_exception
 def install(plan: Plan) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
-    :raises Refusal: mysqlclient is loaded, or somebody else patched Django before.
+    :raises Refusal: mysqlclient is loaded, somebody else patched Django before, or Django or
+        PyMySQL has changed where we plug in.
     """
     global _plan, _thread
     use_pymysql()
     refuse_other_pools()
+    if _plan is None:  # else our own functions stand there
+        seam.check("django", "pymysql")
     _plan, _thread = plan, get_thread()
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]

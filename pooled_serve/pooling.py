@@ -17,7 +17,7 @@ import math
 import os
 from typing import Any
 
-from pooled_serve import options
+from pooled_serve import options, seam
 from pooled_serve.options import PoolOptions
 from pooled_serve.plan import Plan
 
@@ -48,10 +48,12 @@ def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | N
 def apply_patch() -> None:
     """Pool the MySQL connections of this process, in the thread that calls this.
 
-    :raises Refusal: mysqlclient is loaded, or another pool has patched Django.
+    :raises Refusal: mysqlclient is loaded, another pool has patched Django, or Django or PyMySQL
+        has changed where we plug in.
     :raises ValueError: a ``POOLED_SERVE_*`` variable cannot be used.
     """
-    from pooled_serve import patch
+    with seam.imports():
+        from pooled_serve import patch
 
     values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}
     patch.install(Plan(PoolOptions.from_values({**values, **_said})))

@@ -20,6 +20,7 @@ from typing import Any
 from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
+from pooled_serve import seam
 from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
 
@@ -104,9 +105,11 @@ class _Refused:
 
 def _report(app: str) -> ProjectReport:
     began = time.monotonic()
-    from pooled_serve import patch, project  # and with them Django, part of the project's time
+    with seam.imports():
+        from pooled_serve import patch, project  # and Django, part of the project's time
 
     patch.use_pymysql()
+    seam.check("django", "pymysql", "gunicorn")  # first, or it would look like the project's fault
     project.load(app)
     seconds = time.monotonic() - began
     patch.refuse_other_pools()

@@ -23,7 +23,7 @@ from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
-from pooled_serve import options, savings
+from pooled_serve import options, savings, seam
 from pooled_serve.board import Board
 from pooled_serve.errors import (
     EXIT_DATABASE,
@@ -314,7 +314,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """
         # The last two for the sake of time: imported before the fork, they are there in the
         # child and in all workers.
-        from pooled_serve import mysql, preflight, worker  # noqa: F401
+        with seam.imports():
+            from pooled_serve import mysql, preflight, worker  # noqa: F401
 
         self._report = preflight.run(self.app_uri, self._enter_project)
         self._make_plan()
