@@ -391,7 +391,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     def server(self) -> str:
         """host:port or the path of a socket. What stands before an "@" in a host is a password
         in the wrong place, and left out."""
-        return self.unix_socket or f"{self.host.rpartition('@')[2]}:{self.port}"
+        host = self.host.rpartition("@")[2]
+        return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
 
     @property
     def address(self) -> str:

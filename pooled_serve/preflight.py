@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import ssl
 import sys
 import threading
 import time
@@ -253,7 +254,12 @@ def classify(error: Exception, server: str) -> Problem:
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
     if code in (1045, 1698):
-        return Problem("PS303", f"{server}: {text}", "correct USER and PASSWORD in DATABASES")
+        return Problem(
+            "PS303",
+            f"{server}: {text}",
+            "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
+            "certificate wants the ssl options of OPTIONS, too",
+        )
     if code in (1044, 1049):
         return Problem(
             "PS304", f"{server}: {text}", "create the database, or GRANT the user rights on it"
@@ -271,14 +277,14 @@ def classify(error: Exception, server: str) -> Problem:
             "without TLS)",
             "pip install 'pooled-serve[rsa]', or use TLS",
         )
+    if code in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
+        return Problem(
+            "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
+        )
     if code in (2003, 2013) and ("timed out" in text or "handshake" in text):
         return _no_answer(server)
     if code == 2003:
         return _unreachable(server, text, cause)
-    if code in (2026, 3159) or "SSL" in text:
-        return Problem(
-            "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
-        )
     return Problem("PS308", f"{server}: {text} (error {code})", "see the server's error log")
 
 

@@ -10,7 +10,6 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 from pooled_serve.errors import EXIT_PROJECT, Refusal, refuse
 
@@ -72,7 +71,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def check(*packages: str) -> None:
-    """Compare what is installed with :data:`SEAM`. Takes less than half a millisecond.
+    """Compare what is installed with :data:`SEAM`. Takes about a millisecond.
 
     :raises Refusal: naming package, version and place.
     """
@@ -104,6 +103,8 @@ def imports() -> Iterator[None]:
 
 
 def _moved(package: str, what: str) -> Refusal:
+    from importlib.metadata import PackageNotFoundError, version  # takes time, and is rarely wanted
+
     try:
         found = f"{package} {version(package)}"
     except (PackageNotFoundError, ValueError):

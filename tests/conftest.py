@@ -25,20 +25,22 @@ _lasting: list[Server] = []
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for everyone. Who changes its global settings takes one of `start_mariadb`."""
-    yield from _lasting_server(servers.mariadb(tmp_path_factory.mktemp("mariadb")))
+    yield from lasting_server(servers.mariadb(tmp_path_factory.mktemp("mariadb")))
 
 
 @pytest.fixture(scope="session")
 def mysql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same, with TLS and caching_sha2_password, as users of MySQL have it."""
     try:
-        server = servers.mysql(tmp_path_factory.mktemp("mysql"))
+        # On all addresses, for those who come over IPv6.
+        server = servers.mysql(tmp_path_factory.mktemp("mysql"), "--bind-address=*")
     except servers.ServerMissing as missing:
         pytest.skip(str(missing))
-    yield from _lasting_server(server)
+    yield from lasting_server(server)
 
 
-def _lasting_server(server: Server) -> Iterator[Server]:
+def lasting_server(server: Server) -> Iterator[Server]:
+    """For fixtures: a server that no test need stop."""
     with server:
         _lasting.append(server)
         yield server

@@ -250,9 +250,9 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 
 # Each module may import the ones above it.
 ORDER = [
-    *("__init__", "errors", "options", "tally", "pool", "plan", "project", "sql", "mysql"),
-    *("session", "board", "journal", "leaks", "backend", "patch", "status", "worker"),
-    *("preflight", "report", "pooling", "server", "cli", "__main__"),
+    *("__init__", "errors", "savings", "options", "seam", "tally", "pool", "plan", "project"),
+    *("sql", "mysql", "session", "board", "journal", "leaks", "backend", "patch", "status"),
+    *("response", "worker", "preflight", "report", "pooling", "server", "cli", "__main__"),
 ]
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
-from textwrap import dedent
 
 import pymysql
 import pytest
 
 from support import servers
+from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome
 from support.netproxy import NetProxy
 from support.processes import wait_until
-from support.serve import free_port
-from support.servers import Database, Server, tied_to_us
+from support.servers import Database, Server
 from support.site import Site
 
 StartSite = Callable[..., Site]
@@ -234,7 +230,6 @@ def sales(server: Server, database: Database) -> int:
     return int(row["sales"])
 
 
-HAPROXY_PROGRAM = shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin") or ""
 SELL = "INSERT INTO sale VALUES ()"
 
 
@@ -256,12 +251,12 @@ def test_one_request_finds_out_that_the_primary_is_read_only_now(
         shop.assert_whole()
 
 
-@pytest.mark.skipif(not HAPROXY_PROGRAM, reason="there is no haproxy here")
+@needs_haproxy
 def test_behind_haproxy_a_switch_of_the_primary_under_load_costs_what_is_in_flight(
     site: StartSite, twins: tuple[Server, Server, Database], tmp_path: Path
 ) -> None:
     old, new, database = twins
-    with haproxy(tmp_path, old, new) as (port, order):
+    with haproxy(tmp_path, old=old, new=new) as (port, order):
         shop = site(database=database.via(port), server=new)
         path = "/run?sql=" + SELL.replace(" ", "+")
         with Hammer(shop.server.port, path, clients=8, seconds=60, every=0.02) as load:
@@ -289,45 +284,3 @@ def test_behind_haproxy_a_switch_of_the_primary_under_load_costs_what_is_in_flig
         assert 0 <= sold - (len(outcomes) - len(failed)) <= shop.cap
         shop.admin = old.admin
         shop.assert_whole()
-
-
-HAPROXY = """
-    global
-        stats socket ipv4@127.0.0.1:{admin} level admin
-    defaults
-        mode tcp
-        timeout connect 5s
-        timeout client 60s
-        timeout server 60s
-    listen db
-        bind 127.0.0.1:{port}
-        server old 127.0.0.1:{old}
-        server new 127.0.0.1:{new} disabled
-"""
-
-
-@contextmanager
-def haproxy(folder: Path, old: Server, new: Server) -> Iterator[tuple[int, Callable[[str], None]]]:
-    """Its port, and a function that gives it orders."""
-    port, admin = free_port(), free_port()
-    config = folder / "haproxy.cfg"
-    config.write_text(dedent(HAPROXY).format(admin=admin, port=port, old=old.port, new=new.port))
-
-    def order(text: str) -> None:
-        with socket.create_connection(("127.0.0.1", admin), timeout=10) as connection:
-            connection.sendall(text.encode() + b"\n")
-            answer = b"".join(iter(lambda: connection.recv(4096), b""))
-        assert not answer.strip(), answer
-
-    def listens() -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=10):
-            return True
-        return False
-
-    program = tied_to_us([HAPROXY_PROGRAM, "-db", "-f", str(config)])
-    with subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True) as process:
-        try:
-            wait_until(listens)
-            yield port, order
-        finally:
-            process.kill()

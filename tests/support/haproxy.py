@@ -1,0 +1,72 @@
+"""HAProxy in TCP mode in front of database servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from support.processes import wait_until
+from support.serve import free_port
+from support.servers import Server, tied_to_us
+
+PROGRAM = shutil.which("haproxy", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
+
+needs_haproxy = pytest.mark.skipif(not PROGRAM, reason="there is no haproxy here")
+
+CONFIG = """
+    global
+        stats socket ipv4@127.0.0.1:{admin} level admin
+    defaults
+        mode tcp
+        timeout connect 5s
+        timeout client {idle}s
+        timeout server {idle}s
+    listen db
+        bind 127.0.0.1:{port}
+        {servers}
+"""
+
+
+@contextmanager
+def haproxy(
+    folder: Path, *, idle: int = 60, **servers: Server
+) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """Its port, and a function that gives it orders. All servers but the first are disabled.
+
+    :param idle: seconds after which it hangs up on both sides of a quiet connection.
+    """
+    assert PROGRAM, "no haproxy"
+    port, admin = free_port(), free_port()
+    lines = [f"server {name} 127.0.0.1:{server.port} disabled" for name, server in servers.items()]
+    lines[0] = lines[0].removesuffix(" disabled")
+    config = folder / "haproxy.cfg"
+    config.write_text(
+        dedent(CONFIG).format(admin=admin, port=port, idle=idle, servers="\n    ".join(lines))
+    )
+
+    def order(text: str) -> None:
+        with socket.create_connection(("127.0.0.1", admin), timeout=10) as connection:
+            connection.sendall(text.encode() + b"\n")
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert not answer.strip(), answer
+
+    def listens() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", admin), timeout=10):
+            return True
+        return False
+
+    program = tied_to_us([PROGRAM, "-db", "-f", str(config)])
+    with subprocess.Popen(program, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            wait_until(listens)
+            yield port, order
+        finally:
+            process.kill()
