@@ -35,6 +35,7 @@ class ServerFacts:
     in_use: int  # connections of everybody, ours for this question excluded
     answer_seconds: float
     in_use_by_user: int = 0  # of our own user; counts against max_user_connections
+    identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def _by_server(pooled: Iterable[DatabaseReport]) -> list[list[DatabaseReport]]:
     groups: dict[str, list[DatabaseReport]] = {}
     for database in pooled:
         if database.facts is not None:
-            groups.setdefault(database.server, []).append(database)
+            groups.setdefault(database.facts.identity or database.server, []).append(database)
     return list(groups.values())
 
 

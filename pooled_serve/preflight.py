@@ -215,9 +215,10 @@ def _ask(asked: _Asked) -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT VERSION(), @@wait_timeout, @@max_connections, @@max_user_connections, "
-                "SUBSTRING_INDEX(USER(), '@', 1)"
+                "SUBSTRING_INDEX(USER(), '@', 1), "
+                "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id)"
             )
-            version, wait_timeout, most, most_of_user, user = cursor.fetchone()
+            version, wait_timeout, most, most_of_user, user, identity = cursor.fetchone()
             seconds = time.monotonic() - began
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
             connected = int(cursor.fetchone()[1])
@@ -235,6 +236,7 @@ def _ask(asked: _Asked) -> None:
         max_user_connections=int(most_of_user),
         in_use=connected - 1,
         in_use_by_user=own - 1,
+        identity=identity,
         answer_seconds=seconds,
     )
     asked.report = replace(report, facts=facts)

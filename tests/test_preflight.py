@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,7 @@ Server    3 workers × 1000 greenlets on http://127.0.0.1:8000
 Databases
   alias    server +pool  cap  age limit  wait_timeout      answer
   default  MariaDB \\S+ 127.0.0.1:{one}/{name} +4   12        60s        28800s +\\d+\\.\\dms
-  replica  MariaDB \\S+ 127.0.0.1:{two}/{name} +8   16        60s        28800s +\\d+\\.\\dms
+  replica  MariaDB \\S+ 127.0.0.1:{two}/app\\d+ +8   16        60s        28800s +\\d+\\.\\dms
   legacy   SQLite +–    –          –             –  not pooled
 
 Connection budget
@@ -69,16 +69,19 @@ Ready\\. Nothing was started\\.
 """
 
 
-def test_all_is_well(project: MakeProject, database: Database, proxy: NetProxy) -> None:
+def test_all_is_well(
+    project: MakeProject, database: Database, start_mariadb: Callable[..., Server]
+) -> None:
+    replica = start_mariadb().create_database()
     databases = {
         "default": database.django(),
-        "replica": database.via(proxy.port).django(),
+        "replica": replica.django(),
         "legacy": SQLITE,
     }
     done = check(
         project(databases=databases), "-w", "3", "--pool-size", "4", "--pool", "replica:8:16"
     )
-    expected = READY.format(one=database.port, two=proxy.port, name=database.name)
+    expected = READY.format(one=database.port, two=replica.port, name=database.name)
     assert re.fullmatch(expected, done.stdout), done.stdout
     assert done.stderr == ""
     assert done.code == 0
@@ -110,6 +113,19 @@ def test_two_aliases_on_one_server_share_a_row(project: MakeProject, database: D
     done = check(project(databases=databases), "--pool", "reports:1:3")
     (row,) = re.findall(rf"^  127.0.0.1:{database.port} .*", done.stdout, re.MULTILINE)
     assert "1 × 15 = 15" in row
+
+
+def test_all_names_of_a_server_share_its_row(
+    project: MakeProject, database: Database, mariadb: Server, proxy: NetProxy
+) -> None:
+    databases = {
+        "default": database.django(),
+        "proxied": database.via(proxy.port).django(),
+        "local": database.django(HOST=str(mariadb.socket), PORT=""),
+    }
+    done = check(project(databases=databases), "--max-outstanding", "51")
+    assert "1 worker × 153 connections = 153, the server allows 151" in done.stdout
+    assert done.code == 5
 
 
 def test_hosts_multiply(project: MakeProject, database: Database) -> None:
