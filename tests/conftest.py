@@ -31,6 +31,8 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mysql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same, with TLS and caching_sha2_password, as users of MySQL have it."""
+    if os.environ.get("WITHOUT_MYSQL"):
+        pytest.skip("WITHOUT_MYSQL is set")
     try:
         # On all addresses, for those who come over IPv6.
         server = servers.mysql(tmp_path_factory.mktemp("mysql"), "--bind-address=*")
