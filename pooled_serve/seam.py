@@ -109,7 +109,7 @@ def _moved(package: str, what: str) -> Refusal:
         found = f"{package} {version(package)}"
     except (PackageNotFoundError, ValueError):
         found = package
-    remedy = "pip install --upgrade pooled-serve"
+    remedy = f"pip install --upgrade {package} pooled-serve"
     if package in NEWEST:
         remedy = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
     return refuse(EXIT_PROJECT, "PS504", f"{found} does not fit: {what}", remedy)
