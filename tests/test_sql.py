@@ -103,7 +103,7 @@ ASKING = {
 }
 
 
-@pytest.mark.parametrize("sql", PLAIN)
+@pytest.mark.parametrize("sql", PLAIN, ids=repr)
 def test_plain_statements_cost_nothing(sql: str) -> None:
     assert classify(sql).touches is None
     assert classify(sql).asks is None
