@@ -1,6 +1,6 @@
 """Small views for tests, benchmarks and load.py: each does one thing with the database.
 
-They answer JSON to a plain GET, the update included, so that any load generator can drive them.
+They answer to a plain GET, the update included, so that any load generator can drive them.
 """
 
 import random
@@ -11,10 +11,10 @@ from django.core.exceptions import BadRequest
 from django.db import connection, transaction
 from django.db.models import F, Max
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import get_object_or_404
+from django.shortcuts import get_object_or_404, render
 from django.urls import path
 
-from store.models import Product
+from store.models import Category, Product
 
 MAX_MS = 5000
 
@@ -60,6 +60,14 @@ def ten(request: HttpRequest) -> HttpResponse:
     return JsonResponse([random_product() for _ in range(10)], safe=False)
 
 
+def fortunes(request: HttpRequest) -> HttpResponse:
+    """As TechEmpower's test of this name: all rows of a small table and one more that is not in
+    it, sorted here, through a template that escapes."""
+    rows = [*Category.objects.order_by(), Category(id=0, name="<script>alert('one more')</script>")]
+    rows.sort(key=lambda row: row.name)
+    return render(request, "store/fortunes.html", {"rows": rows})
+
+
 def update(request: HttpRequest) -> HttpResponse:
     """A transaction of two updates, +1 and -1: the sum of all stock never changes."""
     product_id = random_id()
@@ -90,5 +98,5 @@ def sleep(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path(view.__name__, view, name=f"bench_{view.__name__}")
-    for view in (plaintext, one, ten, update, outside, sleep)
+    for view in (plaintext, one, ten, fortunes, update, outside, sleep)
 ]

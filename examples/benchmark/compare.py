@@ -1,0 +1,551 @@
+#!/usr/bin/env python3
+"""Compare pooled-serve with its peers: requests, CPU time, latency, failures, connections.
+
+    python3 examples/benchmark/compare.py
+
+It makes a virtual environment for each contender in the project's folder, starts a private MariaDB
+or MySQL, fills the example shop and measures in rounds: each page, each contender, in an order that
+is shuffled anew, from a server process that is new each time. Standard library only, Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import random
+import re
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SHOP = ROOT / "examples" / "shop"
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import report  # noqa: E402
+from contenders import CEILING, Contender, contender, contenders  # noqa: E402
+from private_database import DatabaseError, PrivateDatabase, tied_to_us  # noqa: E402
+
+PRODUCTS = 10_000
+BOOT_TIMEOUT = 60.0  # seconds
+SEED = 2024  # of the order in which contenders are measured
+COMMON = ("django", "gunicorn", "gevent", "pymysql")  # all have these in the same versions
+
+say = partial(print, file=sys.stderr, flush=True)
+
+
+class Problem(Exception):
+    """Why we cannot go on, and what the reader can do about it: one line each."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"compare: {problem}\n→ {remedy}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of load. `times` is how many times as long as others it must be measured."""
+
+    name: str
+    title: str
+    path: str
+    clients: int = 32
+    connections: int = 10
+    close: bool = False
+    times: float = 1.0
+    warm_up: str = ""  # a quicker page that opens the connections
+
+
+VIEWS = (
+    View("plaintext", "no database", "/bench/plaintext"),
+    View("one", "1 query", "/bench/one"),
+    View("one-128", "1 query, 128 clients", "/bench/one", clients=128),
+    View("one-close", "1 query, no keep-alive", "/bench/one", close=True),
+    View("ten", "10 queries", "/bench/ten"),
+    View("fortunes", "fortunes", "/bench/fortunes"),
+    View("update", "transaction", "/bench/update"),
+    View(
+        "outside",
+        "300 ms outside call",
+        "/bench/outside?ms=300",
+        clients=100,
+        connections=4,
+        times=2.0,
+        warm_up="/bench/one",
+    ),
+)
+QUICK = ("plaintext", "one", "outside")
+CHARTED = ("one", "one-close", "update", "outside")
+SUMMARIES = {
+    "Requests served per second": "per_second",
+    "CPU time of the web server per request, ms": "server_cpu_ms",
+    "Slowest of a hundred requests (p99), ms": "p99_ms",
+}
+
+
+def main() -> int:
+    options = parse_options()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        compare(options)
+    except (Problem, DatabaseError) as problem:
+        say(problem)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    names = [each.name for each in contenders(10)]
+    parser = argparse.ArgumentParser(
+        description="Compare pooled-serve with its peers on this machine."
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 3")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each run; default: 2.5")
+    parser.add_argument(
+        "--contenders", default=",".join(names), metavar="A,B", help="default: %(default)s"
+    )
+    views = [view.name for view in VIEWS]
+    parser.add_argument("--views", metavar="A,B", help=f"default: {','.join(views)}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "benchmark",
+        metavar="DIR",
+        help="for results.json, results.md and chart.svg; default: build/benchmark",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="to see that it works: one short round of few views"
+    )
+    parser.add_argument(
+        "--no-install",
+        action="store_true",
+        help="install nothing: all contenders run in the environment of this Python",
+    )
+    options = parser.parse_args()
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.seconds = options.seconds or (0.5 if options.quick else 2.5)
+    options.contenders = chosen(parser, "--contenders", options.contenders, names)
+    default = ",".join(QUICK if options.quick else views)
+    options.views = chosen(parser, "--views", options.views or default, views)
+    return options
+
+
+def chosen(
+    parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]
+) -> list[str]:
+    """In the order in which they are known."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"{option}: {name!r} is none of {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def compare(options: argparse.Namespace) -> None:
+    views = [view for view in VIEWS if view.name in options.views]
+    started = time.monotonic()
+    load_before = os.getloadavg()[0]
+    pythons, missing = make_environments(options.contenders, install=not options.no_install)
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-")
+    with folder as place, PrivateDatabase(Path(place) / "database") as database:
+        bench = Bench(database, pythons, options.seconds)
+        fill_shop(next(iter(pythons.values())), database)
+        with bench:
+            about = {name: bench.about(name) for name in pythons}
+            runs = list(measure(bench, list(pythons), views, options.rounds))
+    result = {
+        "machine": machine(load_before),
+        "database": next(iter(about.values()))["server"],
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "took_seconds": round(time.monotonic() - started),
+        "about": about,
+        "missing": missing,
+        "runs": runs,
+    }
+    write(options, result, views)
+
+
+def measure(
+    bench: Bench, names: list[str], views: Sequence[View], rounds: int
+) -> Iterator[report.Run]:
+    """All contenders next to each other in time, so that a busy moment is not only one's own."""
+    rng = random.Random(SEED)
+    for number in range(1, rounds + 1):
+        for view in views:
+            order = rng.sample(names, len(names))
+            for name in order:
+                run = bench.run(name, view) | {"round": number}
+                say(
+                    f"round {number}  {view.name:<10} {name:<25}"
+                    f"{report.number(run['per_second']):>6}/s  {run['failures'] or ''}"
+                )
+                yield run
+
+
+# --- Environments -------------------------------------------------------------------------------
+
+
+def make_environments(
+    names: Sequence[str], *, install: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """A Python for each contender, and why the others have none."""
+    wanted = [contender(name, 1) for name in names]
+    if not install:
+        for each in wanted:
+            if each.packages:
+                raise Problem(
+                    f"{each.name} needs packages of its own",
+                    "leave out --no-install, or name other --contenders",
+                )
+        return dict.fromkeys(names, Path(sys.executable)), {}
+    ours = environment("pooled-serve", ["-e", str(ROOT)])
+    constraints = versions(ours)
+    pythons: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    for each in wanted:
+        if each.venv == "pooled-serve":
+            pythons[each.name] = ours
+            continue
+        try:
+            pythons[each.name] = environment(
+                each.venv, ["gunicorn[gevent]", *constraints, *each.packages]
+            )
+        except subprocess.CalledProcessError as error:
+            if not each.build:
+                say(error.stdout)
+                raise Problem(
+                    f"pip could not install {shlex.join(each.packages)}",
+                    "its output above says why",
+                ) from error
+            needs = f"{' '.join(each.packages)} cannot be built here; it needs: {each.build}"
+            missing[each.name] = needs
+            say(f"{each.name} is left out: {needs}")
+    if not pythons:
+        raise Problem("none of these contenders can be installed", "name other --contenders")
+    return pythons, missing
+
+
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """The Python of a virtual environment that has the packages; made anew when they change."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    venv = ROOT / f".venv-benchmark-{name}-{version}"
+    python, stamp = venv / "bin" / "python", venv / "made-from"
+    made_from = "\n".join([sys.version, *packages, (ROOT / "pyproject.toml").read_text()])
+    if not (stamp.exists() and stamp.read_text() == made_from):
+        say(f"Making {venv.relative_to(ROOT)} ...")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run(
+            [*pip, *packages],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+        )
+        stamp.write_text(made_from)
+    return python
+
+
+def versions(python: Path) -> list[str]:
+    """Of what all contenders have in common, as pip is told them."""
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
+    listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if line.lower().partition("==")[0] in COMMON]
+
+
+# --- One measurement ----------------------------------------------------------------------------
+
+
+class Bench:
+    """The database, and the server of one contender at a time."""
+
+    def __init__(
+        self,
+        database: PrivateDatabase,
+        pythons: dict[str, Path],
+        seconds: float,
+    ) -> None:
+        self._database = database
+        self._pythons = pythons
+        self._seconds = seconds
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Bench:
+        self._observer = self._cleanup.enter_context(
+            subprocess.Popen(
+                tied_to_us([str(next(iter(self._pythons.values()))), str(HERE / "observer.py")]),
+                env={**os.environ, "DATABASE_URL": self._database.admin_url()},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert self._observer.stdin
+        self._observer.stdin.close()
+        self._cleanup.close()
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What the contender's own server says of itself."""
+        with self._serving(name, 1) as server:
+            status, body = get(server.port, "/about")
+            if status != 200:
+                raise Problem(f"{name} answers /about with {status}", server.log[-2000:])
+            return json.loads(body)
+
+    def run(self, name: str, view: View) -> report.Run:
+        """One view from one contender, served by a new process."""
+        self._ask("reset")
+        with self._serving(name, view.connections) as server:
+            # Asked once per process, and not part of any view: the highest id.
+            get(server.port, "/bench/one")
+            command = [sys.executable, HERE / "client.py", server.port, view.path]
+            command += ["--clients", view.clients, "--server-pid", server.pid]
+            command += ["--seconds", self._seconds * view.times]
+            command += ["--warm-up", view.warm_up] if view.warm_up else []
+            command += ["--close"] if view.close else []
+            done = subprocess.run(
+                [*map(str, command)], stdout=subprocess.PIPE, text=True, check=True
+            )
+            run = json.loads(done.stdout)
+            seen = self._ask("read")
+            complaints = server.complaints()
+        return {
+            "contender": name,
+            "view": view.name,
+            **run,
+            "connections": seen["connections"],
+            "round_trips": seen["round_trips"] / max(run["sent"], 1),
+            "complaints": complaints,
+        }
+
+    def _ask(self, question: str) -> dict[str, int]:
+        assert self._observer.stdin
+        assert self._observer.stdout
+        self._observer.stdin.write(f"{question}\n")
+        self._observer.stdin.flush()
+        answer = self._observer.stdout.readline()
+        if not answer:
+            raise Problem("the observer of the database ended", "its output above says why")
+        return json.loads(answer)
+
+    @contextmanager
+    def _serving(self, name: str, connections: int) -> Iterator[Server]:
+        served = contender(name, connections)
+        environment = shop_environment(self._database) | {
+            "DJANGO_SETTINGS_MODULE": "peers.settings",
+            "CONTENDER": name,
+            "CONNECTIONS": str(connections),
+        }
+        server = Server(self._pythons[name], served, environment)
+        try:
+            server.wait_until_it_answers()
+            yield server
+        finally:
+            server.stop()
+
+
+class Server:
+    """The web server of a contender, with one worker."""
+
+    def __init__(self, python: Path, served: Contender, environment: dict[str, str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._name = served.name
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the server runs
+        command = [str(python), "-m", *served.command, served.app]
+        command += ["-w", "1", "-b", f"127.0.0.1:{self.port}", "--log-level", "warning"]
+        self._process = subprocess.Popen(
+            tied_to_us(command),
+            cwd=SHOP,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    @cached_property
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def complaints(self) -> dict[str, int]:
+        """The errors of its log, the most frequent first, without what differs between them."""
+        found = re.findall(r"^[\w.]+(?:Error|Exception|Empty|Timeout|Full)\b.*", self.log, re.M)
+        return dict(Counter(line[:200] for line in found).most_common(3))
+
+    def wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + BOOT_TIMEOUT
+        while True:
+            with suppress(OSError, http.client.HTTPException):
+                if get(self.port, "/bench/plaintext")[0] == 200:
+                    return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise Problem(f"{self._name} does not serve the shop", self.log[-2000:])
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """At once: whoever hangs must not hold up the next one."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def shop_environment(database: PrivateDatabase) -> dict[str, str]:
+    """Without the settings of whoever runs this for servers of their own."""
+    foreign = ("POOLED_SERVE_", "GUNICORN_CMD_ARGS", "DJANGO_SETTINGS_MODULE", "CONN_MAX_AGE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {
+        "DATABASE_URL": database.url(),
+        "DEBUG": "",
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE, SHOP, ROOT))),
+    }
+
+
+def fill_shop(python: Path, database: PrivateDatabase) -> None:
+    for command in (["migrate", "--verbosity=0"], ["seed", f"--products={PRODUCTS}"]):
+        done = subprocess.run(
+            [python, SHOP / "manage.py", *command],
+            env=shop_environment(database),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Problem(f"manage.py {command[0]} failed", done.stderr[-2000:])
+
+
+# --- What comes out -----------------------------------------------------------------------------
+
+
+def machine(load_before: float) -> dict[str, Any]:
+    cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpu[1].strip() if cpu else platform.machine(),
+        "kernel": platform.release(),
+        "load_before": round(load_before, 2),
+    }
+
+
+def write(options: argparse.Namespace, result: dict[str, Any], views: Sequence[View]) -> None:
+    titles = {name: contender(name, 10).title for name in result["about"]}
+    results = report.Results(
+        result["runs"],
+        titles,
+        {view.name: view.title for view in views},
+        baseline=CEILING if CEILING in titles else next(iter(titles)),
+    )
+    notes = how_measured(result, results)
+    charted = [view.name for view in views if view.name in CHARTED]
+    where = f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
+    chart = report.chart(
+        results,
+        charted,
+        ours="pooled-",
+        note=f"Requests served per second by one worker (red: failed on top); {where}",
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / "results.md").write_text(markdown(results, notes))
+    (options.out / "chart.svg").write_text(chart)
+    for view, title in results.views.items():
+        print(f"{title}\n\n{report.as_text(report.details(results, view))}\n")
+    print("\n".join(notes))
+    print(f"\nIn {options.out}: results.json, results.md, chart.svg")
+
+
+def markdown(results: report.Results, notes: Sequence[str]) -> str:
+    parts = ["# pooled-serve and its peers", "\n".join(f"- {note}" for note in notes)]
+    for title, what in SUMMARIES.items():
+        parts += [f"## {title}", report.as_markdown(report.summary(results, what))]
+    for view, title in results.views.items():
+        parts += [f"## {title}", report.as_markdown(report.details(results, view))]
+    return "\n\n".join([*parts, ""])
+
+
+def how_measured(result: dict[str, Any], results: report.Results) -> list[str]:
+    """What one must know to read the figures, a sentence or two a line."""
+    about, machine = result["about"], result["machine"]
+    lines = [
+        f"{machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, load average "
+        f"{machine['load_before']} before; clients, web server and database share them.",
+        f"{result['database']} on the same machine, over TCP; TLS to the database: "
+        f"{same_or_each({name: each['tls'] for name, each in about.items()})}.",
+        f"Python {same_or_each({name: each['python'] for name, each in about.items()})}.",
+    ]
+    for package in dict.fromkeys(p for each in about.values() for p in each["versions"]):
+        found = {name: each["versions"].get(package) for name, each in about.items()}
+        lines.append(f"{package} {same_or_each({n: v for n, v in found.items() if v})}.")
+    lines += [f"{name} is not measured: {why}" for name, why in result["missing"].items()]
+    lines += [
+        f"Rounds of all pages and contenders: {result['rounds']}, in shuffled order; each page for "
+        f"{result['seconds']} s (the outside call twice as long) from a new server process, once "
+        "every client has had an answer.",
+        "Figures are medians of the rounds; max and connections are the highest, failures are of "
+        f"all rounds. ratio: requests/s, of {results.contenders[results.baseline]}, same round. "
+        "CPU ms: of the web server, per request served. round trips: to the database, per request.",
+        "One worker; 10 connections where there is a bound, 4 for the outside call; 32 clients, "
+        "100 for the outside call. Each sends its next request when it has an answer.",
+    ]
+    own = [results.median(name, "plaintext", "client_cpu_ms") for name in results.contenders]
+    fastest = [results.median(name, "plaintext", "per_second") for name in results.contenders]
+    if costs := [cost for cost in own if cost]:
+        lines.append(
+            f"The load client spends {statistics.median(costs) * 1e3:.0f} µs of CPU on a request, "
+            f"so one core of it could send {1e3 / statistics.median(costs):.0f}/s; the most that "
+            f"it had to send is {max(filter(None, fastest)):.0f}/s."
+        )
+    complaints: dict[str, Counter[str]] = {}
+    for run in result["runs"]:
+        complaints.setdefault(run["contender"], Counter()).update(run["complaints"])
+    for name, found in complaints.items():
+        for line, count in found.most_common(2):
+            lines.append(f"{name} logged {count} times: `{line}`")
+    return lines
+
+
+def same_or_each(values: dict[str, str]) -> str:
+    """One word if all agree."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} ({name})" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

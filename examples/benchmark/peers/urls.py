@@ -1,0 +1,38 @@
+"""The shop's pages, and one that tells what serves them."""
+
+import platform
+from importlib import metadata
+
+from django.db import connection
+from django.http import HttpRequest, JsonResponse
+from django.urls import include, path
+from MySQLdb import __name__ as driver
+
+PACKAGES = ("django", "gunicorn", "gevent", "pymysql", "mysqlclient", "pooled-serve")
+
+
+def about(request: HttpRequest) -> JsonResponse:
+    """Versions, and how the database connection is encrypted: asked, not assumed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_version'")
+        [(_, tls)] = cursor.fetchall()
+        cursor.execute("SELECT VERSION()")
+        [(server,)] = cursor.fetchall()
+    return JsonResponse(
+        {
+            "python": platform.python_version(),
+            "server": server,
+            "driver": driver,
+            "tls": tls or "none",
+            "versions": versions,
+        }
+    )
+
+
+urlpatterns = [path("about", about), path("", include("shop.urls"))]
