@@ -4,7 +4,7 @@ import platform
 from importlib import metadata
 
 from django.db import connection
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 from MySQLdb import __name__ as driver
 
@@ -35,4 +35,9 @@ def about(request: HttpRequest) -> JsonResponse:
     )
 
 
-urlpatterns = [path("about", about), path("", include("shop.urls"))]
+def probe(request: HttpRequest) -> HttpResponse:
+    """Whatever behaviour.py wants to happen in a request."""
+    return HttpResponse(repr(request.environ["probe"]()))
+
+
+urlpatterns = [path("about", about), path("probe", probe), path("", include("shop.urls"))]
