@@ -42,7 +42,7 @@ import report  # noqa: E402
 from contenders import CEILING, Contender, contender, contenders  # noqa: E402
 from private_database import DatabaseError, PrivateDatabase, tied_to_us  # noqa: E402
 
-PRODUCTS = 10_000
+PRODUCTS, QUICK_PRODUCTS = 10_000, 500
 BOOT_TIMEOUT = 60.0  # seconds
 SEED = 2024  # of the order in which contenders are measured
 COMMON = ("django", "gunicorn", "gevent", "pymysql")  # all have these in the same versions
@@ -167,7 +167,8 @@ def compare(options: argparse.Namespace) -> None:
     folder = tempfile.TemporaryDirectory(prefix="benchmark-")
     with folder as place, PrivateDatabase(Path(place) / "database") as database:
         bench = Bench(database, pythons, options.seconds)
-        fill_shop(next(iter(pythons.values())), database)
+        products = QUICK_PRODUCTS if options.quick else PRODUCTS
+        fill_shop(next(iter(pythons.values())), database, products)
         with bench:
             about = {name: bench.about(name) for name in pythons}
             runs = list(measure(bench, list(pythons), views, options.rounds))
@@ -437,8 +438,8 @@ def shop_environment(database: PrivateDatabase) -> dict[str, str]:
     }
 
 
-def fill_shop(python: Path, database: PrivateDatabase) -> None:
-    for command in (["migrate", "--verbosity=0"], ["seed", f"--products={PRODUCTS}"]):
+def fill_shop(python: Path, database: PrivateDatabase, products: int) -> None:
+    for command in (["migrate", "--verbosity=0"], ["seed", f"--products={products}"]):
         done = subprocess.run(
             [python, SHOP / "manage.py", *command],
             env=shop_environment(database),

@@ -1,0 +1,247 @@
+"""examples/benchmark runs as it says, counts what happened, and draws it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import MakeProject, StartServe
+from support.serve import environment, free_port
+from support.servers import ROOT
+
+BENCHMARK = ROOT / "examples" / "benchmark"
+sys.path.append(str(BENCHMARK))
+
+import client  # noqa: E402
+import report  # noqa: E402
+
+TORTURE = pytest.mark.skipif("TORTURE" not in os.environ, reason="slow; set TORTURE=1")
+SVG = "{http://www.w3.org/2000/svg}"
+
+VIEWS = """
+    from django.db import connection
+    from django.http import HttpResponse
+
+    def good(request):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return HttpResponse("x" * 200_000, headers={"Content-Length": 200_000})
+
+    def bad(request):
+        return HttpResponse("no", status=500, headers={"Content-Length": 2})
+"""
+
+
+def run(script: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, BENCHMARK / script, *args],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+# --- The tables and the chart ------------------------------------------------------------------
+
+
+def measured(contender: str, number: int, per_second: float, **more: Any) -> report.Run:
+    run = {"contender": contender, "view": "one", "round": number, "per_second": per_second}
+    return {**run, "ok": 100, "failed": 0, **more}
+
+
+@pytest.fixture
+def results() -> report.Results:
+    runs = [
+        measured("ours", 1, 90, p99_ms=12.0, connections=3),
+        measured("ours", 2, 30, p99_ms=14.0, connections=4),  # a busy moment, for both
+        measured("ours", 3, 80, p99_ms=40.0, connections=4),
+        measured("theirs", 1, 100),
+        measured("theirs", 2, 30),
+        measured("theirs", 3, 200, failed=100),
+        measured("down", 1, 0, ok=0, failed=5, p99_ms=None),
+    ]
+    contenders = {
+        "ours": "Our <pool>",
+        "theirs": "`their` pool",
+        "down": "down",
+        "absent": "absent",
+    }
+    return report.Results(runs, contenders, {"one": "1 query"}, baseline="theirs")
+
+
+def test_figures_are_medians_and_ratios_are_of_the_same_round(results: report.Results) -> None:
+    assert results.median("ours", "one", "per_second") == 80
+    assert results.ratio("ours", "one") == 0.9
+    assert results.ratio("theirs", "one") == 1
+    assert results.failed_share("theirs", "one") == 100 / 400
+    assert results.most("ours", "one", "connections") == 4
+    assert results.median("down", "one", "p99_ms") is None
+    assert results.median("absent", "one", "per_second") is None
+    assert results.ratio("absent", "one") is None
+
+
+def test_failures_are_in_the_summary(results: report.Results) -> None:
+    assert report.summary(results, "per_second") == [
+        ["", "1 query"],
+        ["Our <pool>", "80.0"],
+        ["`their` pool", "100 (25 % failed)"],
+        ["down", "0.00 (100 % failed)"],
+        ["absent", "-"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0 %"), (1e-6, "<0.1 %"), (0.015, "1.5 %"), (0.99999, "99.9 %"), (1, "100 %")],
+)
+def test_few_failures_are_not_none_and_many_are_not_all(share: float, shown: str) -> None:
+    assert report.percent(share) == shown
+
+
+def test_tables_are_readable_as_text_and_as_markdown(results: report.Results) -> None:
+    table = report.details(results, "one")
+    assert [line[0] for line in table] == ["", "Our <pool>", "`their` pool", "down"]
+    text = report.as_text(table).splitlines()
+    assert text[1].split()[:4] == ["Our", "<pool>", "80.0", "0.90"]
+    assert text[2].startswith("their pool  ")
+    head, rule, *rows = report.as_markdown(table).splitlines()
+    assert head.startswith("|  | requests/s | ratio |")
+    assert rule.count("---:") == len(report.DETAILS)
+    assert len(rows) == 3
+    assert {line.count("|") for line in (head, rule, *rows)} == {len(report.DETAILS) + 2}
+
+
+def test_the_chart_has_a_bar_for_each_and_fits_its_frame(results: report.Results) -> None:
+    drawing = ET.fromstring(report.chart(results, ["one"], ours="ours", note="a & b"))
+    bars = {(bar.get("class"), float(bar.get("width", ""))) for bar in drawing.iter(f"{SVG}rect")}
+    # theirs is the longest: 100 served, 33 failed; ours is 80
+    assert {("bar", 60.0), ("failed", 20.0), ("bar ours", 48.0)} <= bars
+    width, height = float(drawing.get("width", "")), float(drawing.get("height", ""))
+    for element in (*drawing.iter(f"{SVG}rect"), *drawing.iter(f"{SVG}text")):
+        assert 0 <= float(element.get("x", "")) < width
+        assert 0 <= float(element.get("y", "")) < height
+    shown = [text.text for text in drawing.iter(f"{SVG}text")]
+    assert {"Our <pool>", "their pool", "not measured", "1 query", "a & b"} <= {*shown}
+    assert "prefers-color-scheme: dark" in ET.tostring(drawing, encoding="unicode")
+
+
+# --- The load client ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def load(project: MakeProject, serve: StartServe) -> Callable[..., Mapping[str, Any]]:
+    server = serve(project(VIEWS), "--pool-size", "2", "--max-outstanding", "2")
+
+    def run_client(*args: str) -> Mapping[str, Any]:
+        common = ("--clients", "5", "--seconds", "0.3", "--server-pid", str(server.master_pid))
+        done = run("client.py", str(server.port), *args, *common)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run_client
+
+
+def test_the_client_counts_answers_and_failures(load: Callable[..., Mapping[str, Any]]) -> None:
+    for kind in ((), ("--close",)):
+        found = load("/good", *kind)
+        assert found["failures"] == {}
+        assert found["ok"] > 10
+        assert found["sent"] > found["ok"]  # to warm up
+        assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
+        assert found["server_cpu_ms"] > 0
+    found = load("/bad", "--warm-up", "/good")
+    assert found["ok"] == 0
+    assert found["failures"] == {"HTTP 500": found["failed"]}
+    assert found["p50_ms"] is found["server_cpu_ms"] is None
+
+
+def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
+    load = client.Load(free_port(), "/", clients=3)
+    load.start()
+    load.run(time.perf_counter() + 0.2)
+    load.stop()
+    assert load.latencies == []
+    # At once, and again after each pause, but not as fast as it can.
+    assert 6 <= load.failures["cannot connect"] <= 15
+
+
+# --- The programs ------------------------------------------------------------------------------
+
+
+def test_a_quick_comparison_from_beginning_to_end(tmp_path: Path) -> None:
+    args = ("--quick", "--seconds", "0.4", "--no-install", "--views", "one")
+    done = run("compare.py", *args, "--contenders", "pooled-request,ceiling", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert result["machine"]["cores"] >= 1
+    found = {run["contender"]: run for run in result["runs"]}
+    assert {*found} == {"pooled-request", "ceiling"}
+    for name, about in result["about"].items():
+        assert about["tls"] == "none"
+        assert about["driver"] == "pymysql"
+        assert about["versions"]["django"]
+        assert found[name]["failures"] == {}
+        assert found[name]["complaints"] == {}
+        assert found[name]["ok"] > 10
+        assert found[name]["server_cpu_ms"] > 0
+        # a query, and what it takes to open the connections
+        assert 1 <= found[name]["round_trips"] < 10
+    assert 1 <= found["pooled-request"]["connections"] <= 10 < found["ceiling"]["connections"] <= 33
+    markdown = (tmp_path / "results.md").read_text()
+    assert re.search(r"^\| pooled-serve \| [\d.]+ \|$", markdown, re.M)
+    assert "TLS to the database: none." in done.stdout
+    assert len(list(ET.parse(tmp_path / "chart.svg").iter(f"{SVG}rect"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["--contenders", "nobody"], 2, "'nobody' is none of pooled-request, "),
+        (["--views", "one,two"], 2, "'two' is none of plaintext, "),
+        (["--no-install", "--contenders", "dbutils"], 1, "dbutils needs packages of its own\n→ "),
+    ],
+)
+def test_what_it_refuses(args: list[str], code: int, says: str) -> None:
+    done = run("compare.py", *args)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_behaviour_is_measured() -> None:
+    args = ("--no-install", "--contenders", "pooled-request", "--experiments", "transaction")
+    done = run("behaviour.py", *args)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2:] == ["| a request leaves a transaction open | rolled back |"]
+
+
+@TORTURE
+def test_all_the_promises_that_the_table_shows() -> None:
+    done = run("behaviour.py", "--no-install", "--contenders", "pooled-request,pooled-transaction")
+    assert done.returncode == 0, done.stderr
+    good = {"rolled back", "gone", "restored", "unlocked", "503 after 1.0 s", "503 after 1.1 s"}
+    good |= {"4 of 4 left", "0 of 40 fail"}
+    _, _, *rows = done.stdout.splitlines()
+    assert len(rows) == 11
+    for row in rows:
+        assert {cell.strip() for cell in row.strip("|").split("|")[1:]} <= good, row
+
+
+@TORTURE
+def test_pools_are_measured_alone() -> None:
+    done = run("pools.py", "--no-install", "--contenders", "pooled-request,ceiling")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| pooled-serve(?: \| [\d.]+){5} \|$", done.stdout, re.M)
