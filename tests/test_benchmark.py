@@ -128,7 +128,7 @@ def test_the_chart_has_a_bar_for_each_and_fits_its_frame(results: report.Results
     drawing = ET.fromstring(report.chart(results, ["one"], ours="ours", note="a & b"))
     bars = {(bar.get("class"), float(bar.get("width", ""))) for bar in drawing.iter(f"{SVG}rect")}
     # theirs is the longest: 100 served, 33 failed; ours is 80
-    assert {("bar", 60.0), ("failed", 20.0), ("bar ours", 48.0)} <= bars
+    assert {("bar", 67.5), ("failed", 22.5), ("bar ours", 54.0)} <= bars
     width, height = float(drawing.get("width", "")), float(drawing.get("height", ""))
     for element in (*drawing.iter(f"{SVG}rect"), *drawing.iter(f"{SVG}text")):
         assert 0 <= float(element.get("x", "")) < width

@@ -75,7 +75,7 @@ VIEWS = (
     View("plaintext", "no database", "/bench/plaintext"),
     View("one", "1 query", "/bench/one"),
     View("one-128", "1 query, 128 clients", "/bench/one", clients=128),
-    View("one-close", "1 query, no keep-alive", "/bench/one", close=True),
+    View("one-close", "1 query, closing", "/bench/one", close=True),
     View("ten", "10 queries", "/bench/ten"),
     View("fortunes", "fortunes", "/bench/fortunes"),
     View("update", "transaction", "/bench/update"),
@@ -108,6 +108,7 @@ def main() -> int:
         say(problem)
         return 1
     except KeyboardInterrupt:
+        say("Interrupted; nothing was written.")
         return 130
     return 0
 
@@ -118,7 +119,7 @@ def parse_options() -> argparse.Namespace:
         description="Compare pooled-serve with its peers on this machine."
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 3")
-    parser.add_argument("--seconds", type=float, metavar="S", help="of each run; default: 2.5")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each run; default: 2")
     parser.add_argument(
         "--contenders", default=",".join(names), metavar="A,B", help="default: %(default)s"
     )
@@ -141,7 +142,7 @@ def parse_options() -> argparse.Namespace:
     )
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
-    options.seconds = options.seconds or (0.5 if options.quick else 2.5)
+    options.seconds = options.seconds or (0.5 if options.quick else 2.0)
     options.contenders = chosen(parser, "--contenders", options.contenders, names)
     default = ",".join(QUICK if options.quick else views)
     options.views = chosen(parser, "--views", options.views or default, views)
@@ -522,7 +523,8 @@ def how_measured(result: dict[str, Any], results: report.Results) -> list[str]:
         f"all rounds. ratio: requests/s, of {results.contenders[results.baseline]}, same round. "
         "CPU ms: of the web server, per request served. round trips: to the database, per request.",
         "One worker; 10 connections where there is a bound, 4 for the outside call; 32 clients, "
-        "100 for the outside call. Each sends its next request when it has an answer.",
+        "100 for the outside call; each sends its next request when it has an answer, on the same "
+        "connection, or on a new one where it says closing.",
     ]
     own = [results.median(name, "plaintext", "client_cpu_ms") for name in results.contenders]
     fastest = [results.median(name, "plaintext", "per_second") for name in results.contenders]

@@ -139,7 +139,7 @@ def as_markdown(table: Sequence[Sequence[str]]) -> str:
 
 # --- The chart ----------------------------------------------------------------------------------
 
-NAME_WIDTH, PANEL, GAP, BAR, HEAD = 235, 120, 16, 20, 34
+NAME_WIDTH, PANEL, GAP, BAR, HEAD = 260, 130, 16, 20, 34
 
 # An image has no say in the page around it, but it can ask whether that is dark.
 STYLE = """
