@@ -287,6 +287,15 @@ def classify(error: Exception, server: str) -> Problem:
         return _no_answer(server)
     if code == 2003:
         return _unreachable(server, text, cause)
+    if code in (2006, 2013):
+        # With TLS 1.3 a client certificate is refused after the handshake; that message is often
+        # lost with the connection.
+        return Problem(
+            "PS308",
+            f"{server} hung up during the login: {text}",
+            "see the server's error log; if it refused a client certificate, correct the ssl "
+            "options of OPTIONS in DATABASES",
+        )
     return Problem("PS308", f"{server}: {text} (error {code})", "see the server's error log")
 
 

@@ -584,6 +584,11 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
             "PS308",
             "Host not allowed (error 1130",
         ),
+        (
+            pymysql.OperationalError(2006, "gone (reset by peer)"),
+            "PS308",
+            "hung up during the login",
+        ),
         (ValueError("unheard of"), "PS308", "unheard of"),
     ],
 )
