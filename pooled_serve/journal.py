@@ -22,6 +22,9 @@ LINE_EVERY = 1.0
 PATIENCE = 0.25
 """Seconds of waiting that are no news: queues that short are what a pool is for."""
 
+CALM = 2.0
+"""Seconds without pressure until it is called over, lest it is over every other second."""
+
 PROBE_TIMEOUT = 2.0
 
 
@@ -62,18 +65,20 @@ class Journal(Observer):
 
     def _watch(self) -> None:
         """Until the pressure is over."""
-        began = time.monotonic()
+        began = last = time.monotonic()
         gevent.sleep(PATIENCE)
-        while self._refused or self._waited() >= PATIENCE:
-            if time.monotonic() - self._told >= LINE_EVERY:
-                self._tell()
-            gevent.sleep(max(0.0, self._told + LINE_EVERY - time.monotonic()))
-        if self._told >= began or self._refused_total:
+        if self._refused_total or self._waited() >= PATIENCE:
+            while time.monotonic() - last < CALM:
+                if self._refused or self._waited() >= PATIENCE:
+                    last = time.monotonic()
+                    if last - self._told >= LINE_EVERY:
+                        self._tell()
+                gevent.sleep(LINE_EVERY)
             log.warning(
                 "pool %r: the pressure is over, nobody waits; %d requests got 503 in %.0fs",
                 self.alias,
                 self._refused_total,
-                time.monotonic() - began,
+                last - began,
             )
         self._refused_total = 0
         self._watched = False
