@@ -162,7 +162,7 @@ def test_the_client_counts_answers_and_failures(load: Callable[..., Mapping[str,
         assert found["sent"] > found["ok"]  # to warm up
         assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
         assert found["server_cpu_ms"] > 0
-    found = load("/bad", "--warm-up", "/good")
+    found = load("/bad", "--warm-up", "/good")  # none of whose answers counts
     assert found["ok"] == 0
     assert found["failures"] == {"HTTP 500": found["failed"]}
     assert found["p50_ms"] is found["server_cpu_ms"] is None

@@ -37,7 +37,7 @@ class Visitor:
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.began = 0.0
-        self.asked = b""
+        self.asked = b""  # nothing while at rest
         self.served = False  # ever
         self.answer = b""
         self.missing = -1  # bytes of the body that have not come yet; -1 before the header is whole
@@ -56,6 +56,7 @@ class Load:
         self._by_fd: dict[int, Visitor] = {}
         self._paused: list[tuple[float, Visitor]] = []
         self._sending = True
+        self._resting = False
         self.latencies: list[float] = []
         self.failures: Counter[str] = Counter()
         self.sent = 0
@@ -103,15 +104,33 @@ class Load:
         give_up = now + WARM_UP_MOST
         while not all(v.served for v in self._visitors) and time.perf_counter() < give_up:
             self.run(time.perf_counter() + 0.05)
-        self._request = self._measured
+        if self._request != self._measured:
+            self._change_page()
         self.latencies.clear()
         self.failures.clear()
+
+    def _change_page(self) -> None:
+        """All come to rest first: what is under way would be served before what is measured."""
+        self._resting = True
+        give_up = time.perf_counter() + GRACE
+        while any(v.asked for v in self._visitors) and time.perf_counter() < give_up:
+            self.run(time.perf_counter() + 0.02)
+        self._resting = False
+        self._request = self._measured
+        self._paused.clear()
+        for visitor in self._visitors:
+            if visitor.sock is None:
+                self._connect(visitor)
+            elif not visitor.asked:
+                visitor.began = time.perf_counter()
+                self._ask(visitor)
 
     def _connect(self, visitor: Visitor) -> None:
         sock = visitor.sock = socket.socket()
         sock.setblocking(False)
         self._by_fd[sock.fileno()] = visitor
         visitor.began = time.perf_counter()
+        visitor.asked = self._request
         if sock.connect_ex(self._address) not in (0, errno.EINPROGRESS):
             self._failed(visitor, "cannot connect", pause=True)
             return
@@ -143,7 +162,10 @@ class Load:
             self._failed(visitor, type(error).__name__, pause=True)
             return
         if not data:
-            self._failed(visitor, "hung up")
+            if visitor.asked:
+                self._failed(visitor, "hung up")
+            else:
+                self._hang_up(visitor)
             return
         if visitor.missing < 0:
             data = visitor.answer = visitor.answer + data
@@ -165,13 +187,14 @@ class Load:
         visitor.served = True
         status = visitor.answer[9:12]
         if status == b"200":
-            # No figure: an answer to the other page that was under way as the warm-up ended.
-            if visitor.asked == self._measured:
-                self.latencies.append(now - visitor.began)
+            self.latencies.append(now - visitor.began)
         else:
             self.failures[f"HTTP {status.decode()}"] += 1
         if self._close or b"\r\nConnection: close" in visitor.answer or not self._sending:
             self._again(visitor)
+            return
+        if self._resting:
+            visitor.asked = b""
             return
         visitor.began = now
         self._ask(visitor)
@@ -183,6 +206,8 @@ class Load:
     def _again(self, visitor: Visitor, *, pause: bool = False) -> None:
         """On a new connection."""
         self._hang_up(visitor)
+        if self._resting:
+            return
         if pause:
             self._paused.append((time.perf_counter() + PAUSE, visitor))
         elif self._sending:
@@ -192,6 +217,7 @@ class Load:
         assert visitor.sock
         del self._by_fd[visitor.sock.fileno()]
         visitor.sock.close()  # which takes it out of the epoll as well
+        visitor.sock, visitor.asked = None, b""
 
 
 def tree_cpu(root: int) -> float:
