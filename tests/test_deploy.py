@@ -622,7 +622,7 @@ def test_nginx_does_not_notice_a_reload(behind_nginx: Behind) -> None:
         for visitor in visitors:
             visitor.join()
     assert set(statuses) == {200}
-    assert len(statuses) > 20
+    assert len(statuses) >= len(visitors)
 
 
 # --- Prometheus and Grafana --------------------------------------------------------------------
