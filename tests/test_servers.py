@@ -181,10 +181,10 @@ def test_the_limit_of_an_account_bounds_the_budget(check: Check, mysql: Server) 
 
 
 def test_at_the_limit_of_an_account_requests_wait_for_what_comes_back(
-    site: StartSite, server: Server
+    site: StartSite, mysql: Server
 ) -> None:
-    database = server.create_database(max_user_connections=6)
-    shop = site(server=server, database=database, cap=6)
+    database = mysql.create_database(max_user_connections=6)
+    shop = site(server=mysql, database=database, cap=6)
     assert "cap 6" in shop.server.log
     with ExitStack() as stack:
         for _ in range(3):
@@ -204,10 +204,10 @@ def test_at_the_limit_of_an_account_requests_wait_for_what_comes_back(
 # --- Where the server is -----------------------------------------------------------------------
 
 
-def test_over_its_unix_socket(site: StartSite, server: Server) -> None:
-    shop = site(server=server, HOST=str(server.socket), PORT="")
+def test_over_its_unix_socket(site: StartSite, mysql: Server) -> None:
+    shop = site(server=mysql, HOST=str(mysql.socket), PORT="")
     assert value(shop, "SELECT USER()").endswith("@localhost")
-    assert f" {server.socket}/{shop.database.name} " in shop.server.log
+    assert f" {mysql.socket}/{shop.database.name} " in shop.server.log
     shop.assert_whole()
 
 
@@ -297,8 +297,9 @@ def test_an_account_that_requires_a_client_certificate(
 
 
 def test_a_server_whose_certificate_is_not_to_be_trusted(
-    check: Check, database: Database, tmp_path: Path
+    check: Check, mariadb_with_tls: Server, tmp_path: Path
 ) -> None:
+    database = mariadb_with_tls.create_database()
     stranger = Authority(tmp_path / "stranger").own.cert
     done = check(database, OPTIONS={"ssl": {"ca": str(stranger)}})
     done.assert_one_problem("PS309", EXIT_DATABASE, "CERTIFICATE_VERIFY_FAILED", "ssl options")
@@ -397,16 +398,16 @@ def test_a_forgotten_login_without_cryptography(
 
 @needs_haproxy
 def test_behind_haproxy_the_budget_is_the_servers(
-    site: StartSite, check: Check, server: Server, tmp_path: Path
+    site: StartSite, check: Check, mysql: Server, tmp_path: Path
 ) -> None:
-    database = server.create_database(max_user_connections=9)
-    with haproxy(tmp_path, idle=2, only=server) as (port, _):
+    database = mysql.create_database(max_user_connections=9)
+    with haproxy(tmp_path, idle=2, only=mysql) as (port, _):
         done = check(database.via(port), "--replicas", "3")
         assert done.code == 0, done.output
         assert "to fit max_user_connections=9" in done.output
         assert f"9 of 9 on 127.0.0.1:{port}" in done.output
 
-        shop = site(server=server, database=database.via(port))
+        shop = site(server=mysql, database=database.via(port))
         shop.fill()
         assert len(shop.connection_ids()) == shop.cap
         time.sleep(3)  # it has hung up on what was idle
