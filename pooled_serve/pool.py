@@ -90,13 +90,14 @@ AGE_JITTER = 0.1
 class Slot(Generic[C]):
     """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
 
-    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "taken")
+    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "sure_until", "taken")
 
     def __init__(self) -> None:
         self.conn: C | None = None
         self.key = 0  # id(conn), once there is one
         self.expires = math.inf
         self.idle_since = 0.0
+        self.sure_until = 0.0  # until then a look is enough before it is handed out
         self.taken = 0.0
         self.leased = False  # handed out, and not given back yet
 
@@ -268,11 +269,16 @@ class ConnectionPool(Generic[C]):
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
             slot.leased = True
-            self.tally[IDLE] -= 1
-            if self._usable(slot, now, now + timeout):
+            counts = self.tally
+            counts[IDLE] -= 1
+            conn = slot.conn
+            assert conn is not None
+            if (now < slot.sure_until and self._check(conn)) or self._usable(
+                slot, now, now + timeout
+            ):
                 slot.taken = now
-                self.tally[ACQUIRED] += 1
-                return slot.conn  # type: ignore[return-value]  # idle slots have one
+                counts[ACQUIRED] += 1
+                return conn
         return self._acquire(now, timeout)
 
     def release(self, conn: C) -> None:
@@ -640,6 +646,8 @@ class ConnectionPool(Generic[C]):
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
             slot.idle_since = now
+            sure, expires = now + self._ping_after, slot.expires
+            slot.sure_until = sure if sure < expires else expires
             del self._in_use[slot.key]
             self._idle.append(slot)
             self.tally[IDLE] += 1
