@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -185,6 +186,10 @@ def make_command() -> click.Command:
 
 def main() -> None:
     """Entry point: every failure is a line of problem, a line of remedy and an exit code."""
+    if os.getpid() == 1:
+        # Docker's CMD. A TERM to PID 1 is dropped by the kernel where nobody handles it, and
+        # gunicorn does so only after the preflight: a stop meanwhile would end in a KILL.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for stream in (sys.stdout, sys.stderr):
         # A terminal or a log that cannot show "→" must not cost the message.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ import pytest
 
 from support.load import Hammer, hammer
 from support.processes import children, wait_until
-from support.serve import POOLED_SERVE, Serve
+from support.serve import POOLED_SERVE, Serve, environment
 from support.servers import Database, Server
 
 VIEWS = """
@@ -380,9 +380,30 @@ def test_the_users_own_hooks_all_run(site: Path, serve: Any) -> None:
         assert "size 2" in web.log
 
 
-@pytest.mark.skipif(
+PID_1 = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "--", *POOLED_SERVE)
+
+may_be_pid_1 = pytest.mark.skipif(
     not shutil.which("unshare") or os.geteuid() != 0, reason="needs root, to be PID 1 somewhere"
 )
+
+
+@may_be_pid_1
+def test_as_pid_1_it_stops_on_term_while_the_project_is_loaded(project: Any) -> None:
+    folder = project("", databases={})
+    (folder / "mysite" / "wsgi.py").write_text("import time\ntime.sleep(15)\n")
+    command = [*PID_1, "mysite.wsgi", "-b", "127.0.0.1:0"]
+    unshare = subprocess.Popen(command, cwd=folder, env=environment())
+    try:
+        (init,) = wait_until(lambda: children(unshare.pid))
+        (_,) = wait_until(lambda: children(init), timeout=10)  # the preflight's
+        os.kill(init, signal.SIGTERM)
+        assert unshare.wait(5) == 0
+    finally:
+        unshare.kill()
+        unshare.wait()
+
+
+@may_be_pid_1
 def test_as_pid_1_it_stops_on_term_and_reaps_orphans(
     project: Any, server: Server, database: Database, no_aborts: None
 ) -> None:
@@ -396,8 +417,7 @@ def test_as_pid_1_it_stops_on_term_and_reaps_orphans(
     """
     )
     site = project(views, databases={"default": database.django()})
-    command = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "--", *POOLED_SERVE)
-    with Serve("mysite.wsgi", *SMALL, command=command, cwd=site) as web:
+    with Serve("mysite.wsgi", *SMALL, command=PID_1, cwd=site) as web:
         assert web.get("/one").status == 200
         (init,) = children(web.master_pid)
         for _ in range(5):
