@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pymysql.err import MySQLError, OperationalError
 
-from conftest import _lasting_server
+from conftest import lasting_server
 from pooled_serve.mysql import COM_RESET_CONNECTION, MySQLConnection
 from pooled_serve.pool import DIRTY
 from support import servers
@@ -307,7 +307,7 @@ def latin1(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         server = start(folder, "--character-set-server=latin1")
     except servers.ServerMissing as missing:
         pytest.skip(str(missing))
-    yield from _lasting_server(server)
+    yield from lasting_server(server)
 
 
 @pytest.fixture(scope="module")

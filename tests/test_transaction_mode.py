@@ -540,7 +540,7 @@ AS_PLAIN = {
                 add("lost " + caught)
                 Thing.objects.filter(name="a").update(number=2)
                 greenlet = gevent.spawn(other)
-                assert ready.wait(5), str(said)
+                assert ready.wait(15), str(said)
                 gevent.sleep(0.05)
                 how = {
                     "nothing": contextlib.nullcontext,
