@@ -426,13 +426,19 @@ class Activated:
             return {worker["pid"] for worker in client.get("/stats.json").json()["workers"]}
 
     def reload(self) -> bool:
+        """What systemctl reload does."""
+        return self.run("ExecReload", {"$MAINPID": str(self.server.master_pid)})
+
+    def run(self, setting: str, variables: Mapping[str, str], **env: str) -> bool:
         """As systemd does it: one command after the other, as long as they succeed."""
-        for line in unit("Service")["ExecReload"]:
-            line = self.here(line).replace("$MAINPID", str(self.server.master_pid))
+        for line in unit("Service")[setting]:
+            line = self.here(line)
+            for name, value in variables.items():
+                line = line.replace(name, value)
             done = subprocess.run(
                 shlex.split(line),
                 cwd=self.server._cwd,
-                env=environment(self.env),
+                env=environment({**self.env, **env}),
                 capture_output=True,
                 check=False,
             )
@@ -454,8 +460,12 @@ def test_the_unit_on_sockets_of_systemd(
             assert b"READY=1" in notified.recv(1000)
             assert server.get("/query").text == "ok"
             before = wait_until(activated.workers, timeout=20)
+            dollar = {"$$": "$"}
+            assert activated.run("ExecStartPre", dollar)
+            assert activated.run("ExecStartPre", dollar, DATABASE_PORT="1"), "down is no refusal"
             settings = myproject / "mysite" / "settings.py"
             settings.write_text(settings.read_text() + "import nothing_of_that_name\n")
+            assert not activated.run("ExecStartPre", dollar)
             assert not activated.reload()
             assert server.worker_pids() == before
 
