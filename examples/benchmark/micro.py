@@ -23,6 +23,7 @@ import gevent  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pooled_serve.board import Board  # noqa: E402
 from pooled_serve.mysql import MySQLConnection  # noqa: E402
 from pooled_serve.pool import ConnectionPool  # noqa: E402
 from private_database import PrivateDatabase  # noqa: E402
@@ -103,6 +104,13 @@ def main() -> None:
                 "acquire and release, clean",
                 *milliseconds(lambda: pool.release(pool.acquire()), 20_000),
             )
+        )
+        board = Board()
+        place = board.place(board.claim() or 0, "default")
+        assert place is not None
+        pool.count_into(place.row)
+        rows.append(
+            ("the same with --status", *milliseconds(lambda: pool.release(pool.acquire()), 20_000))
         )
         connection = pool.acquire()
         connection.set_up()
