@@ -229,6 +229,11 @@ class Database:
         self.journal.probing = True
         self._report()
 
+    def leave_board(self) -> None:
+        """Count for this process alone again."""
+        self._place = None
+        self.journal.probing = False
+
     def _report(self) -> None:
         if self._place is not None and self._pool is not None:
             self._pool.count_into(self._place.row)

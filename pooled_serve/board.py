@@ -20,7 +20,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ _TEXT = 256  # bytes for alias, engine and server, each behind its length
 _FIELDS = (96, 48, 112)
 _PLACE = _TEXT + (tally.WIDTH + tally.COUNTERS) * _WORD
 _SLOT = _WORD + PLACES * _PLACE  # the process id, then the places
-_HEAD = 4 * _WORD  # sequence number, slots ever used, start, and one to spare
+_HEAD = 2 * _WORD  # sequence number, slots ever used
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ class Board:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _HEAD + SLOTS * _SLOT)
         self._words = memoryview(self._memory).cast("q")
-        self._taken: set[int] = set()  # the master's own book
+        self._started = time.monotonic()
+        # The master's own book; workers have a copy as of their fork.
+        self._taken: set[int] = set()
+        self._last_reachable: dict[str, float] = {}
         self._warned = False
-        memoryview(self._memory).cast("d")[2] = time.monotonic()
 
     # --- For the master ------------------------------------------------------------------------
 
@@ -107,6 +109,8 @@ class Board:
         for place in self._places(start):
             live = self.numbers(place + _TEXT, tally.WIDTH)
             past = self.numbers(place + _TEXT + tally.WIDTH * _WORD, tally.COUNTERS)
+            if live[tally.REACHABLE] != tally.UNKNOWN:
+                self._last_reachable[self._texts(place)[0]] = live[tally.REACHABLE]
             for i in range(tally.COUNTERS):
                 past[i] += live[i]
             for i in range(tally.WIDTH):
@@ -133,12 +137,24 @@ class Board:
         self._warn(f"more than {PLACES} databases in a worker")
         return None
 
+    def lost(self, at_start: Iterable[str]) -> list[str]:
+        """The databases that could not be reached when that was last tried.
+
+        :param at_start: those that could not before there was any worker.
+        """
+        found = {alias: float(tally.NO) for alias in at_start} | self._last_reachable
+        for reading in self.read():
+            reachable = reading.live[tally.REACHABLE]
+            if reachable != tally.UNKNOWN:
+                found[reading.alias] = reachable
+        return [alias for alias, reachable in found.items() if reachable == tally.NO]
+
     # --- For readers ---------------------------------------------------------------------------
 
     @property
     def uptime(self) -> float:
         """Seconds since the master made the board."""
-        return time.monotonic() - float(memoryview(self._memory).cast("d")[2])
+        return time.monotonic() - self._started
 
     def read(self) -> list[Reading]:
         """All that is known, of slots with a worker and without."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # --- Exit codes of the command -----------------------------------------------------------------
 # 3 and 4 are also what gunicorn's arbiter uses for workers that do not boot.
@@ -200,6 +200,10 @@ class Refusal(Exception):
         self.exit_code = exit_code
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> Any:
+        # Exceptions are pickled by their text, which is not what this one is made of.
+        return Refusal, (self.exit_code, self.problems)
 
 
 def refuse(exit_code: int, code: str, problem: str, remedy: str, detail: str = "") -> Refusal:

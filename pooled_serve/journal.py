@@ -12,7 +12,13 @@ import gevent
 
 from pooled_serve import tally
 from pooled_serve.errors import PoolClosed
-from pooled_serve.pool import ConnectionPool, Observer
+from pooled_serve.pool import (
+    BACKOFF_FIRST,
+    BACKOFF_MOST,
+    PING_TIMEOUT,
+    ConnectionPool,
+    Observer,
+)
 
 log = logging.getLogger("gunicorn.error")
 
@@ -24,8 +30,6 @@ PATIENCE = 0.25
 
 CALM = 2.0
 """Seconds without pressure until it is called over, lest it is over every other second."""
-
-PROBE_TIMEOUT = 2.0
 
 
 class Journal(Observer):
@@ -67,9 +71,11 @@ class Journal(Observer):
         """Until the pressure is over."""
         began = last = time.monotonic()
         gevent.sleep(PATIENCE)
-        if self._refused_total or self._waited() >= PATIENCE:
+        while not self._refused_total and 0 < self.pool.longest_wait() < PATIENCE:
+            gevent.sleep(PATIENCE - self.pool.longest_wait())
+        if self._refused_total or self.pool.longest_wait() >= PATIENCE:
             while time.monotonic() - last < CALM:
-                if self._refused or self._waited() >= PATIENCE:
+                if self._refused or self.pool.longest_wait() >= PATIENCE:
                     last = time.monotonic()
                     if last - self._told >= LINE_EVERY:
                         self._tell()
@@ -90,17 +96,14 @@ class Journal(Observer):
             log.warning("503 Service Unavailable: %s", self._refused[-1])
         elif count:
             log.warning("503 Service Unavailable, %d times: %s", count, self._refused[-1])
-        elif self.lost:
+        elif self._failures:
             log.warning("pool %r: requests wait for the database: %s", self.alias, self._state())
         else:
             log.warning("pool %r is at its cap: %s", self.alias, self._state())
         self._refused.clear()
 
-    def _waited(self) -> float:
-        return float(self.pool.stats()["oldest_wait_seconds"])
-
     def _state(self) -> str:
-        return f"{self.pool.describe()}; the first waits for {self._waited():.1f}s"
+        return f"{self.pool.describe()}; the first waits for {self.pool.longest_wait():.1f}s"
 
     # --- The database --------------------------------------------------------------------------
 
@@ -145,10 +148,10 @@ class Journal(Observer):
     def _probe(self) -> None:
         """Take a connection, as a request would, until that works. An orchestrator sends no
         requests until it does."""
-        pause = 0.05
+        pause = BACKOFF_FIRST
         while self._lost is not None:
             gevent.sleep(pause)
-            pause = min(LINE_EVERY, 2 * pause)
+            pause = min(BACKOFF_MOST, 2 * pause)
             try:
                 conn = self.pool.acquire()
             except PoolClosed:
@@ -157,7 +160,7 @@ class Journal(Observer):
                 continue
             try:
                 # One that was idle says nothing by itself.
-                with gevent.Timeout(PROBE_TIMEOUT):
+                with gevent.Timeout(PING_TIMEOUT):
                     conn.ping()
                 self.connected()
             except (Exception, gevent.Timeout):

@@ -6,6 +6,7 @@ Two functions of Django are replaced, ``ConnectionHandler.create_connection`` an
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -174,7 +175,7 @@ def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str])
     """Put this worker's pools on the board, those there are and those to come.
 
     :param place_for: room on the board for an alias.
-    :param unreachable: databases that did not answer the preflight; asked again until they do.
+    :param unreachable: databases that could not be reached; asked again until they can.
     """
     global _place_for
     _place_for = place_for
@@ -186,6 +187,17 @@ def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str])
             _databases[alias].pool  # noqa: B018 - made at first use
             _databases[alias].journal.lose()
     end_request()
+
+
+def _leave_board() -> None:
+    """In a forked child: the numbers there are the parent's."""
+    global _place_for
+    _place_for = None
+    for database in _databases.values():
+        database.leave_board()
+
+
+os.register_at_fork(after_in_child=_leave_board)
 
 
 def end_load(*, fork_follows: bool) -> None:

@@ -10,7 +10,7 @@ The rules:
 * One deadline covers waiting, checking and connecting.
 
 Why it holds without locks: all state belongs to one OS thread, and a greenlet is only switched
-where this module says so (waiting, ``check``, ``connect``, ``reset``). At each such place the
+where this module says so (waiting, ``ping``, ``connect``, ``reset``). At each such place the
 greenlet can be killed, so each is inside a handler for BaseException that leaves the slot in the
 hands of somebody else. Signal handlers and finalizers can run between any two bytecodes; they
 never touch the state, they call :meth:`ConnectionPool.reclaim`, which enqueues.
@@ -46,8 +46,8 @@ from pooled_serve.tally import (
     HELD_SECONDS,
     HOLDS,
     IDLE,
+    OPEN,
     PINNED,
-    SLOTS,
     WAITING,
     Row,
 )
@@ -90,14 +90,13 @@ AGE_JITTER = 0.1
 class Slot(Generic[C]):
     """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
 
-    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "sure_until", "taken")
+    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "taken")
 
     def __init__(self) -> None:
         self.conn: C | None = None
         self.key = 0  # id(conn), once there is one
         self.expires = math.inf
         self.idle_since = 0.0
-        self.sure_until = 0.0  # until then a look is enough before it is handed out
         self.taken = 0.0
         self.leased = False  # handed out, and not given back yet
 
@@ -269,16 +268,11 @@ class ConnectionPool(Generic[C]):
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
             slot.leased = True
-            counts = self.tally
-            counts[IDLE] -= 1
-            conn = slot.conn
-            assert conn is not None
-            if (now < slot.sure_until and self._check(conn)) or self._usable(
-                slot, now, now + timeout
-            ):
-                slot.taken = now
-                counts[ACQUIRED] += 1
-                return conn
+            slot.taken = now
+            self.tally[IDLE] -= 1
+            if self._usable(slot, now, now + timeout):
+                self.tally[ACQUIRED] += 1
+                return slot.conn  # type: ignore[return-value]  # idle slots have one
         return self._acquire(now, timeout)
 
     def release(self, conn: C) -> None:
@@ -358,6 +352,11 @@ class ConnectionPool(Generic[C]):
         """Whether no connection is open, in use or idle."""
         return not self._in_use and not self._idle
 
+    def longest_wait(self) -> float:
+        """Seconds that the first in the queue has waited; 0 if nobody waits."""
+        first = next(iter(self._waiters), None)
+        return self._clock() - first.since if first else 0.0
+
     def describe(self) -> str:
         """In use, idle, waiting, cap and the longest lease, in words."""
         oldest = self._oldest_lease()
@@ -414,7 +413,7 @@ class ConnectionPool(Generic[C]):
         """After every change of what there is, but for the fast paths, which change IDLE only."""
         counts = self.tally
         counts[IDLE] = len(self._idle)
-        counts[SLOTS] = len(self._idle) + len(self._in_use) + len(self._connecting)
+        counts[OPEN] = len(self._idle) + len(self._in_use) + len(self._connecting)
         counts[WAITING] = len(self._waiters)
 
     # --- Taking --------------------------------------------------------------------------------
@@ -457,6 +456,7 @@ class ConnectionPool(Generic[C]):
         if self._idle:
             slot = self._idle.pop()
             slot.leased = True
+            slot.taken = self._clock()
             self._in_use[slot.key] = slot
             self.tally[IDLE] -= 1
             return slot
@@ -646,8 +646,6 @@ class ConnectionPool(Generic[C]):
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
             slot.idle_since = now
-            sure, expires = now + self._ping_after, slot.expires
-            slot.sure_until = sure if sure < expires else expires
             del self._in_use[slot.key]
             self._idle.append(slot)
             self.tally[IDLE] += 1

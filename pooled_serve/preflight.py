@@ -77,9 +77,9 @@ def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> Non
             setup()
             result = _report(app)
         except Refusal as refusal:
-            result = Refusal(refusal.exit_code, refusal.problems)  # without its cause
+            result = refusal
         with os.fdopen(writer, "wb") as pipe:
-            pipe.write(_dump(result))
+            pipe.write(pickle.dumps(result))
         os._exit(0)
     except (KeyboardInterrupt, BrokenPipeError):
         pass  # the parent was interrupted too, or has been ended
@@ -87,21 +87,6 @@ def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> Non
         os.write(errors, traceback.format_exc().encode())
     finally:
         os._exit(70)
-
-
-def _dump(result: ProjectReport | Refusal) -> bytes:
-    if isinstance(result, Refusal):
-        # An exception with two arguments does not survive pickling by itself.
-        return pickle.dumps(_Refused(result.exit_code, result.problems))
-    return pickle.dumps(result)
-
-
-class _Refused:
-    def __init__(self, exit_code: int, problems: tuple[Problem, ...]) -> None:
-        self.made_of = (exit_code, problems)
-
-    def __reduce__(self) -> Any:
-        return Refusal, self.made_of
 
 
 def _report(app: str) -> ProjectReport:

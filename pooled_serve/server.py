@@ -173,7 +173,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     plan: Plan
     cfg: Config
-    board: Board | None = None  # made when there is a status page, kept as long as the master
+    board: Board | None = None  # made before the first fork, if there is a status page
     app_uri: Any  # a string, once there is a configuration
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -269,8 +269,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
             if address in self.cfg.app_address:
                 text = _text(address)
                 raise bad_value(f"--status: {text} is where the application is served (-b)")
-        if self.cfg.status_address and self.board is None:
-            self.board = Board()
 
     @property
     def unreachable(self) -> list[str]:
@@ -292,18 +290,25 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().reload()
             if self.plan.contradictions:
                 raise _contradiction(self.plan)
-            self._keep_status(before[0])
+            self._keep_listeners(before[0])
         except Refusal as refusal:
             self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", refusal)
 
-    def _keep_status(self, before: Config) -> None:
-        """Gunicorn would close all its listeners and bind them anew, which fails, and ends it,
-        because the old workers still listen."""
-        new, old = (cfg.settings["pool_status"] for cfg in (self.cfg, before))
-        if new.value != old.value:
-            new.value = old.value
-            log.warning("--status stays %s: it takes a restart to change it", old.value or "off")
+    def _keep_listeners(self, before: Config) -> None:
+        """Where an address changes, gunicorn closes all its listeners and binds them anew. That
+        fails, and ends it, for those that stay: the old workers still listen there. The status
+        page's would."""
+        if not (before.status_address or self.cfg.status_address):
+            return
+        for name in ("pool_status", "bind"):
+            new, old = (cfg.settings[name] for cfg in (self.cfg, before))
+            if new.value != old.value:
+                new.value = old.value
+                log.warning(
+                    "%s stays as it was: with a status page it takes a restart to change it",
+                    new.cli[-1],
+                )
 
     # --- Start ---------------------------------------------------------------------------------
 
@@ -367,6 +372,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
             from gevent import monkey
 
             monkey.patch_all()
+        if self.cfg.status_address:
+            self.board = Board()
         master = os.getpid()
         try:
             super().run()
@@ -386,6 +393,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         if savings.on("freeze"):
             # The project stays to the end: a full collection that leaves it out stops all requests
             # for 1 ms instead of 43, and unshares no memory after a fork.
+            gc.collect()  # what is garbage by now would stay, too
             gc.freeze()
         return application
 
@@ -468,6 +476,8 @@ def _listener_pid(port: int) -> int | None:
         inodes |= {r[9] for r in rows if r[3] == listening and int(r[1].split(":")[1], 16) == port}
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        if int(pid) == os.getpid():
+            continue  # one of several addresses was free
         try:
             for fd in os.scandir(f"/proc/{pid}/fd"):
                 if os.readlink(fd.path) in wanted:

@@ -274,7 +274,7 @@ class _Collector:
             row, values = reading.row, [reading.alias, str(reading.slot)]
             if reading.pid:
                 count.add_metric([*values, "idle"], row[tally.IDLE])
-                count.add_metric([*values, "used"], row[tally.SLOTS] - row[tally.IDLE])
+                count.add_metric([*values, "used"], row[tally.OPEN] - row[tally.IDLE])
                 most.add_metric(values, row[tally.CAP])
                 idle.add_metric(values, row[tally.SIZE])
                 pending.add_metric(values, row[tally.WAITING])

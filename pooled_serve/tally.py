@@ -60,8 +60,8 @@ HOLDS = WAITS + len(BOUNDS) + 1
 CREATES = HOLDS + len(BOUNDS) + 1
 COUNTERS = CREATES + len(BOUNDS) + 1
 
-# Gauges are of this moment. in_use is what is left of SLOTS without IDLE.
-SIZE, CAP, SLOTS, IDLE, WAITING, REACHABLE, OLDEST_WAIT, OLDEST_HELD = range(COUNTERS, COUNTERS + 8)
+# Gauges are of this moment. in_use is what is left of OPEN without IDLE.
+SIZE, CAP, OPEN, IDLE, WAITING, REACHABLE, OLDEST_WAIT, OLDEST_HELD = range(COUNTERS, COUNTERS + 8)
 WIDTH = COUNTERS + 8
 
 CLOSED = {reason: _CLOSED + i for i, reason in enumerate(CLOSE_REASONS)}
@@ -93,7 +93,7 @@ def as_stats(row: Sequence[float], now: float) -> dict[str, Any]:
     def age(since: float) -> float:
         return max(0.0, now - since) if since else 0.0
 
-    in_use, waiting = int(row[SLOTS] - row[IDLE]), int(row[WAITING])
+    in_use, waiting = int(row[OPEN] - row[IDLE]), int(row[WAITING])
     return {
         "size": int(row[SIZE]),
         "max_outstanding": None if row[CAP] == math.inf else int(row[CAP]),
@@ -127,7 +127,7 @@ def buckets(row: Sequence[float], histogram: int) -> dict[str, int]:
     counts = [int(n) for n in row[histogram : histogram + len(BOUNDS) + 1]]
     if histogram == WAITS:
         # Who need not wait is not counted there: that is nearly everybody.
-        counts[0] += int(row[ACQUIRED]) - sum(counts)
+        counts[0] = max(0, counts[0] + int(row[ACQUIRED]) - sum(counts))
     names = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
     return {name: sum(counts[: i + 1]) for i, name in enumerate(names)}
 

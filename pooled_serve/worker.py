@@ -1,4 +1,4 @@
-"""Gunicorn's gevent worker, with fair turns and an orderly end for the pools."""
+"""Gunicorn's gevent worker, with fair turns, an orderly end for the pools, and the status page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self._patch = patch
         if self.board is not None and self.slot is not None:
             self.board.enter(self.slot)
-            patch.report(self._place, self.app.unreachable)
+            patch.report(self._place, self.board.lost(self.app.unreachable))
 
     def _place(self, alias: str) -> Place | None:
         assert self.board is not None

@@ -51,7 +51,7 @@ def _count(board: Board, slot: int, number: int, alias: str = "default") -> None
     assert place is not None
     place.label(alias, "MariaDB 10.11", "127.0.0.1:3306/shop")
     place.row[tally.ACQUIRED] += number
-    place.row[tally.SLOTS] = 3
+    place.row[tally.OPEN] = 3
     place.row[tally.CAP] = 10
 
 
@@ -72,7 +72,7 @@ def test_what_a_killed_worker_counted_is_kept() -> None:
     board.retire(slot)
     (reading,) = board.read()
     assert reading.row[tally.ACQUIRED] == 7
-    assert reading.row[tally.SLOTS] == reading.row[tally.CAP] == 0, "gauges are of the living"
+    assert reading.row[tally.OPEN] == reading.row[tally.CAP] == 0, "gauges are of the living"
     assert board.workers() == {}
 
 
@@ -171,7 +171,7 @@ def test_any_text_comes_back_as_far_as_it_fits(alias: str, engine: str, server: 
 def test_the_live_rows_add_up() -> None:
     rows = [[0.0] * tally.WIDTH for _ in range(3)]
     for n, row in enumerate(rows, start=1):
-        row[tally.ACQUIRED] = row[tally.SLOTS] = n
+        row[tally.ACQUIRED] = row[tally.OPEN] = n
         row[tally.OLDEST_HELD] = 100.0 - n
     rows[1][tally.REACHABLE], rows[2][tally.REACHABLE] = tally.NO, tally.YES
     rows[0][tally.OLDEST_HELD] = 0.0  # nobody holds one there

@@ -918,6 +918,22 @@ def count_calls(function: Callable[[], object]) -> int:
     return calls
 
 
+def test_while_a_connection_is_pinged_it_is_held_since_now(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    now = [1000.0]
+    pool = make_pool(size=1, max_outstanding=1, ping_after=30.0, clock=lambda: now[0])
+    pool.release(pool.acquire())
+    now[0] += 3600
+    driver.plan["ping"].append(0.05)
+    user = gevent.spawn(pool.acquire)
+    gevent.sleep(0.01)
+    assert pool.stats()["in_use"] == 1
+    assert pool.stats()["oldest_held_seconds"] == 0
+    assert "longest held 0.0s" in pool.describe()
+    pool.release(user.get())
+
+
 def test_the_fast_path_makes_few_calls(make_pool: MakePool) -> None:
     pool: ConnectionPool[Any] = ConnectionPool(FakeDriver().connect, max_age=60)
     pool.release(pool.acquire())

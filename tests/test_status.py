@@ -240,6 +240,52 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     assert 1 <= errors[1] - errors[0] <= 6, "about one attempt a second and worker"
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200, timeout=5)
+    # New workers know that, whatever the preflight found.
+    for pid in it.site.server.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(it.stats()["workers"]) == 2, timeout=10)
+    assert it.get("/readyz").status == 200
+    assert it.site.server.log.count("is back after") == 2, "one of each of the first workers"
+
+
+def test_a_new_worker_knows_that_the_database_is_lost(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    server = start_mariadb()
+    it = status(server=server)
+    assert it.site.run("SELECT 1").status == 200
+    server.kill()
+    assert it.site.run("SELECT 1").status == 500
+    (pid,) = it.site.server.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: it.site.server.worker_pids() not in (set(), {pid}))
+    assert it.get("/readyz").status == 503
+    server.start()
+    wait_until(lambda: it.get("/readyz").status == 200, timeout=5)
+
+
+def test_a_child_of_a_worker_does_not_count_for_it(status: StartStatus, mariadb: Server) -> None:
+    views = """
+        import os
+
+        def fork(request):
+            connection.cursor().execute("SELECT 1")
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    connections["other"].cursor().execute("SELECT 1")
+                    connection.cursor().execute("SELECT 1")
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            return HttpResponse()
+    """
+    it = status(views=views, more={"other": mariadb.create_database().django()})
+    assert [it.site.server.get("/fork").status for _ in range(3)] == [200] * 3
+    pools = it.stats()["pools"]
+    assert pools["default"]["acquired_total"] == 3
+    assert pools.get("other", {"opened_total": 0})["opened_total"] == 0
+    assert sum(pool["in_use"] for pool in pools.values()) == 0
 
 
 def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None:
@@ -273,6 +319,9 @@ def test_more_connections_refused_while_some_are_open_is_no_outage(
         it.site.server.log
     )
     assert "is back" not in it.site.server.log
+    assert "at its cap" not in it.site.server.log, (
+        "the pool has room, the server has not"
+    )
     for hog in hogs:
         hog.close()
 
@@ -559,10 +608,37 @@ def test_preload_and_reuse_port_work_with_it(status: StartStatus) -> None:
         assert len(it.stats()["workers"]) == 2
 
 
+@pytest.mark.parametrize("setting", ["pool_status", "bind"])
 def test_hang_up_does_not_move_it(
-    project: Callable[..., Path], serve: Callable[..., Serve]
+    project: Callable[..., Path], serve: Callable[..., Serve], setting: str
 ) -> None:
     """Gunicorn cannot bind anew what its old workers still listen on, and would end itself."""
+    folder = project(VIEWS)
+    conf = folder / "gunicorn.conf.py"
+    addresses = {name: ("127.0.0.1", free_port()) for name in ("bind", "pool_status")}
+
+    def write() -> None:
+        lines = (f"{name} = '{host}:{port}'\n" for name, (host, port) in addresses.items())
+        conf.write_text("".join(lines))
+
+    write()
+    before = dict(addresses)
+    server = serve(folder, address=addresses["bind"], bind=False)
+    addresses[setting] = ("127.0.0.1", free_port())
+    write()
+    old = server.worker_pids()
+    server.signal(signal.SIGHUP)
+    flag = {"pool_status": "--status", "bind": "--bind"}[setting]
+    wait_until(lambda: f"{flag} stays as it was: with a status page" in server.log)
+    wait_until(lambda: server.worker_pids() and not server.worker_pids() & old, timeout=10)
+    assert server.get("/run?sql=SELECT+1").status == 200
+    with closing(Client(before["pool_status"])) as client:
+        assert client.get("/livez").status == 200
+
+
+def test_hang_up_does_not_turn_it_on(
+    project: Callable[..., Path], serve: Callable[..., Serve]
+) -> None:
     folder = project(VIEWS)
     conf = folder / "gunicorn.conf.py"
     conf.write_text("")
@@ -570,7 +646,7 @@ def test_hang_up_does_not_move_it(
     conf.write_text(f"pool_status = '127.0.0.1:{free_port()}'")
     old = server.worker_pids()
     server.signal(signal.SIGHUP)
-    wait_until(lambda: "--status stays off: it takes a restart to change it" in server.log)
+    wait_until(lambda: "--status stays as it was" in server.log)
     wait_until(lambda: server.worker_pids() and not server.worker_pids() & old, timeout=10)
     assert server.get("/run?sql=SELECT+1").status == 200
 
