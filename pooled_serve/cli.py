@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Problem, Refusal
+from pooled_serve.errors import EXIT_USAGE, Problem, Refusal, refuse
 
 EPILOG = """\b
 Examples:
@@ -194,6 +194,7 @@ def main() -> None:
         # A terminal or a log that cannot show "→" must not cost the message.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
+        _check_variables()
         make_command().main(prog_name="pooled-serve", standalone_mode=False)
     except Refusal as refusal:
         for problem in refusal.problems:
@@ -206,6 +207,18 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+
+
+def _check_variables() -> None:
+    """gunicorn reads this one at its import, and fails with a traceback."""
+    workers = os.environ.get("WEB_CONCURRENCY", "1")
+    if not workers.strip().isdecimal():
+        raise refuse(
+            EXIT_USAGE,
+            "PS401",
+            f"WEB_CONCURRENCY: must be a whole number, not {workers!r}",
+            "set it to the number of workers, or leave it out",
+        )
 
 
 def _usage_problem(error: click.UsageError) -> Problem:

@@ -91,6 +91,10 @@ CODES: dict[str, Code] = {
         "connections never retire",
         "give `--conn-max-age` a number; an hour is long",
     ),
+    "PS207": Code(
+        "the project calls `pooled_serve.pooling`, whose numbers do not count under the command",
+        "delete the calls; use `--pool-size` and `--max-outstanding`",
+    ),
     "PS301": Code(
         "the database server does not accept connections",
         "start it, or correct `HOST` and `PORT` in `DATABASES`",

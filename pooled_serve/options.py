@@ -7,7 +7,9 @@ and ``GUNICORN_CMD_ARGS``) and :mod:`pooled_serve.pooling` all derive from this 
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -317,6 +319,25 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
             raise ValueError(f"{option.variable}: {error}") from None
         found.append((option, text))
     return found
+
+
+_NOT_OPTIONS = re.compile(
+    "WITHOUT|CHECK|SETTINGS"
+    # what Kubernetes sets in every pod for a Service that is called pooled-serve
+    r"|SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?"
+)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that look like options and are none, each with the nearest that is one."""
+    known = [option.variable for option in OPTIONS]
+    return [
+        (name, next(iter(difflib.get_close_matches(name, known, n=1)), ""))
+        for name in sorted(environ)
+        if name.startswith(ENV_PREFIX)
+        and name not in known
+        and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
+    ]
 
 
 def register_settings() -> None:

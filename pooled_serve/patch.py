@@ -133,12 +133,16 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
         return _response_for_exception(request, exc)
     if exc.pool in _databases:
         _databases[exc.pool].journal.refused(str(exc))  # not itself, which holds the request
-    return HttpResponse(
+    response = HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,
         content_type="text/plain; charset=utf-8",
         headers={"Retry-After": RETRY_AFTER},
     )
+    # Django would log each of them, and mail it to ADMINS: an overload made worse. The journal
+    # tells of them.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
 
 
 def begin_request(request: Any) -> None:

@@ -25,6 +25,12 @@ __all__ = ["apply_patch", "set_pool_size"]
 
 _said: dict[str, Any] = {}
 
+under_command = False
+"""Set by the command, whose options count then: its preflight has planned with those."""
+
+ignored = False
+"""Whether :func:`apply_patch` was called all the same."""
+
 
 def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | None = 60) -> None:
     """Say how large the pools are; call :func:`apply_patch` after it.
@@ -48,10 +54,16 @@ def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | N
 def apply_patch() -> None:
     """Pool the MySQL connections of this process, in the thread that calls this.
 
+    Does nothing under the command ``pooled-serve``, which has done that already.
+
     :raises Refusal: mysqlclient is loaded, another pool has patched Django, or Django or PyMySQL
         has changed where we plug in.
     :raises ValueError: a ``POOLED_SERVE_*`` variable cannot be used.
     """
+    global ignored
+    if under_command:
+        ignored = True
+        return
     with seam.imports():
         from pooled_serve import patch
 

@@ -14,14 +14,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
-from pooled_serve import seam
+from pooled_serve import pooling, seam
 from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
 
@@ -94,6 +94,7 @@ def _report(app: str) -> ProjectReport:
     with seam.imports():
         from pooled_serve import patch, project  # and Django, part of the project's time
 
+    pooling.under_command = True
     patch.use_pymysql()
     seam.check("django", "pymysql", "gunicorn")  # first, or it would look like the project's fault
     project.load(app)
@@ -118,8 +119,17 @@ def _report(app: str) -> ProjectReport:
         load_seconds=seconds,
         django=django.get_version(),
         databases=tuple(asked.report for asked in databases if asked.report.label),
-        warnings=tuple(project.async_warnings()),
+        warnings=(*_pooling_warning(), *project.async_warnings()),
     )
+
+
+def _pooling_warning() -> Iterator[Problem]:
+    if pooling.ignored:
+        yield Problem(
+            "PS207",
+            "the project calls pooled_serve.pooling; under this command its numbers do not count",
+            "delete the calls, and use --pool-size and --max-outstanding",
+        )
 
 
 class _Asked:

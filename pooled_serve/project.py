@@ -153,12 +153,18 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
             # what the module has only imported is not meant
             and (not isinstance(value, type | FunctionType) or value.__module__ == module.__name__)
         ]
-        remedy = f"use {module.__name__}:{names[0]}" if len(names) == 1 else "correct the name"
+        there = _wsgi_modules()
+        if len(names) == 1:
+            remedy = f"use {module.__name__}:{names[0]}"
+        elif there and module.__name__ not in there:
+            remedy = f"use {', '.join(there)}"
+        else:
+            remedy = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
         raise refuse(
             EXIT_PROJECT,
             "PS103",
             f"the module {module.__name__} has no attribute {attribute!r}",
-            f"{remedy} after the colon (without one it is {DEFAULT_ATTRIBUTE!r})",
+            remedy,
         ) from None
     if not callable(found):
         raise refuse(

@@ -34,6 +34,7 @@ def check(
     workers: int,
     worker_connections: int,
     addresses: Sequence[str],
+    status: Sequence[str] = (),
 ) -> str:
     """The whole plan, as ``--check`` prints it, without the closing line."""
     settings = f"settings {report.settings_module}   " if report.settings_module else ""
@@ -43,6 +44,7 @@ def check(
         f"Project   {report.app}   {settings}loaded in {report.load_seconds:.2f}s",
         f"Server    {plural(workers, 'worker')} × {worker_connections} greenlets on "
         + ", ".join(addresses),
+        *(f"Status    {address}" for address in status),
     ]
     if report.databases:
         lines += ["", "Databases", *_table(*_databases(plan, report))]

@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from gunicorn import util
@@ -160,8 +161,9 @@ def bad_value(problem: str) -> Refusal:
 def unknown_option(name: str, known: Iterable[str], source: str = "") -> Problem:
     """A usage error about an option that neither gunicorn nor we have."""
     near = difflib.get_close_matches(name, known, n=1)
+    what = "option" if name.startswith("-") else "variable"
     hint = f"did you mean {near[0]}? " if near else ""
-    return Problem("PS402", f"{source}there is no option {name}", f"{hint}see {PROGRAM} --help")
+    return Problem("PS402", f"{source}there is no {what} {name}", f"{hint}see {PROGRAM} --help")
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -242,6 +244,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         _ = self.cfg.env, self.cfg.address  # gunicorn would look at these too late, and crash
         self._use_pooled_worker()
         self._disable_control_socket()
+        self._check_numbers()
         self._check_status_address()
         self._make_plan()
 
@@ -264,6 +267,14 @@ class Application(WSGIApplication):  # type: ignore[misc]
             setting.value = setting.default
             self.cfg.set("control_socket_disable", True)
 
+    def _check_numbers(self) -> None:
+        """What gunicorn answers with a traceback, or with a division by zero here."""
+        if self.cfg.workers < 1:
+            raise bad_value(f"--workers: must be a whole number above 0, not {self.cfg.workers}")
+        for address in self.cfg.address:
+            if isinstance(address, tuple) and not 0 <= address[1] < 65536:
+                raise bad_value(f"--bind: there is no port {address[1]}")
+
     def _check_status_address(self) -> None:
         for address in self.cfg.status_address:
             if address in self.cfg.app_address:
@@ -276,9 +287,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
         return [d.alias for d in self._report.databases if d.pooled and d.problem]
 
     def _make_plan(self) -> None:
+        unknown = (
+            unknown_option(name, [near] if near else [])
+            for name, near in options.unknown_variables(self.cfg.env_orig)
+        )
         self.plan = make_plan(
             self.cfg.pool_options(),
-            self._report,
+            replace(self._report, warnings=(*self._report.warnings, *unknown)),
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
         )
@@ -345,6 +360,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             addresses=binds,
+            status=[f"http://{_text(address)}/" for address in self.cfg.status_address],
         )
 
     def banner(self) -> str:
@@ -384,8 +400,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """The WSGI application, pooled. In a worker, or before the fork with --preload."""
-        from pooled_serve import patch
+        from pooled_serve import patch, pooling
 
+        pooling.under_command = True
         patch.install(self.plan)
         application = super().load()
         patch.refuse_other_pools()
@@ -402,10 +419,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
         for address in self.cfg.address:
             owner = _owner_of(address)
             if owner is not None:
+                what, flag = "", "-b"
+                if address in self.cfg.status_address:
+                    what, flag = " (--status)", "--status"
                 problem = Problem(
                     "PS501",
-                    f"{_text(address)} is in use{owner}",
-                    "stop that process, or listen elsewhere with -b HOST:PORT",
+                    f"{_text(address)}{what} is in use{owner}",
+                    f"stop that process, or listen elsewhere with {flag} HOST:PORT",
                 )
                 print(problem, file=sys.stderr)
 

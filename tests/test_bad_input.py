@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -285,13 +286,13 @@ PROJECTS = {
     "no such attribute": Case(
         "PS103",
         "no attribute 'app'",
-        "after the colon",
+        "use mysite.wsgi:application",
         args=("mysite.wsgi:app",),
     ),
     "no default attribute": Case(
         "PS103",
         "no attribute 'application'",
-        "use mysite.wsgi:app after the colon",
+        "use mysite.wsgi:app",
         sources={"wsgi": WSGI.replace("application =", "app =")},
     ),
     "not callable": Case("PS103", "not callable", args=("mysite.settings:DATABASES",)),
@@ -760,3 +761,36 @@ def test_no_databases(project: MakeProject, serve: StartServe) -> None:
     server = serve(folder, "--strict")
     assert server.get("/hello").text == "hello"
     assert "no database: nothing to pool" in server.log
+
+
+def test_a_variable_that_is_nearly_an_option_is_worth_a_warning(project: MakeProject) -> None:
+    folder = project()
+    env = {"POOLED_SERVE_POOLSIZE": "3", "POOLED_SERVE_SERVICE_HOST": "10.0.0.1"}
+    done = run("mysite.wsgi", "--check", cwd=folder, env=env)
+    done.assert_one_problem(
+        "PS402", 0, "no variable POOLED_SERVE_POOLSIZE", "did you mean POOLED_SERVE_POOL_SIZE?"
+    )
+    assert run("mysite.wsgi", "--check", "--strict", cwd=folder, env=env).code == EXIT_PLAN
+
+
+def test_the_calls_of_pooling_do_not_count_under_the_command(project: MakeProject) -> None:
+    calls = """
+        from pooled_serve import pooling
+        pooling.set_pool_size(50, max_outstanding=100)
+        pooling.apply_patch()
+    """
+    folder = project(wsgi=dedent(WSGI) + dedent(calls))
+    done = run("mysite.wsgi", "--check", "--pool-size", "3", cwd=folder)
+    done.assert_one_problem("PS207", 0, "pooled_serve.pooling", "delete the calls")
+    assert re.search(r"/\w+ +3 +9 ", done.stdout), done.stdout
+
+
+def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) -> None:
+    folder = project()
+    for args, env, says in (
+        (["-w", "0"], {}, "--workers: must be a whole number above 0"),
+        (["-b", "127.0.0.1:70000"], {}, "--bind: there is no port 70000"),
+        ([], {"WEB_CONCURRENCY": "auto"}, "WEB_CONCURRENCY: must be a whole number, not 'auto'"),
+    ):
+        done = run("mysite.wsgi", "--check", *args, cwd=folder, env=env)
+        done.assert_one_problem("PS401", EXIT_USAGE, says)

@@ -252,7 +252,7 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 ORDER = [
     *("__init__", "errors", "savings", "options", "seam", "tally", "pool", "plan", "project"),
     *("sql", "mysql", "session", "board", "journal", "leaks", "backend", "patch", "status"),
-    *("response", "worker", "preflight", "report", "pooling", "server", "cli", "__main__"),
+    *("response", "worker", "pooling", "preflight", "report", "server", "cli", "__main__"),
 ]
 
 

@@ -186,6 +186,7 @@ def serving_commands() -> list[str]:
     docker = json.loads(the_block("dockerfile", "CMD").text.removeprefix("CMD "))
     (started,) = re.findall(r"^ExecStart=\S+/(.*)$", the_block("ini", "[Service]").text, re.M)
     typed = [line for line in shell_lines() if line.startswith("pooled-serve myproject")]
+    typed.remove("pooled-serve myproject.wsgi --check")  # which serves nothing
     return [shlex.join(docker), started, *typed]
 
 
@@ -204,6 +205,12 @@ def test_commands_that_serve(line: str, myproject: Path, serve: StartServe, tmp_
         server = serve(myproject, *args, app=app, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert server.get("/query").text == "ok"
         assert b"READY=1" in systemd.recv(1000)
+
+
+def test_the_first_look_at_the_plan(myproject: Path) -> None:
+    done = command.run("myproject.wsgi", "--check", cwd=myproject)
+    assert done.code == 0
+    assert "Ready. Nothing was started." in done.stdout
 
 
 def test_the_worked_example_of_sizing_adds_up(myproject: Path) -> None:
