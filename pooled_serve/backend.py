@@ -228,6 +228,8 @@ class Database:
         self._place = place
         self.journal.probing = True
         self._report()
+        if self.journal.lost:  # found out while the project was loaded, when nobody probed
+            self.journal.lose()
 
     def leave_board(self) -> None:
         """Count for this process alone again."""

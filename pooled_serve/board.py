@@ -124,6 +124,10 @@ class Board:
         """This process has the slot from now on."""
         self._words[self._start(slot) // _WORD] = os.getpid()
 
+    def leave(self, slot: int) -> None:
+        """This process is about to stop."""
+        self._words[self._start(slot) // _WORD] = -os.getpid()
+
     def place(self, slot: int, alias: str) -> Place | None:
         """Room for a pool of this worker: where the slot had this alias before, or the first that
         is free; None if there is none left."""
@@ -169,12 +173,19 @@ class Board:
     def workers(self) -> dict[int, int]:
         """slot -> process id, of the workers that live."""
         pids = ((n, self._words[self._start(n) // _WORD]) for n in range(1, self._words[1] + 1))
-        return {slot: pid for slot, pid in pids if pid}
+        return {slot: abs(pid) for slot, pid in pids if pid}
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no worker is about to stay."""
+        return all(
+            self._words[self._start(slot) // _WORD] <= 0 for slot in range(1, self._words[1] + 1)
+        )
 
     def _read(self) -> Iterator[Reading]:
         for slot in range(1, self._words[1] + 1):
             start = self._start(slot)
-            pid = self._words[start // _WORD]
+            pid = abs(self._words[start // _WORD])
             for place in self._places(start):
                 live = list(self.numbers(place + _TEXT, tally.WIDTH))
                 past = list(self.numbers(place + _TEXT + tally.WIDTH * _WORD, tally.COUNTERS))

@@ -32,6 +32,10 @@ CALM = 2.0
 """Seconds without pressure until it is called over, lest it is over every other second."""
 
 
+_NO_SERVER = ((2002,), (2003,))
+"""Errors of a connect that nobody has answered, unlike those that come from a full server."""
+
+
 class Journal(Observer):
     """Tells of one pool, and knows whether its database could last be reached.
 
@@ -48,6 +52,7 @@ class Journal(Observer):
         self._refused: list[str] = []  # not told of yet
         self._refused_total = 0  # since the pressure began
         self._told = self._told_of_failure = -math.inf
+        self._probe_runs = False
         self._lost: float | None = None  # since when
         self._failures = 0
 
@@ -74,9 +79,10 @@ class Journal(Observer):
         while not self._refused_total and 0 < self.pool.longest_wait() < PATIENCE:
             gevent.sleep(PATIENCE - self.pool.longest_wait())
         if self._refused_total or self.pool.longest_wait() >= PATIENCE:
+            refused = 0
             while time.monotonic() - last < CALM:
-                if self._refused or self.pool.longest_wait() >= PATIENCE:
-                    last = time.monotonic()
+                if refused < self._refused_total or self.pool.longest_wait() >= PATIENCE:
+                    refused, last = self._refused_total, time.monotonic()
                     if last - self._told >= LINE_EVERY:
                         self._tell()
                 gevent.sleep(LINE_EVERY)
@@ -116,7 +122,8 @@ class Journal(Observer):
         """A connection was opened."""
         self.pool.tally[tally.REACHABLE] = tally.YES
         if self._lost is not None:
-            log.warning(
+            _say(
+                logging.WARNING,
                 "database %r is back after %.1fs; connecting failed %d times",
                 self.alias,
                 time.monotonic() - self._lost,
@@ -130,24 +137,36 @@ class Journal(Observer):
         self._failures += 1
         if self._lost is not None:
             return
-        if self.pool.empty:
-            log.error("database %r cannot be reached: %s", self.alias, _in_a_line(error))
+        if self.pool.empty or error.args[:1] in _NO_SERVER:
+            _say(logging.ERROR, "database %r cannot be reached: %s", self.alias, _in_a_line(error))
             self.lose()
         elif time.monotonic() - self._told_of_failure >= LINE_EVERY:
             # It has room for those that are open, but for no more.
             self._told_of_failure = time.monotonic()
-            log.warning("pool %r cannot open another connection: %s", self.alias, _in_a_line(error))
+            _say(
+                logging.WARNING,
+                "pool %r cannot open another connection: %s",
+                self.alias,
+                _in_a_line(error),
+            )
 
     def lose(self) -> None:
         """The database cannot be reached, as somebody has found out and told."""
         self.pool.tally[tally.REACHABLE] = tally.NO
         self._lost = time.monotonic()
-        if self.probing:
+        if self.probing and not self._probe_runs:
+            self._probe_runs = True
             gevent.spawn(self._probe)
 
     def _probe(self) -> None:
         """Take a connection, as a request would, until that works. An orchestrator sends no
         requests until it does."""
+        try:
+            self._probe_until_back()
+        finally:
+            self._probe_runs = False
+
+    def _probe_until_back(self) -> None:
         pause = BACKOFF_FIRST
         while self._lost is not None:
             gevent.sleep(pause)
@@ -167,6 +186,12 @@ class Journal(Observer):
                 continue
             finally:
                 self.pool.release(conn)
+
+
+def _say(level: int, text: str, *args: object) -> None:
+    """Log in a greenlet of its own: a handler may do I/O, and the pool that calls is in the middle
+    of something."""
+    gevent.spawn(log.log, level, text, *args)
 
 
 def _in_a_line(error: Exception) -> str:

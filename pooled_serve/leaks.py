@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import weakref
 from types import CodeType, FrameType
 from typing import Any
 
@@ -37,17 +38,19 @@ class WatchedLease:
     ) -> None:
         self._pool = pool
         self._lessee = conn.lessee
-        self._greenlet = gevent.getcurrent()
+        # Not the greenlet itself: a plain one ends with its last reference, and the lease with it.
+        self._greenlet = weakref.ref(gevent.getcurrent())
         self._stack = _stack()
         self._taken = time.monotonic()
         self._fired = ""
         self._hub: Hub = gevent.get_hub()
         self._timer: Any = self._hub.loop.timer(threshold, ref=False)
-        self._timer.start(self._fire, update=True)
+        # Not in the hub: what handles the log may have to wait.
+        self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
         self._pool.count_leaked()
-        self._fired = f"{self._lessee} ({_name(self._greenlet)})"
+        self._fired = f"{self._lessee} ({_name(self._greenlet())})"
         log.warning(
             "pool %r: a connection is held for %.1fs by %s; it was taken here:\n%s",
             self._pool.name,
@@ -94,4 +97,4 @@ def _format(stack: list[tuple[CodeType, int]]) -> str:
 
 
 def _name(greenlet: Any) -> str:
-    return str(getattr(greenlet, "name", None) or f"greenlet {id(greenlet):#x}")
+    return str(getattr(greenlet, "name", None) or "a plain greenlet")

@@ -87,6 +87,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
     _fault: str | None = None
     lessee: Any = None  # who has it, see pooled_serve.session.Leases
+    spoiled = False  # given back while another greenlet runs a statement on it
     suspect = False  # an error left open whether a transaction is
     touched: str | None = None
     """Why the state of the session may not be the one of a fresh connection; None if it is."""
@@ -297,6 +298,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             return "lost"
         if self._fault is not None:
             return self._fault
+        if self.spoiled:
+            return "killed"
         if self.unread():
             return "unread"
         if self.touched or self.suspect or self.server_status & _STATUS_MASK != self._home:

@@ -7,6 +7,7 @@ The rules:
   while somebody waits never becomes idle, so nobody can overtake. Idle connections are taken
   last in, first out, so that the surplus of a spike ages and retires.
 * A slot is reserved before ``connect`` may switch greenlets, and given back whatever happens.
+  Who need not queue connects itself; for the queue a greenlet of the pool's does.
 * One deadline covers waiting, checking and connecting.
 
 Why it holds without locks: all state belongs to one OS thread, and a greenlet is only switched
@@ -231,6 +232,7 @@ class ConnectionPool(Generic[C]):
         self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
         self._in_use: dict[int, Slot[C]] = {}  # by id(conn); includes those being closed
         self._connecting: set[Slot[C]] = set()
+        self._opening: set[Slot[C]] = set()  # of these, those for whoever is first in the queue
         self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
         self._orphans: deque[C] = deque()
         self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
@@ -273,6 +275,7 @@ class ConnectionPool(Generic[C]):
             if self._usable(slot, now, now + timeout):
                 self.tally[ACQUIRED] += 1
                 return slot.conn  # type: ignore[return-value]  # idle slots have one
+            return self._acquire(now, timeout, had_turn=True)
         return self._acquire(now, timeout)
 
     def release(self, conn: C) -> None:
@@ -418,11 +421,13 @@ class ConnectionPool(Generic[C]):
 
     # --- Taking --------------------------------------------------------------------------------
 
-    def _acquire(self, began: float, timeout: float) -> C:
-        """The slow path of :meth:`acquire`: wait, check, connect, until one of them works."""
+    def _acquire(self, began: float, timeout: float, *, had_turn: bool = False) -> C:
+        """The slow path of :meth:`acquire`: wait, check, connect, until one of them works.
+
+        :param had_turn: what it got was of no use. Then only the head of the queue is fair.
+        """
         deadline = began + timeout
         waited = False
-        had_turn = False  # then only the head of the queue is fair
         while True:
             if self._closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
@@ -547,7 +552,10 @@ class ConnectionPool(Generic[C]):
     # --- Connecting ----------------------------------------------------------------------------
 
     def _connect(self, slot: Slot[C], deadline: float, timeout: float) -> bool:
-        """Open a connection into a reserved slot. False: it failed, but others may return."""
+        """Open a connection into a reserved slot. False: it failed, but others may return.
+
+        :param timeout: all the time that whoever wants it has, of which some may be spent.
+        """
         began = self._clock()
         limit = gevent.Timeout(max(0.0, deadline - began))
         try:
@@ -561,6 +569,8 @@ class ConnectionPool(Generic[C]):
             self._free(slot)
             if error is not limit:
                 raise
+            if slot in self._opening:
+                return False
             raise self._timed_out(timeout) from None
         except Exception as error:
             self._connecting.discard(slot)
@@ -584,7 +594,7 @@ class ConnectionPool(Generic[C]):
         if age is not None:
             slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
         slot.conn, slot.key = conn, id(conn)
-        slot.leased = True
+        slot.leased, slot.taken = True, self._clock()
         self._connecting.discard(slot)
         self._in_use[slot.key] = slot
         self._observer.connected()
@@ -653,12 +663,10 @@ class ConnectionPool(Generic[C]):
                 self._retire_at(slot.expires, now)
 
     def _pass_on(self, slot: Slot[C]) -> None:
-        """A slot whose new owner died before it took it."""
-        if slot.conn is None:
-            self._free(slot)
-        else:
-            slot.leased = False
-            self._put_back(slot, self._condition(slot.conn), self._clock())
+        """A connection whose new owner died before it took it."""
+        assert slot.conn is not None
+        slot.leased = False
+        self._put_back(slot, self._condition(slot.conn), self._clock())
 
     def _free(self, slot: Slot[C]) -> None:
         """Undo a reservation."""
@@ -667,9 +675,28 @@ class ConnectionPool(Generic[C]):
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
-        """Free slots belong to the head of the queue, who connects in its own greenlet."""
-        while self._waiters and self._may_connect():
-            self._grant_head(self._reserve())
+        """Free slots are for the head of the queue, but it does not connect itself.
+
+        In a queue of which requests time out the head has next to no time left: no more than lies
+        between two arrivals. If connecting takes longer, each would fail, with a server that is
+        well, for as long as the requests keep coming.
+        """
+        while len(self._waiters) > len(self._opening) and self._may_connect():
+            slot = self._reserve()
+            self._opening.add(slot)
+            # Raw: it has no handle by which somebody could kill it before it ran.
+            gevent.spawn_raw(self._open_for_queue, slot)
+
+    def _open_for_queue(self, slot: Slot[C]) -> None:
+        # An error is told to those who wait, or else leads to the next attempt.
+        with contextlib.suppress(Exception, gevent.Timeout):
+            try:
+                if self._connect(slot, self._clock() + self.timeout, self.timeout):
+                    slot.leased = False
+                    self._put_back(slot, None, self._clock())
+            finally:
+                self._opening.discard(slot)
+                self._serve_waiters()
 
     def _grant_head(self, slot: Slot[C]) -> None:
         ticket, _ = self._waiters.popitem(last=False)
@@ -786,6 +813,7 @@ class ConnectionPool(Generic[C]):
         self._in_use.clear()
         self._idle.clear()
         self._connecting.clear()
+        self._opening.clear()
         self._waiters.clear()
         self._orphans.clear()
         self._failures = 0

@@ -130,6 +130,7 @@ class Session:
         self._closed = True
         conn, self._conn = self._conn, None
         if conn is not None:
+            conn.spoiled |= self._depth > 0
             self._pool.reclaim(conn)
 
     def usable(self) -> bool:
@@ -153,6 +154,7 @@ class Session:
         if conn is not None:
             self._held.discard(self)
             conn.lessee = None
+            conn.spoiled |= self._depth > 0
             if self._reset == "rollback":
                 conn.touched = None  # by a method of its own, such as select_db()
             self._pool.release(conn)
@@ -251,6 +253,8 @@ class Session:
     @property
     def _result(self) -> Any:
         # Cursors look for further results when they are closed, which may be after the session.
+        if self._conn is None and self._depth:
+            raise InterfaceError(0, "the connection was given back during the statement")
         return self._last if self._conn is None else self._conn._result
 
     # --- Transactions --------------------------------------------------------------------------

@@ -122,8 +122,8 @@ class StatusServer:
         return Answer(OK, "ok\n")
 
     def _readyz(self) -> Answer:
-        if not self._worker.alive:
-            return Answer(UNAVAILABLE, "this worker is stopping\n")
+        if self._board.stopping:
+            return Answer(UNAVAILABLE, "stopping\n")
         lost = {r.alias for r in self._board.read() if r.live[tally.REACHABLE] == tally.NO}
         if lost:
             names = ", ".join(sorted(lost))

@@ -68,6 +68,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().notify()
         if not self.alive:
             self._patch.drain()
+            if self.board is not None and self.slot is not None:
+                self.board.leave(self.slot)
 
     def run(self) -> None:
         """Serve until told to stop, finish what is in flight, say goodbye to the databases."""

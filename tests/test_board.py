@@ -207,3 +207,29 @@ def test_every_reason_has_a_place() -> None:
 
 def test_a_place_is_whole_words() -> None:
     assert board_module._PLACE % 8 == board_module._SLOT % 8 == board_module._HEAD % 8 == 0
+
+
+def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
+    board = Board()
+    first, second = _claimed(board), _claimed(board)
+    board.enter(first)
+    board.enter(second)
+    board.leave(first)
+    assert board.workers() == {first: os.getpid(), second: os.getpid()}
+    assert not board.stopping
+    board.leave(second)
+    assert board.stopping
+
+
+def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
+    board = Board()
+    assert board.lost(["a", "b"]) == ["a", "b"]
+    slot = _claimed(board)
+    board.enter(slot)
+    for alias, reachable in (("a", tally.YES), ("c", tally.NO)):
+        place = board.place(slot, alias)
+        assert place is not None
+        place.row[tally.REACHABLE] = reachable
+    assert board.lost(["a", "b"]) == ["b", "c"]
+    board.retire(slot)
+    assert board.lost(["a", "b"]) == ["b", "c"]

@@ -236,3 +236,55 @@ def test_a_cursor_that_outlives_its_greenlet_does_not_run_on_a_strangers_connect
         assert one("SELECT COUNT(*) FROM t") == 0
         """
     )
+
+
+def test_a_cursor_that_outlives_its_session_in_another_greenlet_hurts_nobody(
+    project: Any,
+) -> None:
+    """The connection is not passed on in the middle of the statement, nor are the old rows."""
+    assert run_script(
+        project(),
+        """
+        import warnings
+        warnings.simplefilter("ignore", ResourceWarning)  # the helper still reads from the socket
+        said = {}
+        def helper(cursor):
+            try:
+                cursor.execute("SELECT SLEEP(0.3), 'new row'")
+                said["helper"] = str(cursor.fetchall())
+            except Exception as error:
+                said["helper"] = type(error).__name__
+        def job():
+            cursor = connection.cursor()
+            cursor.execute("SELECT 'old row'")
+            helpers.append(gevent.spawn(helper, cursor))
+            gevent.sleep(0.05)
+            patch.end_request()
+        helpers = []
+        gevent.spawn(job).join()
+        gevent.sleep(0.02)
+        def innocent():
+            said["innocent"] = one("SELECT 'mine'")
+        gevent.spawn(innocent).join()
+        gevent.joinall(helpers)
+        assert_sound()
+        report(said)
+        """,
+        size=1,
+        cap=1,
+    ) == {"helper": "InterfaceError", "innocent": "mine"}
+
+
+def test_watching_for_leaks_keeps_no_plain_greenlet_alive(project: Any) -> None:
+    run_script(
+        project(),
+        """
+        for _ in range(6):
+            held = gevent.spawn_raw(one, "SELECT 1")
+            del held
+            gevent.sleep(0.05)
+        settle(lambda: pool().stats()["in_use"] == 0)
+        assert_sound()
+        """,
+        POOLED_SERVE_LEAK_THRESHOLD="5",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -916,6 +917,65 @@ def count_calls(function: Callable[[], object]) -> int:
     finally:
         sys.setprofile(None)
     return calls
+
+
+def test_after_a_silent_outage_it_recovers_while_requests_go_on_timing_out(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    """The head of the queue has next to no time left, and connecting takes longer than that."""
+    frozen, up = Event(), [True]
+    served: list[float] = []
+    pool = make_pool(size=4, max_outstanding=4, timeout=0.5)
+    connect = pool._open
+
+    def slow_connect() -> FakeConnection:
+        if not up[0]:
+            frozen.wait()
+        gevent.sleep(0.05)
+        return connect()
+
+    pool._open = slow_connect
+    began = time.monotonic()
+
+    def user() -> None:
+        with contextlib.suppress(PoolTimeout), leased(pool):
+            served.append(time.monotonic() - began)
+            gevent.sleep(0.005)
+
+    def outage() -> None:
+        gevent.sleep(0.5)
+        up[0] = False
+        for conn in driver.open:
+            conn.alive = False
+        gevent.sleep(1.5)
+        up[0] = True
+
+    gevent.spawn(outage)
+    users = []
+    for _ in range(400):  # one every 10 ms, for 4 s
+        users.append(gevent.spawn(user))
+        gevent.sleep(0.01)
+    gevent.joinall(users, raise_error=True)
+    frozen.set()
+    assert len([at for at in served if at > 3.5]) > 20, served[-5:]
+
+
+def test_after_a_failed_ping_its_caller_is_still_first(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=1, max_outstanding=1, ping_after=0.0)
+    pool.release(pool.acquire())
+    driver.plan["ping"].append(DriverError("dead"))
+    driver.plan["close"].append(0.02)
+    order: list[str] = []
+
+    def user(name: str) -> None:
+        with leased(pool):
+            order.append(name)
+
+    users = [gevent.spawn(user, name) for name in ("first", "second")]
+    gevent.joinall(users, raise_error=True)
+    assert order == ["first", "second"]
 
 
 def test_while_a_connection_is_pinged_it_is_held_since_now(
