@@ -576,7 +576,7 @@ class ConnectionPool(Generic[C]):
             self._connecting.discard(slot)
             self._gauge()
             self._connect_failed(error)
-            if self._in_use or self._connecting:
+            if self._in_use or self._connecting or self._idle:
                 return False
             while self._waiters:
                 self._fail_head(_fresh(error))

@@ -960,6 +960,26 @@ def test_after_a_silent_outage_it_recovers_while_requests_go_on_timing_out(
     assert len([at for at in served if at > 3.5]) > 20, served[-5:]
 
 
+def test_a_failed_connect_takes_what_came_back_meanwhile(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=2, max_outstanding=2)
+    first = pool.acquire()
+    failing = Event()
+
+    def connect() -> FakeConnection:
+        failing.wait()
+        raise DriverError("(1040, 'Too many connections')")
+
+    pool._open = connect
+    user = gevent.spawn(pool.acquire)
+    gevent.sleep(0.01)
+    pool.release(first)  # nobody is in the queue, so it becomes idle
+    failing.set()
+    assert user.get(timeout=1) is first
+    pool.release(first)
+
+
 def test_after_a_failed_ping_its_caller_is_still_first(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
