@@ -971,12 +971,13 @@ def test_a_failed_connect_takes_what_came_back_meanwhile(
         failing.wait()
         raise DriverError("(1040, 'Too many connections')")
 
-    pool._open = connect
+    connect_well, pool._open = pool._open, connect
     user = gevent.spawn(pool.acquire)
     gevent.sleep(0.01)
     pool.release(first)  # nobody is in the queue, so it becomes idle
     failing.set()
     assert user.get(timeout=1) is first
+    pool._open = connect_well
     pool.release(first)
 
 
