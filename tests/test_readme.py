@@ -76,7 +76,6 @@ RUN_BY = {
     "pip install pooled-serve": "examples/quickstart.py",  # as pip install -e
     "tests/run": ".ci/run",
     "PYTHON=python3.13 tests/run": ".ci/run",
-    "COVERAGE=1 tests/run": ".ci/run",
     "tests/run tests/test_pool.py -k waiters": "test_the_example_of_a_single_test_finds_tests",
 }
 
