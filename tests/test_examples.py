@@ -203,6 +203,7 @@ def test_the_table_and_what_counts_as_a_failure(shop: Shop) -> None:
     assert failed.returncode == 1
 
 
+@pytest.mark.skipif("TORTURE" not in os.environ, reason="slow; set TORTURE=1")
 def test_transaction_mode_serves_many_times_as_much_around_an_outside_call(shop: Shop) -> None:
     done = run("load.py", "--compare-modes", "--seconds", "3", env=shop.env)
     assert done.returncode == 0, done.stderr
