@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import dedent
@@ -136,6 +136,12 @@ def image_command() -> list[str]:
     return json.loads(the_instruction("CMD"))
 
 
+def image_variables() -> dict[str, str]:
+    """All that ENV sets."""
+    set_ = [rest for instruction, rest in instructions() if instruction == "ENV"]
+    return dict(pair.split("=", 1) for rest in set_ for pair in shlex.split(rest))
+
+
 def health_check() -> list[str]:
     return json.loads(the_instruction("HEALTHCHECK").partition(" CMD ")[2])
 
@@ -147,7 +153,13 @@ class Container:
         if os.geteuid() != 0:
             pytest.skip("a read-only file system takes root")
         self.ports = {"8000": free_port(), "9100": free_port()}
-        self.env = {**env, "PATH": f"{bin}:{os.environ['PATH']}", "PYTHONPATH": None}
+        names = image_variables()
+        self.env = {
+            **dict(zip(names, self._here(names.values()), strict=True)),
+            **env,
+            "PATH": f"{bin}:{os.environ['PATH']}",
+            "PYTHONPATH": None,
+        }
         program, _, *args = self._here(image_command())
         user, group = the_instruction("USER").split(":")
         script = f"""
@@ -183,7 +195,7 @@ class Container:
         )
         return done.returncode == 0
 
-    def _here(self, arguments: Sequence[str]) -> list[str]:
+    def _here(self, arguments: Iterable[str]) -> list[str]:
         replaced = list(arguments)
         for port, ours in self.ports.items():
             replaced = [re.sub(rf"\b{port}\b", str(ours), argument) for argument in replaced]
@@ -231,7 +243,7 @@ def test_each_step_of_the_build(mariadb: Server, tmp_path: Path) -> None:
     pip = [python / "bin" / "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", wheels, ROOT], check=True)
     image.mkdir()
-    variable = dict(pair.split("=") for pair in the_instruction("ENV").split())
+    variable = image_variables()
     variable |= {"PATH": f"{python / 'bin'}:{os.environ['PATH']}", "PIP_FIND_LINKS": str(wheels)}
 
     steps = iter(instructions())
