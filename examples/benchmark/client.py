@@ -1,6 +1,11 @@
 """The load of one measurement, from a process of its own; prints one line of JSON.
 
     python client.py PORT PATH --clients 32 --seconds 3 --server-pid PID
+    python client.py PORT PATH --clients 32 --in-turns --server-pid PID
+
+In turns, each line of standard input says for how many seconds to go on, and is answered by one
+line of JSON; in between the processes of the server, a group of their own, stand still, and so do
+the clocks here. That lets two servers share a machine whose speed changes from second to second.
 
 One thread, one epoll, requests made beforehand, of an answer only the status and the length are
 read: the client must leave the processors to those who are measured. Each client sends its next
@@ -15,7 +20,9 @@ import json
 import math
 import os
 import select
+import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -57,6 +64,7 @@ class Load:
         self._paused: list[tuple[float, Visitor]] = []
         self._sending = True
         self._resting = False
+        self._standing_since = 0.0
         self.latencies: list[float] = []
         self.failures: Counter[str] = Counter()
         self.sent = 0
@@ -85,6 +93,17 @@ class Load:
                 else:
                     receive(visitor)
 
+    def turn(self, seconds: float) -> float:
+        """Go on for so long; the seconds that it took. No time has passed since the last turn."""
+        began = time.perf_counter()
+        stood = began - self._standing_since
+        for visitor in self._visitors:
+            visitor.began += stood
+        self._paused = [(at + stood, visitor) for at, visitor in self._paused]
+        self.run(began + seconds)
+        self._standing_since = time.perf_counter()
+        return self._standing_since - began
+
     def stop(self) -> None:
         """Answers to what was sent are waited for; those that do not come are failures."""
         self._sending = False
@@ -108,6 +127,7 @@ class Load:
             self._change_page()
         self.latencies.clear()
         self.failures.clear()
+        self._standing_since = time.perf_counter()
 
     def _change_page(self) -> None:
         """All come to rest first: what is under way would be served before what is measured."""
@@ -243,12 +263,66 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(math.ceil(len(ordered) * share) - 1, 0)]
 
 
+class Measurement:
+    """What a server did in one or more turns of load."""
+
+    def __init__(self, load: Load, server: int) -> None:
+        self._load = load
+        self._server = server
+        self.served = 0
+        self.seconds = self.server_cpu = self.own_cpu = 0.0
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        before = len(self._load.latencies), tree_cpu(self._server), time.process_time()
+        took = self._load.turn(seconds)
+        served = len(self._load.latencies) - before[0]
+        self.own_cpu += time.process_time() - before[2]
+        self.server_cpu += tree_cpu(self._server) - before[1]
+        self.served += served
+        self.seconds += took
+        return {"served": served, "seconds": took}
+
+    def result(self) -> dict[str, object]:
+        """Once the load has stopped."""
+        load, served = self._load, self.served
+        ordered = sorted(load.latencies)
+        shares = (("p50_ms", 0.5), ("p99_ms", 0.99), ("max_ms", 1.0))
+        return {
+            "per_second": served / self.seconds,
+            "server_cpu_ms": self.server_cpu / served * 1e3 if served else None,
+            "client_cpu_ms": self.own_cpu / served * 1e3 if served else None,
+            "ok": len(load.latencies),
+            "failed": load.failures.total(),
+            "failures": dict(load.failures.most_common()),
+            "sent": load.sent,
+            **{
+                name: percentile(ordered, share) * 1e3 if ordered else None
+                for name, share in shares
+            },
+        }
+
+
+def take_turns(measurement: Measurement, server: int) -> None:
+    """As standard input says. The server stands still before, between and after them."""
+    try:
+        os.killpg(server, signal.SIGSTOP)
+        print("{}", flush=True)
+        for line in sys.stdin:
+            os.killpg(server, signal.SIGCONT)
+            turn = measurement.turn(float(line))
+            os.killpg(server, signal.SIGSTOP)
+            print(json.dumps(turn), flush=True)
+    finally:
+        os.killpg(server, signal.SIGCONT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load one page of a server on this machine.")
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--in-turns", action="store_true", help="see above")
     parser.add_argument("--close", action="store_true", help="a connection for each request")
     parser.add_argument(
         "--warm-up", default="", metavar="PATH", help="a quicker page to begin with"
@@ -265,27 +339,14 @@ def main() -> None:
     )
     load.start()
     load.warm_up()
-    server, own, began = tree_cpu(options.server_pid), time.process_time(), time.perf_counter()
-    load.run(began + options.seconds)
-    seconds = time.perf_counter() - began
-    served = len(load.latencies)
-    own, server = time.process_time() - own, tree_cpu(options.server_pid) - server
+    measurement = Measurement(load, options.server_pid)
+    if options.in_turns:
+        take_turns(measurement, options.server_pid)
+    else:
+        measurement.turn(options.seconds)
     # Who was starved is still waiting now: without these the slowest answers would not count.
     load.stop()
-
-    result = {
-        "per_second": served / seconds,
-        "server_cpu_ms": server / served * 1e3 if served else None,
-        "client_cpu_ms": own / served * 1e3 if served else None,
-        "ok": len(load.latencies),
-        "failed": load.failures.total(),
-        "failures": dict(load.failures.most_common()),
-        "sent": load.sent,
-    }
-    ordered = sorted(load.latencies)
-    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("max_ms", 1.0)):
-        result[name] = percentile(ordered, share) * 1e3 if ordered else None
-    print(json.dumps(result))
+    print(json.dumps(measurement.result()))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 
     python3 examples/benchmark/compare.py
 
-It makes a virtual environment for each contender in the project's folder, starts a private MariaDB
-or MySQL, fills the example shop and measures in rounds: each page, each contender, in an order that
-is shuffled anew, from a server process that is new each time. Standard library only, Linux only.
+It makes a virtual environment for each contender in the project's folder, starts two private
+databases, fills each with the example shop and measures in rounds: each page, each contender, in
+an order that is shuffled anew, from a server process that is new each time. The speed of a machine
+may double from one second to the next, so contender and ceiling take turns of half a second; what
+counts is their ratio. Standard library only, Linux only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import math
 import os
 import platform
 import random
@@ -44,6 +47,7 @@ from private_database import DatabaseError, PrivateDatabase, tied_to_us  # noqa:
 
 PRODUCTS, QUICK_PRODUCTS = 10_000, 500
 BOOT_TIMEOUT = 60.0  # seconds
+TURN = 0.5  # seconds
 SEED = 2024  # of the order in which contenders are measured
 COMMON = ("django", "gunicorn", "gevent", "pymysql")  # all have these in the same versions
 
@@ -59,7 +63,11 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class View:
-    """One kind of load. `times` is how many times as long as others it must be measured."""
+    """One kind of load.
+
+    A page that waits for the clock and not for the processor is measured `alone`, and `times` as
+    long as others: it would go on waiting while it stands still for somebody else's turn.
+    """
 
     name: str
     title: str
@@ -67,6 +75,7 @@ class View:
     clients: int = 32
     connections: int = 10
     close: bool = False
+    alone: bool = False
     times: float = 1.0
     warm_up: str = ""  # a quicker page that opens the connections
 
@@ -85,6 +94,7 @@ VIEWS = (
         "/bench/outside?ms=300",
         clients=100,
         connections=4,
+        alone=True,
         times=2.0,
         warm_up="/bench/one",
     ),
@@ -92,9 +102,9 @@ VIEWS = (
 QUICK = ("plaintext", "one", "outside")
 CHARTED = ("one", "one-close", "update", "outside")
 SUMMARIES = {
-    "Requests served per second": "per_second",
-    "CPU time of the web server per request, ms": "server_cpu_ms",
-    "Slowest of a hundred requests (p99), ms": "p99_ms",
+    "Requests served per second": "requests/s",
+    "CPU time of the web server per request, ms": "CPU ms",
+    "Slowest of a hundred requests (p99), ms": "p99 ms",
 }
 
 
@@ -165,12 +175,15 @@ def compare(options: argparse.Namespace) -> None:
     started = time.monotonic()
     load_before = os.getloadavg()[0]
     pythons, missing = make_environments(options.contenders, install=not options.no_install)
-    folder = tempfile.TemporaryDirectory(prefix="benchmark-")
-    with folder as place, PrivateDatabase(Path(place) / "database") as database:
-        bench = Bench(database, pythons, options.seconds)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        databases = [
+            stack.enter_context(PrivateDatabase(place / name)) for name in ("database", "ceiling")
+        ]
         products = QUICK_PRODUCTS if options.quick else PRODUCTS
-        fill_shop(next(iter(pythons.values())), database, products)
-        with bench:
+        for database in databases:
+            fill_shop(next(iter(pythons.values())), database, products)
+        with Bench(*databases, pythons, options.seconds) as bench:
             about = {name: bench.about(name) for name in pythons}
             runs = list(measure(bench, list(pythons), views, options.rounds))
     result = {
@@ -198,7 +211,8 @@ def measure(
                 run = bench.run(name, view) | {"round": number}
                 say(
                     f"round {number}  {view.name:<10} {name:<25}"
-                    f"{report.number(run['per_second']):>6}/s  {run['failures'] or ''}"
+                    f"{report.number(run['per_second']):>6}/s  "
+                    f"{report.number(run.get('ratio')):>5}  {run['failures'] or ''}"
                 )
                 yield run
 
@@ -279,15 +293,20 @@ def versions(python: Path) -> list[str]:
 
 
 class Bench:
-    """The database, and the server of one contender at a time."""
+    """Two databases, and the servers of a contender and of the ceiling.
+
+    Each has a database of its own, so that what the observer counts is the contender's.
+    """
 
     def __init__(
         self,
         database: PrivateDatabase,
+        database_of_ceiling: PrivateDatabase,
         pythons: dict[str, Path],
         seconds: float,
     ) -> None:
         self._database = database
+        self._database_of_ceiling = database_of_ceiling
         self._pythons = pythons
         self._seconds = seconds
         self._cleanup = ExitStack()
@@ -320,28 +339,38 @@ class Bench:
     def run(self, name: str, view: View) -> report.Run:
         """One view from one contender, served by a new process."""
         self._ask("reset")
-        with self._serving(name, view.connections) as server:
-            # Asked once per process, and not part of any view: the highest id.
-            get(server.port, "/bench/one")
-            command = [sys.executable, HERE / "client.py", server.port, view.path]
-            command += ["--clients", view.clients, "--server-pid", server.pid]
-            command += ["--seconds", self._seconds * view.times]
-            command += ["--warm-up", view.warm_up] if view.warm_up else []
-            command += ["--close"] if view.close else []
-            done = subprocess.run(
-                [*map(str, command)], stdout=subprocess.PIPE, text=True, check=True
-            )
-            run = json.loads(done.stdout)
+        with ExitStack() as stack:
+            server = stack.enter_context(self._serving(name, view.connections))
+            load = stack.enter_context(Clients(server, view))
+            if view.alone or CEILING not in self._pythons:
+                load.turn(self._seconds * view.times)
+                ceiling = {}
+            else:
+                other = stack.enter_context(
+                    self._serving(CEILING, view.connections, self._database_of_ceiling)
+                )
+                ceiling = self._take_turns(load, stack.enter_context(Clients(other, view)))
+            run = load.result()
             seen = self._ask("read")
             complaints = server.complaints()
         return {
             "contender": name,
             "view": view.name,
             **run,
+            **ceiling,
             "connections": seen["connections"],
             "round_trips": seen["round_trips"] / max(run["sent"], 1),
             "complaints": complaints,
         }
+
+    def _take_turns(self, ours: Clients, theirs: Clients) -> dict[str, Any]:
+        """What the ceiling did meanwhile, and the ratio of the requests that were served."""
+        for number in range(max(round(self._seconds / TURN), 1)):
+            # To and fro, so that a machine that gets slower and slower favours nobody.
+            for each in (ours, theirs) if number % 2 else (theirs, ours):
+                each.turn(min(TURN, self._seconds))
+        ceiling = theirs.result()
+        return {"ceiling": ceiling, "ratio": ours.per_second / (theirs.per_second or math.nan)}
 
     def _ask(self, question: str) -> dict[str, int]:
         assert self._observer.stdin
@@ -354,9 +383,11 @@ class Bench:
         return json.loads(answer)
 
     @contextmanager
-    def _serving(self, name: str, connections: int) -> Iterator[Server]:
+    def _serving(
+        self, name: str, connections: int, database: PrivateDatabase | None = None
+    ) -> Iterator[Server]:
         served = contender(name, connections)
-        environment = shop_environment(self._database) | {
+        environment = shop_environment(database or self._database) | {
             "DJANGO_SETTINGS_MODULE": "peers.settings",
             "CONTENDER": name,
             "CONNECTIONS": str(connections),
@@ -379,7 +410,9 @@ class Server:
         self._name = served.name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the server runs
         command = [str(python), "-m", *served.command, served.app]
-        command += ["-w", "1", "-b", f"127.0.0.1:{self.port}", "--log-level", "warning"]
+        # Clients stand still for longer than the 2 seconds that an idle connection has otherwise.
+        command += ["-w", "1", "-b", f"127.0.0.1:{self.port}", "--keep-alive", "75"]
+        command += ["--log-level", "warning"]
         self._process = subprocess.Popen(
             tied_to_us(command),
             cwd=SHOP,
@@ -416,6 +449,58 @@ class Server:
         os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
+
+
+class Clients:
+    """The load on a server, from a process of its own; it begins once every client had an answer.
+
+    Between turns the server stands still.
+    """
+
+    def __init__(self, server: Server, view: View) -> None:
+        # Asked once per process, and not part of any view: the highest id.
+        get(server.port, "/bench/one")
+        command = [sys.executable, HERE / "client.py", server.port, view.path]
+        command += ["--clients", view.clients, "--server-pid", server.pid, "--in-turns"]
+        command += ["--warm-up", view.warm_up] if view.warm_up else []
+        command += ["--close"] if view.close else []
+        self._process = subprocess.Popen(
+            [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._served = self._seconds = 0.0
+        self._read()
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.__exit__(*exc_info)
+
+    def turn(self, seconds: float) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        turn = self._read()
+        self._served += turn["served"]
+        self._seconds += turn["seconds"]
+
+    @property
+    def per_second(self) -> float:
+        return self._served / self._seconds
+
+    def result(self) -> dict[str, Any]:
+        """When all turns are over, and all that was asked is answered."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise Problem("the load client ended", "its output above says why")
+        return json.loads(line)
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -471,7 +556,6 @@ def write(options: argparse.Namespace, result: dict[str, Any], views: Sequence[V
         result["runs"],
         titles,
         {view.name: view.title for view in views},
-        baseline=CEILING if CEILING in titles else next(iter(titles)),
     )
     notes = how_measured(result, results)
     charted = [view.name for view in views if view.name in CHARTED]
@@ -517,11 +601,14 @@ def how_measured(result: dict[str, Any], results: report.Results) -> list[str]:
     lines += [f"{name} is not measured: {why}" for name, why in result["missing"].items()]
     lines += [
         f"Rounds of all pages and contenders: {result['rounds']}, in shuffled order; each page for "
-        f"{result['seconds']} s (the outside call twice as long) from a new server process, once "
-        "every client has had an answer.",
-        "Figures are medians of the rounds; max and connections are the highest, failures are of "
-        f"all rounds. ratio: requests/s, of {results.contenders[results.baseline]}, same round. "
-        "CPU ms: of the web server, per request served. round trips: to the database, per request.",
+        f"{result['seconds']} s from a new server process, once every client has had an answer, in "
+        f"turns of {TURN} s with the ceiling, which has new processes and a database of its own "
+        "(not so the outside call, which is measured alone and twice as long).",
+        "ratio: requests served to those of the ceiling in the same turns; the ceiling's own row "
+        "tells what chance does. requests/s: the ratio times the median of all turns of the "
+        "ceiling; CPU ms likewise, of the web server, per request served. Figures are medians of "
+        "the rounds; max and connections are the highest, failures are of all rounds. round trips: "
+        "to the database, per request.",
         "One worker; 10 connections where there is a bound, 4 for the outside call; 32 clients, "
         "100 for the outside call; each sends its next request when it has an answer, on the same "
         "connection, or on a new one where it says closing.",

@@ -19,11 +19,9 @@ class Results:
         runs: Iterable[Run],
         contenders: dict[str, str],
         views: dict[str, str],
-        baseline: str,
     ) -> None:
         self.contenders = contenders
         self.views = views
-        self.baseline = baseline
         self._runs: dict[tuple[str, str], list[Run]] = {}
         for run in runs:
             self._runs.setdefault((run["contender"], run["view"]), []).append(run)
@@ -45,18 +43,27 @@ class Results:
             default=None,
         )
 
-    def ratio(self, contender: str, view: str) -> float | None:
-        """Requests a second, of the baseline's in the same round: the median of the rounds.
+    def fair(self, contender: str, view: str, what: str) -> float | None:
+        """The contender's figure, had the machine always been as fast as in the median.
 
-        A machine that is busy for a while slows down both halves of such a pair.
+        That is its ratio to the ceiling's in the same turns, times the median of all of those.
+        Without such turns it is the plain median.
         """
-        base = {run["round"]: run["per_second"] for run in self.runs(self.baseline, view)}
         ratios = [
-            run["per_second"] / base[run["round"]]
+            run[what] / run["ceiling"][what]
             for run in self.runs(contender, view)
-            if base.get(run["round"])
+            if run.get(what) is not None and run.get("ceiling", {}).get(what)
         ]
-        return statistics.median(ratios) if ratios else None
+        if not ratios:
+            return self.median(contender, view, what)
+        of_all = [
+            run["ceiling"][what]
+            for (_, measured), runs in self._runs.items()
+            if measured == view
+            for run in runs
+            if run.get("ceiling", {}).get(what)
+        ]
+        return statistics.median(ratios) * statistics.median(of_all)
 
     def failed_share(self, contender: str, view: str) -> float:
         failed = self.total(contender, view, "failed")
@@ -79,9 +86,9 @@ def percent(share: float) -> str:
 
 
 DETAILS: dict[str, Callable[[Results, str, str], str]] = {
-    "requests/s": lambda r, c, v: number(r.median(c, v, "per_second")),
-    "ratio": lambda r, c, v: number(r.ratio(c, v)),
-    "CPU ms": lambda r, c, v: number(r.median(c, v, "server_cpu_ms")),
+    "requests/s": lambda r, c, v: number(r.fair(c, v, "per_second")),
+    "ratio": lambda r, c, v: number(r.median(c, v, "ratio")),
+    "CPU ms": lambda r, c, v: number(r.fair(c, v, "server_cpu_ms")),
     "round trips": lambda r, c, v: number(r.median(c, v, "round_trips")),
     "p50 ms": lambda r, c, v: number(r.median(c, v, "p50_ms")),
     "p99 ms": lambda r, c, v: number(r.median(c, v, "p99_ms")),
@@ -96,11 +103,11 @@ def number_of(things: float | None) -> str:
 
 
 def summary(results: Results, what: str) -> list[list[str]]:
-    """A row for each contender, a column for each view; failures are in the cell."""
+    """One of DETAILS: contenders are rows, views are columns; failures are in the cell."""
 
     def cell(contender: str, view: str) -> str:
         failed = results.failed_share(contender, view)
-        shown = number(results.median(contender, view, what))
+        shown = DETAILS[what](results, contender, view)
         return f"{shown} ({percent(failed)} failed)" if failed else shown
 
     head = ["", *results.views.values()]
@@ -187,7 +194,7 @@ def chart(results: Results, views: Sequence[str], *, ours: str, note: str) -> st
 
 
 def _bar(results: Results, contender: str, view: str, x: float, y: float, ours: bool) -> list[str]:
-    served = results.median(contender, view, "per_second")
+    served = results.fair(contender, view, "per_second")
     if served is None:
         return [f'<text class="note" x="{x}" y="{y}">not measured</text>']
     failed = results.failed_share(contender, view)
@@ -210,7 +217,7 @@ def _bar(results: Results, contender: str, view: str, x: float, y: float, ours: 
 
 def _attempted(results: Results, contender: str, view: str) -> float:
     """Served a second and failed a second; 1 at least, so that nothing is divided by zero."""
-    served = results.median(contender, view, "per_second") or 0.0
+    served = results.fair(contender, view, "per_second") or 0.0
     failed = results.failed_share(contender, view)
     # With everything failed there is no rate to scale the share by.
     return max(served / (1 - failed), 1.0) if failed < 1 else 1.0
