@@ -284,6 +284,8 @@ def test_all_the_promises_that_the_table_shows() -> None:
 
 @TORTURE
 def test_pools_are_measured_alone() -> None:
-    done = run("pools.py", "--no-install", "--contenders", "pooled-request,ceiling")
+    done = run(
+        "pools.py", "--no-install", "--processes", "1", "--contenders", "pooled-request,ceiling"
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| pooled-serve(?: \| [\d.]+){5} \|$", done.stdout, re.M)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What pools themselves cost, without a database: python3 examples/benchmark/pools.py
 
-Each pool hands out dummies, in a process of its own and in the environment that compare.py makes
-for its contender. CPU time, because a busy machine spoils other times first. Standard library only.
+Each pool hands out dummies, in processes of its own and in the environment that compare.py makes
+for its contender. CPU time, because a busy machine spoils other times first; one pool after the
+other, and all of them again, because that has good and bad moments. Standard library only.
 
     alone     CPU of taking and giving back, nobody else there
     shared    the same with 100 greenlets on 10 connections, each held for 1 ms: CPU of a cycle, the
@@ -28,7 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 SIZE = 10
 WAIT = 60  # seconds, where one may choose
 PATIENCE = 120  # seconds for one pool; longer is "hangs"
-ROUNDS = 7
+ROUNDS, PROCESSES = 7, 5
 
 Take = Callable[[], Any]
 Give = Callable[[Any], object]
@@ -198,19 +199,26 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Compare what pools themselves cost.")
     parser.add_argument("--contenders", default=",".join(POOLS), metavar="A,B")
+    parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N")
     parser.add_argument("--no-install", action="store_true", help="as in compare.py")
     options = parser.parse_args()
     names = compare.chosen(parser, "--contenders", options.contenders, [*POOLS])
     pythons, _ = compare.make_environments(names, install=not options.no_install)
     head = ["µs of CPU", "alone", "shared", "longest wait, ms", "queued, 10", "queued, 10,000"]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.processes):
+        for name in names:
+            # Who hung once is not asked again.
+            if all(found[name]):
+                found[name].append(figures_of(pythons[name], name))
     rows = []
-    for name in names:
-        found = figures_of(pythons[name], name)
-        rows.append(
-            [POOLS[name][0], *map(report.number, found.values())]
-            if found
-            else [POOLS[name][0], *[f"hangs ({PATIENCE} s)"] * 5]
+    for name, runs in found.items():
+        medians = (
+            [report.number(statistics.median(run[figure] for run in runs)) for figure in runs[0]]
+            if all(runs)
+            else [f"hangs ({PATIENCE} s)"] * 5
         )
+        rows.append([POOLS[name][0], *medians])
     print(report.as_markdown([head, *rows]))
 
 
