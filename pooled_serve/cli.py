@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Problem, Refusal, refuse
+from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
 
 EPILOG = """\b
 Examples:
@@ -214,16 +214,15 @@ def _check_variables() -> None:
     workers = os.environ.get("WEB_CONCURRENCY", "1")
     if not workers.strip().isdecimal():
         raise refuse(
-            EXIT_USAGE,
             "PS401",
             f"WEB_CONCURRENCY: must be a whole number, not {workers!r}",
             "set it to the number of workers, or leave it out",
         )
 
 
-def _usage_problem(error: click.UsageError) -> Problem:
+def _usage_problem(error: click.UsageError) -> Verdict:
     if isinstance(error, click.NoSuchOption):
         from pooled_serve.server import unknown_option
 
         return unknown_option(error.option_name, error.possibilities or ())
-    return Problem("PS401", error.format_message(), "see pooled-serve --help")
+    return Verdict(Level.FAIL, "PS401", error.format_message(), "see pooled-serve --help")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 # --- Exit codes of the command -----------------------------------------------------------------
 # 3 and 4 are also what gunicorn's arbiter uses for workers that do not boot.
@@ -25,7 +24,7 @@ EXIT_DATABASE = 6
 
 
 class Level(enum.StrEnum):
-    """How bad a :class:`Problem` is. ``--strict`` turns WARN into a refusal."""
+    """How bad it is. ``--strict`` turns WARN into a refusal."""
 
     OK = "ok"
     NOTE = "note"
@@ -34,35 +33,36 @@ class Level(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One line of problem, one line of remedy, for a person at 3 a.m."""
+class Verdict:
+    """One line of problem, one line of remedy, for a person at 3 a.m.; or that all is well."""
 
-    code: str
-    problem: str
-    remedy: str
+    level: Level
+    subject: str  # code and place, as in "PS203 default", or the name of what was looked at
+    text: str
+    remedy: str = ""
     detail: str = ""  # the user's own error, where their code failed
 
     def __str__(self) -> str:
         detail = f"\n{self.detail}" if self.detail else ""
-        return f"{self.code} {self.problem}{detail}\n  → {self.remedy}"
+        return f"{self.subject} {self.text}{detail}\n  → {self.remedy}"
 
 
 class Refusal(Exception):
-    """pooled-serve will not start: which problems, and the exit code that says so."""
+    """pooled-serve will not start: why, and the exit code that says so."""
 
-    def __init__(self, exit_code: int, problems: Iterable[Problem]) -> None:
+    def __init__(self, exit_code: int, problems: Iterable[Verdict]) -> None:
         self.exit_code = exit_code
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(self.exit_code, self.problems)  # which is what pickle makes it of
 
-    def __reduce__(self) -> Any:
-        # Exceptions are pickled by their text, which is not what this one is made of.
-        return Refusal, (self.exit_code, self.problems)
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
 
 
-def refuse(exit_code: int, code: str, problem: str, remedy: str, detail: str = "") -> Refusal:
-    """Shorthand for a :class:`Refusal` with a single problem."""
-    return Refusal(exit_code, [Problem(code, problem, remedy, detail)])
+def refuse(code: str, text: str, remedy: str, detail: str = "") -> Refusal:
+    """A :class:`Refusal` for one reason: how the command is used, or else the project."""
+    exit_code = EXIT_USAGE if code.startswith("PS4") else EXIT_PROJECT
+    return Refusal(exit_code, [Verdict(Level.FAIL, code, text, remedy, detail)])
 
 
 # --- The pool's exceptions ---------------------------------------------------------------------

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pooled_serve.errors import Level, Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import (
     DEFAULT_CAP_FACTOR,
     DEFAULT_MAX_AGE,
@@ -49,7 +49,7 @@ class DatabaseReport:
     server: str = ""  # host:port, the same for all aliases on one server
     conn_max_age: float | None = 0  # as in settings
     facts: ServerFacts | None = None
-    problem: Problem | None = None
+    problem: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ProjectReport:
     load_seconds: float = 0.0
     django: str = ""
     databases: tuple[DatabaseReport, ...] = ()
-    warnings: tuple[Problem, ...] = ()
+    warnings: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,6 @@ class PoolPlan:
         if wait_timeout is None or self.age_written:
             return self.max_age
         return min(self.max_age, SAFE_SHARE * wait_timeout)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line under "Checks"."""
-
-    level: Level
-    subject: str  # code and place, or the name of what was checked
-    text: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +164,7 @@ def make_plan(
         for d in report.databases
         if not d.pooled
     ]
-    verdicts += [Verdict(Level.WARN, f"{p.code}", p.problem, p.remedy) for p in report.warnings]
+    verdicts += report.warnings
     if report.app and not report.databases:
         verdicts.append(Verdict(Level.NOTE, "DATABASES", "no database: nothing to pool"))
     verdicts += _all_well(pools, pooled, budget, verdicts)

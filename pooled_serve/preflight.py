@@ -22,7 +22,7 @@ from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
 from pooled_serve import pooling, seam
-from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
+from pooled_serve.errors import Level, Refusal, Verdict, refuse
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
 
 ANSWER_WITHIN = 5.0
@@ -51,7 +51,6 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
         code = os.waitstatus_to_exitcode(status)
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
         raise refuse(
-            EXIT_PROJECT,
             "PS102",
             f"loading {app} ended the process {how}",
             "look for os._exit(), a crash in a C extension, or a memory limit",
@@ -123,9 +122,10 @@ def _report(app: str) -> ProjectReport:
     )
 
 
-def _pooling_warning() -> Iterator[Problem]:
+def _pooling_warning() -> Iterator[Verdict]:
     if pooling.ignored:
-        yield Problem(
+        yield Verdict(
+            Level.WARN,
             "PS207",
             "the project calls pooled_serve.pooling; under this command its numbers do not count",
             "delete the calls, and use --pool-size and --max-outstanding",
@@ -181,8 +181,8 @@ def _bad_databases(problem: str, error: Exception) -> Refusal:
 
     remedy = "correct DATABASES in the settings, or install what it needs"
     if isinstance(error, UnicodeError):
-        return refuse(EXIT_PROJECT, "PS102", f"{problem}: a password that is not latin-1", remedy)
-    return refuse(EXIT_PROJECT, "PS102", problem, remedy, where(error))
+        return refuse("PS102", f"{problem}: a password that is not latin-1", remedy)
+    return refuse("PS102", problem, remedy, where(error))
 
 
 def _ask_all(databases: list[_Asked]) -> None:
@@ -237,46 +237,56 @@ def _ask(asked: _Asked) -> None:
     asked.report = replace(report, facts=facts)
 
 
-def _no_answer(server: str) -> Problem:
-    return Problem(
+def _no_answer(server: str) -> Verdict:
+    return Verdict(
+        Level.WARN,
         "PS307",
         f"{server} gave no answer within {ANSWER_WITHIN:g}s",
         "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
     )
 
 
-def classify(error: Exception, server: str) -> Problem:
+def classify(error: Exception, server: str) -> Verdict:
     """The problem and remedy for an error of a connect. Holds no password."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
     if code in (1045, 1698):
-        return Problem(
+        return Verdict(
+            Level.WARN,
             "PS303",
             f"{server}: {text}",
             "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
             "certificate wants the ssl options of OPTIONS, too",
         )
     if code in (1044, 1049):
-        return Problem(
-            "PS304", f"{server}: {text}", "create the database, or GRANT the user rights on it"
+        return Verdict(
+            Level.WARN,
+            "PS304",
+            f"{server}: {text}",
+            "create the database, or GRANT the user rights on it",
         )
     if code in (1040, 1203, 1226):
-        return Problem(
+        return Verdict(
+            Level.WARN,
             "PS305",
             f"{server}: {text}",
             "end idle connections of others (SHOW PROCESSLIST), or raise the limit",
         )
     if "cryptography" in text:
-        return Problem(
+        return Verdict(
+            Level.WARN,
             "PS306",
             f"{server}: the login needs the cryptography package (caching_sha2_password "
             "without TLS)",
             "pip install 'pooled-serve[rsa]', or use TLS",
         )
     if code in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
-        return Problem(
-            "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
+        return Verdict(
+            Level.WARN,
+            "PS309",
+            f"{server}: {text}",
+            "correct the ssl options of OPTIONS in DATABASES",
         )
     if code in (2003, 2013) and ("timed out" in text or "handshake" in text):
         return _no_answer(server)
@@ -285,26 +295,31 @@ def classify(error: Exception, server: str) -> Problem:
     if code in (2006, 2013):
         # With TLS 1.3 a client certificate is refused after the handshake; that message is often
         # lost with the connection.
-        return Problem(
+        return Verdict(
+            Level.WARN,
             "PS308",
             f"{server} hung up during the login: {text}",
             "see the server's error log; if it refused a client certificate, correct the ssl "
             "options of OPTIONS in DATABASES",
         )
-    return Problem("PS308", f"{server}: {text} (error {code})", "see the server's error log")
+    return Verdict(
+        Level.WARN, "PS308", f"{server}: {text} (error {code})", "see the server's error log"
+    )
 
 
-def _unreachable(server: str, text: str, cause: BaseException | None) -> Problem:
+def _unreachable(server: str, text: str, cause: BaseException | None) -> Verdict:
     import socket
 
     if isinstance(cause, socket.gaierror):
-        return Problem(
+        return Verdict(
+            Level.WARN,
             "PS302",
             f"the host of {server} is unknown ({cause.strerror})",
             "correct HOST in DATABASES, or the name service",
         )
     why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
-    return Problem(
+    return Verdict(
+        Level.WARN,
         "PS301",
         f"{server} does not accept connections ({why})",
         "start the database server, or correct HOST and PORT in DATABASES",

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pooled_serve import __version__
-from pooled_serve.errors import Level, Problem
-from pooled_serve.plan import Plan, ProjectReport, Verdict, plural
+from pooled_serve.errors import Level, Verdict
+from pooled_serve.plan import Plan, ProjectReport, plural
 
 SKIP = "–"
 
@@ -126,11 +126,7 @@ def verdicts(found: Sequence[Verdict]) -> list[str]:
 
 
 def _problems(report: ProjectReport) -> list[str]:
-    return verdicts([_unanswered(d.problem) for d in report.databases if d.problem])
-
-
-def _unanswered(problem: Problem) -> Verdict:
-    return Verdict(Level.WARN, problem.code, problem.problem, problem.remedy)
+    return verdicts([d.problem for d in report.databases if d.problem])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

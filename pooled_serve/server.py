@@ -31,8 +31,9 @@ from pooled_serve.errors import (
     EXIT_PLAN,
     EXIT_SERVER,
     EXIT_USAGE,
-    Problem,
+    Level,
     Refusal,
+    Verdict,
     refuse,
 )
 from pooled_serve.options import OPTIONS, PoolOptions
@@ -86,7 +87,6 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if arbiter.pidfile is not None:
                 arbiter.pidfile.unlink()
             raise refuse(
-                EXIT_USAGE,
                 "PS406",
                 f"the sockets were inherited, and none listens on --status "
                 f"{_text(self.status_address[0])}",
@@ -155,15 +155,16 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
 def bad_value(problem: str) -> Refusal:
     """A usage error about one option."""
-    return refuse(EXIT_USAGE, "PS401", problem, f"see {PROGRAM} --help")
+    return refuse("PS401", problem, f"see {PROGRAM} --help")
 
 
-def unknown_option(name: str, known: Iterable[str], source: str = "") -> Problem:
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:
     """A usage error about an option that neither gunicorn nor we have."""
     near = difflib.get_close_matches(name, known, n=1)
     what = "option" if name.startswith("-") else "variable"
     hint = f"did you mean {near[0]}? " if near else ""
-    return Problem("PS402", f"{source}there is no {what} {name}", f"{hint}see {PROGRAM} --help")
+    text = f"{source}there is no {what} {name}"
+    return Verdict(Level.WARN, "PS402", text, f"{hint}see {PROGRAM} --help")
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -197,7 +198,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
         except Exception as error:
             if "application module" in str(error):
                 raise refuse(
-                    EXIT_USAGE,
                     "PS405",
                     "no application was given",
                     f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
@@ -212,12 +212,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
         except Refusal as refusal:
             (bad,) = refusal.problems
-            raise bad_value(f"{location}: {bad.problem}") from None
+            raise bad_value(f"{location}: {bad.text}") from None
         except (Exception, SystemExit) as error:
             # gunicorn made its exit of the file's error
             cause = error.__context__ if isinstance(error, SystemExit) else None
             raise refuse(
-                EXIT_USAGE,
                 "PS403",
                 f"the configuration file {location} cannot be used",
                 "correct it, or name another with -c FILE",
@@ -252,7 +251,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
         name = self.cfg.settings["worker_class"].value
         if name not in (WORKER, "gevent"):
             raise refuse(
-                EXIT_USAGE,
                 "PS404",
                 f"the worker class is {name!r}; the pool needs gevent's event loop",
                 "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
@@ -304,7 +302,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         try:
             super().reload()
             if self.plan.contradictions:
-                raise _contradiction(self.plan)
+                raise Refusal(EXIT_PLAN, self.plan.contradictions)
             self._keep_listeners(before[0])
         except Refusal as refusal:
             self.cfg, self.plan, self.app_uri = before
@@ -422,19 +420,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 what, flag = "", "-b"
                 if address in self.cfg.status_address:
                     what, flag = " (--status)", "--status"
-                problem = Problem(
+                problem = Verdict(
+                    Level.FAIL,
                     "PS501",
                     f"{_text(address)}{what} is in use{owner}",
                     f"stop that process, or listen elsewhere with {flag} HOST:PORT",
                 )
                 print(problem, file=sys.stderr)
-
-
-def _contradiction(plan: Plan) -> Refusal:
-    return Refusal(
-        EXIT_PLAN,
-        [Problem(v.subject.partition(" ")[0], v.text, v.remedy) for v in plan.contradictions],
-    )
 
 
 def _is_at(name: Any, address: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooled_serve.errors import Level, Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import AliasSize, PoolOptions
 from pooled_serve.plan import (
     DatabaseReport,
@@ -18,7 +18,6 @@ from pooled_serve.plan import (
     PoolPlan,
     ProjectReport,
     ServerFacts,
-    Verdict,
     make_plan,
 )
 
@@ -265,7 +264,7 @@ def test_no_cap_counts_greenlets() -> None:
 
 def test_a_server_that_did_not_answer_has_no_budget() -> None:
     report = DatabaseReport(
-        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Problem("PS301", "", "")
+        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Verdict(Level.WARN, "PS301", "")
     )
     plan = plan_for(report, workers=99)
     assert plan.pools["default"].cap == 12
@@ -288,9 +287,10 @@ def test_no_databases() -> None:
 
 
 def test_warnings_of_the_project_are_passed_on() -> None:
-    report = ProjectReport(warnings=(Problem("PS108", "async", "plain"),))
+    warning = Verdict(Level.WARN, "PS108", "async", "plain")
+    report = ProjectReport(warnings=(warning,))
     plan = make_plan(PoolOptions(), report, workers=1, worker_connections=1)
-    assert plan.warnings == [Verdict(Level.WARN, "PS108", "async", "plain")]
+    assert plan.warnings == [warning]
 
 
 def test_a_database_that_the_preflight_did_not_see() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pooled_serve import report
-from pooled_serve.errors import Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import PoolOptions
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
 
@@ -21,7 +21,7 @@ DATABASES = (
         "far:3306/shop",
         "far:3306",
         0,
-        problem=Problem("PS301", "far:3306 does not accept connections", "start it"),
+        problem=Verdict(Level.WARN, "PS301", "far:3306 does not accept connections", "start it"),
     ),
     DatabaseReport("legacy", False, "SQLite"),
 )
