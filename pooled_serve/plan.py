@@ -27,8 +27,7 @@ SAFE_SHARE = 0.8
 class ServerFacts:
     """What a database server told about itself."""
 
-    kind: str  # MariaDB or MySQL
-    version: str
+    engine: str  # as in MariaDB 10.11.19
     wait_timeout: int  # seconds
     max_connections: int
     max_user_connections: int  # 0: no limit of its own
@@ -36,6 +35,11 @@ class ServerFacts:
     answer_seconds: float
     in_use_by_user: int = 0  # of our own user; counts against max_user_connections
     identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
+
+    @property
+    def kind(self) -> str:
+        """MariaDB or MySQL."""
+        return self.engine.partition(" ")[0]
 
 
 @dataclass(frozen=True)

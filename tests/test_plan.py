@@ -25,7 +25,7 @@ from pooled_serve.plan import (
 def facts(
     *, wait_timeout: int = 28800, limit: int = 151, of_user: int = 0, in_use: int = 0, own: int = 0
 ) -> ServerFacts:
-    return ServerFacts("MariaDB", "10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
+    return ServerFacts("MariaDB 10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
 
 
 def database(
