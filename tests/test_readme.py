@@ -134,7 +134,7 @@ def test_the_options_are_those_of_help(tmp_path: Path) -> None:
 
 def test_the_problem_codes_are_those_of_the_code() -> None:
     package = (ROOT / "pooled_serve").glob("*.py")
-    told = {code for module in package for code in re.findall(r'"(PS\d+)\b', module.read_text())}
+    told = {code for module in package for code in re.findall(r'"(PS\d{3})\b', module.read_text())}
     listed = re.findall(r"^\| (PS\d{3}) \| [^|]+ \| [^|]+ \|$", README, re.M)
     assert listed == sorted(told)
 
