@@ -64,7 +64,7 @@ def levels(plan: Plan) -> set[Level]:
 
 def test_defaults() -> None:
     plan = plan_for()
-    assert plan.pools == {"default": PoolPlan(size=4, cap=12, timeout=10, max_age=60)}
+    assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "request", "auto")}
     assert levels(plan) == {Level.OK}
     assert [v.text for v in plan.verdicts] == [
         "connections retire at 60s, MariaDB hangs up at 28800s",
@@ -295,7 +295,9 @@ def test_warnings_of_the_project_are_passed_on() -> None:
 
 def test_a_database_that_the_preflight_did_not_see() -> None:
     plan = Plan(PoolOptions(size=2))
-    assert plan.pool("late", 30) == PoolPlan(2, 6, 10, 30, size_written=True, age_written=True)
+    assert plan.pool("late", 30) == PoolPlan(
+        2, 6, 10, 30, "request", "auto", size_written=True, age_written=True
+    )
     planned = plan_for(database(wait_timeout=50), size=2)
     assert planned.pool("default", 0).max_age == 40
     assert planned.pool("default", 30).max_age == 30
