@@ -16,8 +16,11 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from glob import glob, iglob
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gunicorn import util
@@ -393,6 +396,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().run()
         except SystemExit as end:
             if os.getpid() == master and end.code == 1:
+                traceback.clear_frames(end.__traceback__)  # which hold the ports that were free
                 self._explain_address()
             raise
 
@@ -414,19 +418,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _explain_address(self) -> None:
         """gunicorn has given up on a port: say whose it is, if that can be told."""
-        for address in self.cfg.address:
-            owner = _owner_of(address)
-            if owner is not None:
-                what, flag = "", "-b"
-                if address in self.cfg.status_address:
-                    what, flag = " (--status)", "--status"
-                problem = Verdict(
-                    Level.FAIL,
-                    "PS501",
-                    f"{_text(address)}{what} is in use{owner}",
-                    f"stop that process, or listen elsewhere with {flag} HOST:PORT",
-                )
-                print(problem, file=sys.stderr)
+        for address in filter(_is_busy, self.cfg.address):
+            what, flag = "", "-b"
+            if address in self.cfg.status_address:
+                what, flag = " (--status)", "--status"
+            problem = refuse(
+                "PS501",
+                f"{_text(address)}{what} is in use{_listener(address[1])}",
+                f"stop that process, or listen elsewhere with {flag} HOST:PORT",
+            )
+            print(problem, file=sys.stderr)
 
 
 def _is_at(name: Any, address: Any) -> bool:
@@ -454,49 +455,35 @@ def _text(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _owner_of(address: Any) -> str | None:
-    """ " by PID (command)" if an address is in use; "" if it is, by nobody we may know."""
+def _is_busy(address: Any) -> bool:
+    """Whether somebody listens on a TCP port."""
     if not isinstance(address, tuple):
-        return None
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family) as probe:
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address[:2])
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                return None
-        else:
-            return None
-    pid = _listener_pid(address[1])
-    if pid is None:
-        return ""
-    with open(f"/proc/{pid}/comm") as comm:
-        return f" by process {pid} ({comm.read().strip()})"
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
-def _listener_pid(port: int) -> int | None:
-    """The process that listens on a TCP port, from Linux's /proc; None if it does not tell."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table) as lines:
-                rows = [line.split() for line in lines][1:]
-        except OSError:
-            continue
-        listening = "0A"
-        inodes |= {r[9] for r in rows if r[3] == listening and int(r[1].split(":")[1], 16) == port}
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue  # one of several addresses was free
-        try:
-            for fd in os.scandir(f"/proc/{pid}/fd"):
-                if os.readlink(fd.path) in wanted:
-                    return int(pid)
-        except OSError:
-            continue  # not ours to see, or gone
-    return None
+def _listener(port: int) -> str:
+    """ " by process PID (NAME)", as Linux's /proc has it; "" if that is not for us to see."""
+    tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
+    rows = [line.split() for line in tables.splitlines()]
+    listening = "0A"
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == listening and row[1].endswith(f":{port:04X}")
+    }
+    for fd in iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is gone
+            if os.readlink(fd) in sockets:
+                process = Path(fd).parents[1]
+                return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
 
 
 def serve(application: Application, *, check: bool) -> NoReturn:

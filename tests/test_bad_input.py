@@ -690,13 +690,15 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
 
 def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = f"127.0.0.1:{free_port()}"
         with pytest.raises(ServerExited) as ended:
-            serve(project(databases=SQLITE), address=listener.getsockname())
+            serve(project(databases=SQLITE), "-b", free, address=listener.getsockname())
         port = listener.getsockname()[1]
     assert ended.value.returncode == 1
     name = Path("/proc/self/comm").read_text().strip()
     said = f"PS501 127.0.0.1:{port} is in use by process {os.getpid()} ({name})"
     assert said in ended.value.log
+    assert ended.value.log.count("PS501") == 1  # the other one was to be had
     assert "→ stop that process, or listen elsewhere with -b HOST:PORT" in ended.value.log
 
 
