@@ -7,7 +7,6 @@ and ``GUNICORN_CMD_ARGS``) and :mod:`pooled_serve.pooling` all derive from this 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -160,11 +159,6 @@ class Option:
         return self.parse is flag
 
     @property
-    def no_flag(self) -> str:
-        """What undoes a flag."""
-        return self.flag.replace("--", "--no-")
-
-    @property
     def repeats(self) -> bool:
         """Whether it may be given several times."""
         return self.parse is alias_sizes
@@ -284,6 +278,7 @@ class PoolOptions:
 
 OPTIONS: tuple[Option, ...] = tuple(f.metadata["option"] for f in fields(PoolOptions))
 BY_SETTING = {option.setting: option for option in OPTIONS}
+VARIABLES = [option.variable for option in OPTIONS]
 
 
 def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
@@ -312,14 +307,13 @@ _NOT_OPTIONS = re.compile(
 )
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Variables that look like options and are none, each with the nearest that is one."""
-    known = [option.variable for option in OPTIONS]
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like options and are none."""
     return [
-        (name, next(iter(difflib.get_close_matches(name, known, n=1)), ""))
+        name
         for name in sorted(environ)
         if name.startswith(ENV_PREFIX)
-        and name not in known
+        and name not in VARIABLES
         and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
     ]
 

@@ -169,7 +169,10 @@ def end_request() -> None:
 
 
 def pools() -> dict[str, Any]:
-    """alias -> :class:`ConnectionPool`, of the databases used so far."""
+    """alias -> :class:`ConnectionPool`, of the databases used so far.
+
+    Where nobody has asked anything yet the pool is made now, so that its size and cap can be told.
+    """
     return {alias: database.pool for alias, database in _databases.items()}
 
 

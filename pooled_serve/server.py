@@ -121,7 +121,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")
                 else:
-                    arguments.append(option.flag if option.parse(text) else option.no_flag)
+                    on = option.parse(text)
+                    arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
         except ValueError as error:
             raise bad_value(str(error)) from None
         return arguments
@@ -289,8 +290,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _make_plan(self) -> None:
         unknown = (
-            unknown_option(name, [near] if near else [])
-            for name, near in options.unknown_variables(self.cfg.env_orig)
+            unknown_option(name, options.VARIABLES)
+            for name in options.unknown_variables(self.cfg.env_orig)
         )
         self.plan = make_plan(
             self.cfg.pool_options(),
