@@ -7,12 +7,12 @@ ImportError) and need different remedies; here they are told apart.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,22 +23,19 @@ DEFAULT_ATTRIBUTE = "application"
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
-def load(app: str) -> Any:
-    """Import ``module`` or ``module:callable`` and return the WSGI application.
+def load(app: str) -> None:
+    """Import ``module`` or ``module:callable``, and see that it is Django's WSGI application.
 
     :raises Refusal: with a PS1xx problem.
     """
-    _refuse_path(app)
-    module_name, _, attribute = app.partition(":")
-    module = _import(app, module_name)
-    application = _attribute(module, attribute or DEFAULT_ATTRIBUTE, app)
-    _refuse_asgi(application, app)
+    name, _, attribute = app.partition(":")
+    _refuse_path(app, name)
+    application = _attribute(_import(app, name), attribute or DEFAULT_ATTRIBUTE, app)
+    _refuse_asgi(application, app, name)
     _refuse_other_framework(app)
-    return application
 
 
-def _refuse_path(app: str) -> None:
-    name = app.partition(":")[0]
+def _refuse_path(app: str, name: str) -> None:
     if "/" in name or name.endswith(".py"):
         dotted = name.removesuffix(".py").strip("./").replace("/", ".")
         raise refuse(
@@ -49,38 +46,21 @@ def _refuse_path(app: str) -> None:
 
 
 def _import(app: str, name: str) -> ModuleType:
-    missing = _missing_part(name)
-    if missing is not None:
-        there = ", ".join(_wsgi_modules())
-        raise refuse(
-            "PS101",
-            f"there is no module {missing!r} (looked for {app!r} from {os.getcwd()})",
-            f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
-        )
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise _import_failed(name, error) from error
-
-
-def _missing_part(name: str) -> str | None:
-    """The first part of a dotted name that does not exist; imports the packages above it."""
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        part = ".".join(parts[:end])
+    """Import a module, and before it the packages it is in, one by one: to know which fails."""
+    for part in accumulate(name.split("."), "{}.{}".format):
         try:
-            spec = importlib.util.find_spec(part)
-        except ModuleNotFoundError as error:
-            if error.name == part:
-                return part  # the parent is a module, not a package
-            raise _import_failed(part, error) from error
-        except ValueError:
-            return part  # "a..b"
+            module = importlib.import_module(part)
         except (Exception, SystemExit) as error:
-            raise _import_failed(part.rpartition(".")[0], error) from error
-        if spec is None:
-            return part
-    return None
+            missing = isinstance(error, ModuleNotFoundError) and error.name == part
+            if part and not missing:
+                raise _import_failed(part, error) from error
+            there = ", ".join(_wsgi_modules())
+            raise refuse(
+                "PS101",
+                f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
+                f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
+            ) from None
+    return module
 
 
 def _import_failed(name: str, error: BaseException) -> Refusal:
@@ -169,12 +149,12 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
     return found
 
 
-def _refuse_asgi(application: Any, app: str) -> None:
+def _refuse_asgi(application: Any, app: str, name: str) -> None:
     from inspect import iscoroutinefunction
 
     call = getattr(application, "__call__", None)  # noqa: B004 - the method itself is wanted
     if iscoroutinefunction(application) or iscoroutinefunction(call):
-        wsgi = app.partition(":")[0].replace("asgi", "wsgi")
+        wsgi = name.replace("asgi", "wsgi")
         raise refuse(
             "PS106",
             f"{app} is an ASGI application; a gevent worker serves WSGI",
