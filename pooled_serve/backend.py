@@ -243,7 +243,7 @@ class Database:
             if plan.max_age == math.inf:
                 return None
             # The preflight may not have reached the server, or it may have changed its mind.
-            return min(plan.max_age, plan.safe_age(conn.wait_timeout))
+            return plan.safe_age(conn.wait_timeout)
 
         return ConnectionPool(
             self._open,

@@ -51,7 +51,6 @@ class SettingOption(click.Option):
 
     def __init__(self, setting: Any) -> None:
         self.section: str = setting.section
-        self.setting: str = setting.name
         flag = setting.action not in (None, "append")
         # not flag_value=None: since click 8.3 that is the value which a typed flag gets
         optional = {"flag_value": setting.const} if setting.nargs == "?" else {}
