@@ -166,7 +166,6 @@ class Database:
         self._server_version = ""
         self._place: Place | None = None
         self.journal = Journal(alias)
-        self.foreign_total = 0
 
         members = {"database": self, "__module__": engine.__module__}
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
@@ -190,10 +189,7 @@ class Database:
         A socket of one event loop is of no use in another thread (``sync_to_async``, gevent's
         threadpool); there Django connects as if there were no pool.
         """
-        if get_thread() == self._thread:
-            return True
-        self.foreign_total += 1
-        return False
+        return bool(get_thread() == self._thread)
 
     def lease(self, leases: Leases) -> Session:
         """What Django is to hold as its connection.
@@ -247,7 +243,7 @@ class Database:
             if plan.max_age == math.inf:
                 return None
             # The preflight may not have reached the server, or it may have changed its mind.
-            return min(plan.max_age, plan.safe_age(conn.wait_timeout))
+            return plan.safe_age(conn.wait_timeout)
 
         return ConnectionPool(
             self._open,

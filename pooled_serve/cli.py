@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Problem, Refusal, refuse
+from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
 
 EPILOG = """\b
 Examples:
@@ -51,7 +51,6 @@ class SettingOption(click.Option):
 
     def __init__(self, setting: Any) -> None:
         self.section: str = setting.section
-        self.setting: str = setting.name
         flag = setting.action not in (None, "append")
         # not flag_value=None: since click 8.3 that is the value which a typed flag gets
         optional = {"flag_value": setting.const} if setting.nargs == "?" else {}
@@ -214,16 +213,15 @@ def _check_variables() -> None:
     workers = os.environ.get("WEB_CONCURRENCY", "1")
     if not workers.strip().isdecimal():
         raise refuse(
-            EXIT_USAGE,
             "PS401",
             f"WEB_CONCURRENCY: must be a whole number, not {workers!r}",
             "set it to the number of workers, or leave it out",
         )
 
 
-def _usage_problem(error: click.UsageError) -> Problem:
+def _usage_problem(error: click.UsageError) -> Verdict:
     if isinstance(error, click.NoSuchOption):
         from pooled_serve.server import unknown_option
 
         return unknown_option(error.option_name, error.possibilities or ())
-    return Problem("PS401", error.format_message(), "see pooled-serve --help")
+    return Verdict(Level.FAIL, "PS401", error.format_message(), "see pooled-serve --help")

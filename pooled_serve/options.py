@@ -7,11 +7,10 @@ and ``GUNICORN_CMD_ARGS``) and :mod:`pooled_serve.pooling` all derive from this 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pooled_serve import savings
@@ -20,7 +19,6 @@ ENV_PREFIX = "POOLED_SERVE_"
 
 DEFAULT_SIZE = 4
 DEFAULT_CAP_FACTOR = 3
-DEFAULT_TIMEOUT = 10.0
 DEFAULT_MAX_AGE = 60.0
 
 
@@ -49,7 +47,7 @@ def count(value: object) -> int:
     return number
 
 
-def cap(value: object) -> float:
+def limit(value: object) -> float:
     """A whole number above 0, or ``unlimited``: infinity."""
     if value in ("unlimited", math.inf):
         return math.inf
@@ -70,7 +68,7 @@ def seconds(value: object) -> float:
     return number
 
 
-def age(value: object) -> float:
+def seconds_or_none(value: object) -> float:
     """A number above 0, or ``none``: infinity."""
     if value in ("none", math.inf):
         return math.inf
@@ -131,7 +129,7 @@ def _alias_size(text: str) -> AliasSize:
     try:
         if not alias or len(numbers) not in (1, 2):
             raise ValueError
-        return AliasSize(alias, count(numbers[0]), cap(numbers[1]) if numbers[1:] else None)
+        return AliasSize(alias, count(numbers[0]), limit(numbers[1]) if numbers[1:] else None)
     except ValueError:
         raise ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {text!r}") from None
 
@@ -161,50 +159,55 @@ class Option:
         return self.parse is flag
 
     @property
-    def no_flag(self) -> str:
-        """What undoes a flag."""
-        return self.flag.replace("--", "--no-")
-
-    @property
     def repeats(self) -> bool:
         """Whether it may be given several times."""
         return self.parse is alias_sizes
 
 
-OPTIONS: tuple[Option, ...] = (
-    Option(
+def _option(*args: Any, yields: bool = False) -> Any:
+    option = Option(*args)
+    return field(default=None if yields else option.default, metadata={"option": option})
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Each option, and what a person wrote for it, from whatever source, or else its default. None
+    where there is none, or where the plan has to know that nobody wrote it."""
+
+    size: int | None = _option(
         "--pool-size",
         "pool_size",
         count,
         "N",
         "Connections kept open per worker and database.",
         DEFAULT_SIZE,
-    ),
-    Option(
+        yields=True,
+    )
+    cap: float | None = _option(
         "--max-outstanding",
         "max_outstanding",
-        cap,
+        limit,
         "N|unlimited",
         "Cap on connections in use at once per worker and database; further requests queue, "
         f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size.",
-    ),
-    Option(
+    )
+    timeout: float = _option(
         "--pool-timeout",
         "pool_timeout",
         seconds,
         "SECONDS",
         "How long a request may wait for a connection (queue and connect) before it gets 503.",
-        DEFAULT_TIMEOUT,
-    ),
-    Option(
+        10.0,
+    )
+    max_age: float | None = _option(
         "--conn-max-age",
         "conn_max_age",
-        age,
+        seconds_or_none,
         "SECONDS|none",
         "Retire a connection at this age; must be below the server's wait_timeout. Default: "
         f"CONN_MAX_AGE of the settings if above 0, else {DEFAULT_MAX_AGE:g}.",
-    ),
-    Option(
+    )
+    mode: str = _option(
         "--pool-mode",
         "pool_mode",
         one_of("request", "transaction"),
@@ -212,8 +215,8 @@ OPTIONS: tuple[Option, ...] = (
         "When a connection goes back: at the end of the request, or as soon as no transaction or "
         "session state needs it.",
         "request",
-    ),
-    Option(
+    )
+    reset: str = _option(
         "--pool-reset",
         "pool_reset",
         one_of("auto", "always", "rollback"),
@@ -221,85 +224,61 @@ OPTIONS: tuple[Option, ...] = (
         "What is cleaned when it does: open transactions, and the session if a statement touched "
         "it; the session always; or open transactions only.",
         "auto",
-    ),
-    Option(
+    )
+    aliases: tuple[AliasSize, ...] = _option(
         "--pool",
         "pool_aliases",
         alias_sizes,
         "ALIAS:SIZE[:MAX]",
         "Pool size and cap of one database; may be repeated.",
         (),
-    ),
-    Option(
+    )
+    replicas: int = _option(
         "--replicas",
         "pool_replicas",
         count,
         "N",
         "Hosts that run this command: multiplies the connection budget.",
         1,
-    ),
-    Option(
+    )
+    leak_threshold: float | None = _option(
         "--leak-threshold",
         "pool_leak_threshold",
         seconds,
         "SECONDS",
         "Warn, with the stack that took it, when a connection is held longer. Default: off.",
-    ),
-    Option(
+    )
+    status: str | None = _option(
         "--status",
         "pool_status",
         address,
         "ADDR",
         "Serve a status page, /stats.json, /metrics, /livez and /readyz here: HOST:PORT or "
         "unix:PATH. Default: off.",
-    ),
-    Option(
+    )
+    strict: bool = _option(
         "--strict",
         "pool_strict",
         flag,
         "",
         "Refuse to start on warnings, and when a database cannot be reached.",
         False,
-    ),
-)
-
-BY_SETTING = {option.setting: option for option in OPTIONS}
-
-
-@dataclass(frozen=True)
-class PoolOptions:
-    """What a person wrote, from whatever source; None where nobody wrote anything."""
-
-    size: int | None = None
-    cap: float | None = None
-    timeout: float | None = None
-    max_age: float | None = None
-    aliases: tuple[AliasSize, ...] = ()
-    replicas: int = 1
-    strict: bool = False
-    mode: str = "request"
-    reset: str = "auto"
-    leak_threshold: float | None = None
+    )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PoolOptions:
         """From parsed values by setting name; missing or None means not written."""
-        return cls(
-            size=values.get("pool_size"),
-            cap=values.get("max_outstanding"),
-            timeout=values.get("pool_timeout"),
-            max_age=values.get("conn_max_age"),
-            aliases=values.get("pool_aliases") or (),
-            replicas=values.get("pool_replicas") or 1,
-            strict=bool(values.get("pool_strict")),
-            mode=values.get("pool_mode") or "request",
-            reset=values.get("pool_reset") or "auto",
-            leak_threshold=values.get("pool_leak_threshold"),
-        )
+        written = {f.name: values.get(f.metadata["option"].setting) for f in fields(cls)}
+        return cls(**{name: value for name, value in written.items() if value is not None})
 
     def alias(self, name: str) -> AliasSize | None:
         """What ``--pool`` says of a database; the last one wins."""
         return next((item for item in reversed(self.aliases) if item.alias == name), None)
+
+
+OPTIONS: tuple[Option, ...] = tuple(f.metadata["option"] for f in fields(PoolOptions))
+BY_SETTING = {option.setting: option for option in OPTIONS}
+VARIABLES = [option.variable for option in OPTIONS]
 
 
 def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
@@ -328,14 +307,13 @@ _NOT_OPTIONS = re.compile(
 )
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Variables that look like options and are none, each with the nearest that is one."""
-    known = [option.variable for option in OPTIONS]
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like options and are none."""
     return [
-        (name, next(iter(difflib.get_close_matches(name, known, n=1)), ""))
+        name
         for name in sorted(environ)
         if name.startswith(ENV_PREFIX)
-        and name not in known
+        and name not in VARIABLES
         and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
     ]
 

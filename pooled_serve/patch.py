@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve import seam
 from pooled_serve.board import Place
-from pooled_serve.errors import EXIT_PROJECT, PoolTimeout, refuse
+from pooled_serve.errors import PoolTimeout, refuse
 from pooled_serve.plan import Plan
 from pooled_serve.pool import get_thread
 from pooled_serve.session import leases_here
@@ -61,7 +61,6 @@ def use_pymysql() -> None:
     loaded = sys.modules.get("MySQLdb")
     if loaded is not None and loaded is not pymysql:
         raise refuse(
-            EXIT_PROJECT,
             "PS502",
             "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
             "remove the import of MySQLdb from the configuration file or the project",
@@ -79,7 +78,6 @@ def refuse_other_pools() -> None:
         if found is create_connection or found.__module__.startswith("django."):
             continue
         raise refuse(
-            EXIT_PROJECT,
             "PS503",
             f"{found.__module__} has replaced Django's ConnectionHandler.{name}",
             f"remove the call that applies the patch of {found.__module__}; "
@@ -171,7 +169,10 @@ def end_request() -> None:
 
 
 def pools() -> dict[str, Any]:
-    """alias -> :class:`ConnectionPool`, of the databases used so far."""
+    """alias -> :class:`ConnectionPool`, of the databases used so far.
+
+    Where nobody has asked anything yet the pool is made now, so that its size and cap can be told.
+    """
     return {alias: database.pool for alias, database in _databases.items()}
 
 

@@ -7,15 +7,14 @@ number that a person wrote is obeyed, or refused with a remedy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pooled_serve.errors import Level, Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import (
     DEFAULT_CAP_FACTOR,
     DEFAULT_MAX_AGE,
     DEFAULT_SIZE,
-    DEFAULT_TIMEOUT,
     PoolOptions,
 )
 
@@ -27,8 +26,7 @@ SAFE_SHARE = 0.8
 class ServerFacts:
     """What a database server told about itself."""
 
-    kind: str  # MariaDB or MySQL
-    version: str
+    engine: str  # as in MariaDB 10.11.19
     wait_timeout: int  # seconds
     max_connections: int
     max_user_connections: int  # 0: no limit of its own
@@ -36,6 +34,11 @@ class ServerFacts:
     answer_seconds: float
     in_use_by_user: int = 0  # of our own user; counts against max_user_connections
     identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
+
+    @property
+    def kind(self) -> str:
+        """MariaDB or MySQL."""
+        return self.engine.partition(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class DatabaseReport:
     server: str = ""  # host:port, the same for all aliases on one server
     conn_max_age: float | None = 0  # as in settings
     facts: ServerFacts | None = None
-    problem: Problem | None = None
+    problem: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class ProjectReport:
     load_seconds: float = 0.0
     django: str = ""
     databases: tuple[DatabaseReport, ...] = ()
-    warnings: tuple[Problem, ...] = ()
+    warnings: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,11 @@ class PoolPlan:
     cap: float  # infinity: no limit
     timeout: float
     max_age: float  # infinity: never
+    mode: str
+    reset: str
     size_written: bool = False
     cap_written: bool = False
     age_written: bool = False
-    mode: str = "request"
-    reset: str = "auto"
     leak_threshold: float | None = None  # seconds; None: nobody looks
 
     def safe_age(self, wait_timeout: float | None) -> float:
@@ -84,16 +87,6 @@ class PoolPlan:
         if wait_timeout is None or self.age_written:
             return self.max_age
         return min(self.max_age, SAFE_SHARE * wait_timeout)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line under "Checks"."""
-
-    level: Level
-    subject: str  # code and place, or the name of what was checked
-    text: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,35 +139,29 @@ def make_plan(
     options: PoolOptions, report: ProjectReport, *, workers: int, worker_connections: int
 ) -> Plan:
     """Decide. Nothing is raised: what is wrong stands in the verdicts."""
-    verdicts: list[Verdict] = []
+    verdicts = list(_unknown_aliases(options, report.databases))
     pooled = [database for database in report.databases if database.pooled]
-    verdicts += _unknown_aliases(options, report.databases)
-
     pools: dict[str, PoolPlan] = {}
     for database in pooled:
-        pools[database.alias], found = _pool_plan(options, database.alias, database.conn_max_age)
-        verdicts += found
-
-    hosts = options.replicas * workers
+        plan, found = _pool_plan(options, database.alias, database.conn_max_age)
+        pools[database.alias], more = _fit_age(plan, database)
+        verdicts += found + more
+    budget = []
     for group in _by_server(pooled):
-        found = _fit_budget(pools, group, hosts, worker_connections)
-        verdicts += found
-    for database in pooled:
-        pools[database.alias], found = _fit_age(pools[database.alias], database)
-        verdicts += found
-
-    budget = [
-        _budget_row(pools, group, options.replicas, workers, worker_connections)
-        for group in _by_server(pooled)
-    ]
-    for row, group in zip(budget, _by_server(pooled), strict=True):
-        verdicts += _judge_budget(row, [pools[d.alias] for d in group])
+        limit, limit_name, in_use = _limit(group)
+        share = limit // (options.replicas * workers)  # of one worker
+        verdicts += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
+        plans = [pools[d.alias] for d in group]
+        cap = sum(_worst(plan, worker_connections) for plan in plans)
+        row = BudgetRow(group[0].server, options.replicas, workers, cap, limit, limit_name, in_use)
+        budget.append(row)
+        verdicts += _judge_budget(row, plans)
     verdicts += [
         Verdict(Level.NOTE, d.alias, f"{d.label} is not pooled; Django connects as without us")
         for d in report.databases
         if not d.pooled
     ]
-    verdicts += [Verdict(Level.WARN, f"{p.code}", p.problem, p.remedy) for p in report.warnings]
+    verdicts += report.warnings
     if report.app and not report.databases:
         verdicts.append(Verdict(Level.NOTE, "DATABASES", "no database: nothing to pool"))
     verdicts += _all_well(pools, pooled, budget, verdicts)
@@ -191,14 +178,18 @@ def _pool_plan(
     verdicts = []
     own = options.alias(alias)
     size = own.size if own else options.size
-    cap = own.cap if own and own.cap is not None else options.cap
+    cap = own.cap if own and own.cap else options.cap
+    age = options.max_age
+    if age is None and conn_max_age is not None and conn_max_age > 0:
+        age = conn_max_age
     plan = PoolPlan(
-        size=DEFAULT_SIZE if size is None else size,
-        cap=DEFAULT_CAP_FACTOR * (size or DEFAULT_SIZE) if cap is None else cap,
-        timeout=DEFAULT_TIMEOUT if options.timeout is None else options.timeout,
-        max_age=DEFAULT_MAX_AGE,
+        size=size or DEFAULT_SIZE,
+        cap=cap or DEFAULT_CAP_FACTOR * (size or DEFAULT_SIZE),
+        timeout=options.timeout,
+        max_age=age or DEFAULT_MAX_AGE,
         size_written=size is not None,
         cap_written=cap is not None,
+        age_written=age is not None,
         mode=options.mode,
         reset=options.reset,
         leak_threshold=options.leak_threshold,
@@ -215,22 +206,12 @@ def _pool_plan(
                 )
             )
         else:
-            verdicts.append(
-                Verdict(
-                    Level.NOTE,
-                    alias,
-                    f"pool size lowered from {plan.size} to {plan.cap:.0f}, the cap",
-                )
-            )
+            text = f"pool size lowered from {plan.size} to {plan.cap:.0f}, the cap"
+            verdicts.append(Verdict(Level.NOTE, alias, text))
         plan = replace(plan, size=int(plan.cap))
-
-    if options.max_age is not None:
-        plan = replace(plan, max_age=options.max_age, age_written=True)
-    elif conn_max_age is None:
+    if age is None and conn_max_age is None:
         text = f"CONN_MAX_AGE=None means {DEFAULT_MAX_AGE:g}s here; --conn-max-age none for never"
         verdicts.append(Verdict(Level.NOTE, alias, text))
-    elif conn_max_age > 0:
-        plan = replace(plan, max_age=conn_max_age, age_written=True)
     return plan, verdicts
 
 
@@ -238,25 +219,23 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[V
     """Retire connections before the server hangs up on them."""
     alias = database.alias
     if plan.max_age == math.inf:
-        text = "connections never retire; a long-lived one keeps server memory, and a failover"
-        return plan, [
-            Verdict(Level.WARN, f"PS206 {alias}", text + " unnoticed", "use --conn-max-age 3600")
-        ]
+        text = (
+            "connections never retire; a long-lived one keeps server memory, and a failover "
+            "unnoticed"
+        )
+        return plan, [Verdict(Level.WARN, f"PS206 {alias}", text, "use --conn-max-age 3600")]
     if database.facts is None:
         return plan, []
     limit = database.facts.wait_timeout
     safe = math.floor(SAFE_SHARE * limit) or SAFE_SHARE
     server = f"{database.facts.kind} hangs up after wait_timeout={limit}s"
     if plan.age_written and plan.max_age >= limit:
-        return plan, [
-            Verdict(
-                Level.FAIL,
-                f"PS203 {alias}",
-                f"connections live {plan.max_age:g}s but {server}",
-                f"use --conn-max-age {safe}, or on the server: "
-                f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}",
-            )
-        ]
+        text = f"connections live {plan.max_age:g}s but {server}"
+        remedy = (
+            f"use --conn-max-age {safe}, or on the server: "
+            f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}"
+        )
+        return plan, [Verdict(Level.FAIL, f"PS203 {alias}", text, remedy)]
     if plan.age_written or plan.max_age <= safe:
         return plan, []
     text = f"age limit lowered from {plan.max_age:g}s to {safe}s: {server}"
@@ -288,40 +267,27 @@ def _worst(plan: PoolPlan, worker_connections: int) -> float:
 
 
 def _fit_budget(
-    pools: dict[str, PoolPlan], group: Sequence[DatabaseReport], hosts: int, connections: int
-) -> list[Verdict]:
-    """Lower the default caps on one server until all workers together fit its limit."""
-    limit, name, _ = _limit(group)
-    share = limit // hosts  # of one worker
-    written = sum(_worst(pools[d.alias], connections) for d in group if pools[d.alias].cap_written)
+    pools: dict[str, PoolPlan],
+    group: Sequence[DatabaseReport],
+    share: int,
+    limit: str,
+    worker_connections: int,
+) -> Iterator[Verdict]:
+    """Lower the default caps on one server until they fit the share of one worker."""
     yielding = [d.alias for d in group if not pools[d.alias].cap_written]
     wanted = sum(pools[alias].cap for alias in yielding)
-    if not yielding or written + wanted <= share:
-        return []
-    verdicts = []
+    written = sum(_worst(pools[d.alias], worker_connections) for d in group) - wanted
+    if written + wanted <= share:
+        return
     for alias in yielding:
         plan = pools[alias]
         cap = max(1, math.floor((share - written) * plan.cap / wanted))
         if plan.size_written:
             cap = max(cap, plan.size)
-        if cap >= plan.cap:
-            continue
-        text = f"cap lowered from {plan.cap:.0f} to {cap} to fit {name}={limit}"
-        pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
-        verdicts.append(Verdict(Level.NOTE, alias, text))
-    return verdicts
-
-
-def _budget_row(
-    pools: Mapping[str, PoolPlan],
-    group: Sequence[DatabaseReport],
-    replicas: int,
-    workers: int,
-    connections: int,
-) -> BudgetRow:
-    limit, name, in_use = _limit(group)
-    cap = sum(_worst(pools[d.alias], connections) for d in group)
-    return BudgetRow(group[0].server, replicas, workers, cap, limit, name, in_use)
+        if cap < plan.cap:
+            pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
+            text = f"cap lowered from {plan.cap:.0f} to {cap} to fit {limit}"
+            yield Verdict(Level.NOTE, alias, text)
 
 
 def plural(number: int, what: str) -> str:
@@ -329,12 +295,11 @@ def plural(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> list[Verdict]:
-    if row.most <= row.limit - row.in_use:
-        return []
-    hosts = row.replicas * row.workers
+def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> Iterator[Verdict]:
     left = max(0, row.limit - row.in_use)
-    per_worker = left // hosts // len(plans)
+    if row.most <= left:
+        return
+    per_worker = left // (row.replicas * row.workers) // len(plans)
     workers = int(left // (row.cap * row.replicas))
     unlimited = any(plan.cap == math.inf for plan in plans)
     who = f"{plural(row.workers, 'worker')} × {row.cap:.0f} connections"
@@ -342,39 +307,38 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> list[Verdict]:
         who = f"{row.replicas} replicas × {who}"
     if unlimited:
         who += " (no cap: one per greenlet, --worker-connections)"
-    # Only what would help: fewer than one connection each cannot be had.
     too_big = any(p.size_written and p.size > per_worker for p in plans)
     size = f"--pool-size {per_worker} " if too_big else ""
-    remedies = [f"use {size}--max-outstanding {per_worker}"] if per_worker else []
-    remedies += [f"use --workers {workers}"] if workers else []
-    remedies += [f"use --worker-connections {per_worker}"] if unlimited and per_worker else []
-    remedy = ", or ".join([*remedies, f"raise {row.limit_name}"]).replace(", or use", ", or")
+    # Only what would help: fewer than one connection each cannot be had.
+    uses = [f"{size}--max-outstanding {per_worker}"] if per_worker else []
+    uses += [f"--workers {workers}"] if workers else []
+    uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
+    remedy = f"raise {row.limit_name}"
+    if uses:
+        remedy = f"use {', or '.join(uses)}, or {remedy}"
     if row.most > row.limit:
         text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({row.in_use} in use)"
-        return [Verdict(Level.FAIL, f"PS201 {row.server}", text, remedy)]
-    text = (
-        f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} are in use now "
-        "(by a running instance of this project, perhaps)"
-    )
-    return [Verdict(Level.WARN, f"PS202 {row.server}", text, remedy)]
+        yield Verdict(Level.FAIL, f"PS201 {row.server}", text, remedy)
+    else:
+        text = (
+            f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} are in use now "
+            "(by a running instance of this project, perhaps)"
+        )
+        yield Verdict(Level.WARN, f"PS202 {row.server}", text, remedy)
 
 
 # --- The rest ----------------------------------------------------------------------------------
 
 
-def _unknown_aliases(options: PoolOptions, databases: Sequence[DatabaseReport]) -> list[Verdict]:
+def _unknown_aliases(
+    options: PoolOptions, databases: Sequence[DatabaseReport]
+) -> Iterator[Verdict]:
     known = [d.alias for d in databases]
-    names = ", ".join(known) or "none"
-    return [
-        Verdict(
-            Level.FAIL,
-            f"PS205 {item.alias}",
-            f"--pool names the database {item.alias!r}, which is not in DATABASES",
-            f"use one of: {names}",
-        )
-        for item in options.aliases
-        if databases and item.alias not in known
-    ]
+    for item in options.aliases:
+        if known and item.alias not in known:
+            text = f"--pool names the database {item.alias!r}, which is not in DATABASES"
+            remedy = f"use one of: {', '.join(known)}"
+            yield Verdict(Level.FAIL, f"PS205 {item.alias}", text, remedy)
 
 
 def _all_well(
@@ -384,19 +348,20 @@ def _all_well(
     verdicts: Sequence[Verdict],
 ) -> list[Verdict]:
     """Lines that say what was checked and found good; only where nothing was found bad."""
+
+    def found(*codes: str) -> bool:
+        return any(v.subject.startswith(codes) for v in verdicts)
+
     well = []
-    bad = {v.subject.partition(" ")[0] for v in verdicts}
-    asked = [d for d in pooled if d.facts is not None]
-    if asked and not bad & {"PS203", "PS206"}:
-        shortest = min(asked, key=lambda d: d.facts.wait_timeout if d.facts else 0)
-        oldest = max(pools[d.alias].max_age for d in asked)
-        assert shortest.facts is not None
+    asked = [(d.facts, pools[d.alias].max_age) for d in pooled if d.facts is not None]
+    if asked and not found("PS203", "PS206"):
+        shortest = min((facts for facts, _ in asked), key=lambda facts: facts.wait_timeout)
         text = (
-            f"connections retire at {oldest:g}s, {shortest.facts.kind} hangs up at "
-            f"{shortest.facts.wait_timeout}s"
+            f"connections retire at {max(age for _, age in asked):g}s, {shortest.kind} hangs up at "
+            f"{shortest.wait_timeout}s"
         )
         well.append(Verdict(Level.OK, "wait_timeout", text))
-    if budget and not bad & {"PS201", "PS202"}:
+    if budget and not found("PS201", "PS202"):
         text = ", ".join(f"{row.most:.0f} of {row.limit} on {row.server}" for row in budget)
         well.append(Verdict(Level.OK, "max_connections", text))
     return well

@@ -41,7 +41,7 @@ def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | N
     :raises ValueError: a number below 1, or ``max_outstanding`` below ``n``.
     """
     size = options.count(n)
-    cap = math.inf if max_outstanding is None else options.cap(max_outstanding)
+    cap = math.inf if max_outstanding is None else options.limit(max_outstanding)
     if cap < size:
         raise ValueError(f"max_outstanding ({cap:.0f}) must not be below the pool size ({size})")
     _said.update(

@@ -7,22 +7,24 @@ no gevent, real threads, and it ends without running anybody's exit handlers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import socket
 import ssl
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
-from pooled_serve import pooling, seam
-from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
+from pooled_serve import pooling, project, seam
+from pooled_serve.errors import Level, Refusal, Verdict, refuse
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts
 
 ANSWER_WITHIN = 5.0
@@ -51,7 +53,6 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
         code = os.waitstatus_to_exitcode(status)
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
         raise refuse(
-            EXIT_PROJECT,
             "PS102",
             f"loading {app} ended the process {how}",
             "look for os._exit(), a crash in a C extension, or a memory limit",
@@ -92,7 +93,7 @@ def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> Non
 def _report(app: str) -> ProjectReport:
     began = time.monotonic()
     with seam.imports():
-        from pooled_serve import patch, project  # and Django, part of the project's time
+        from pooled_serve import patch  # and Django, part of the project's time
 
     pooling.under_command = True
     patch.use_pymysql()
@@ -104,66 +105,69 @@ def _report(app: str) -> ProjectReport:
     import django
     from django.db import connections
 
-    try:
-        databases = [_describe(alias, connections) for alias in connections.settings]
-    except Refusal:
-        raise
-    except Exception as error:
-        raise _bad_databases("DATABASES cannot be used", error) from error
-    _ask_all(databases)
+    with _databases("DATABASES cannot be used"):
+        found = [
+            _describe(alias, settings)
+            for alias, settings in connections.settings.items()
+            if settings["ENGINE"] != "django.db.backends.dummy"
+        ]
+    databases = _ask_all(found)
     connections.close_all()  # what the project opened on its own account
-    settings = os.environ.get(project.SETTINGS_VARIABLE, "")
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
-        settings_module=settings,
+        settings_module=os.environ.get(project.SETTINGS_VARIABLE, ""),
         load_seconds=seconds,
         django=django.get_version(),
-        databases=tuple(asked.report for asked in databases if asked.report.label),
+        databases=databases,
         warnings=(*_pooling_warning(), *project.async_warnings()),
     )
 
 
-def _pooling_warning() -> Iterator[Problem]:
+def _pooling_warning() -> Iterator[Verdict]:
     if pooling.ignored:
-        yield Problem(
+        yield Verdict(
+            Level.WARN,
             "PS207",
             "the project calls pooled_serve.pooling; under this command its numbers do not count",
             "delete the calls, and use --pool-size and --max-outstanding",
         )
 
 
-class _Asked:
-    """A database, and what it answered so far."""
+@contextlib.contextmanager
+def _databases(problem: str) -> Iterator[None]:
+    """Around what fails where DATABASES is wrong.
 
-    def __init__(self, report: DatabaseReport, connection: Any) -> None:
-        self.report = report
-        self.connection = connection  # not connected yet; None if it is not for us to ask
+    :raises Refusal: with the problem, and the user's own error.
+    """
+    remedy = "correct DATABASES in the settings, or install what it needs"
+    try:
+        yield
+    except Refusal:
+        raise
+    except UnicodeError as error:  # which shows what could not be encoded
+        raise refuse("PS102", f"{problem}: a password that is not latin-1", remedy) from error
+    except Exception as error:
+        raise refuse("PS102", problem, remedy, project.where(error)) from error
 
 
-def _describe(alias: str, connections: Any) -> _Asked:
+def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:
+    """A database, and a connection that is still to be made; None if it is not for us to ask."""
+    from django.db import connections
+
     from pooled_serve import patch
 
-    settings = connections.settings[alias]
     engine = settings["ENGINE"]
-    if engine == "django.db.backends.dummy":
-        return _Asked(DatabaseReport(alias, False, ""), None)
-    try:
+    with _databases(f"the engine {engine!r} of the database {alias!r} cannot be loaded"):
         wrapper = connections[alias]
-    except Exception as error:
-        problem = f"the engine {engine!r} of the database {alias!r} cannot be loaded"
-        raise _bad_databases(problem, error) from error
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
-        return _Asked(DatabaseReport(alias, False, label), None)
+        return DatabaseReport(alias, False, label), None
     from pooled_serve.mysql import MySQLConnection
 
-    try:
+    with _databases(f"PyMySQL cannot use the settings of the database {alias!r}"):
         params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
         params["connect_timeout"] = min(params["connect_timeout"], ANSWER_WITHIN)
         connection = MySQLConnection(**params)
-    except Exception as error:
-        problem = f"PyMySQL cannot use the settings of the database {alias!r}"
-        raise _bad_databases(problem, error) from error
     report = DatabaseReport(
         alias,
         pooled=True,
@@ -172,60 +176,53 @@ def _describe(alias: str, connections: Any) -> _Asked:
         address=connection.address,
         server=connection.server,
         conn_max_age=settings["CONN_MAX_AGE"],
+        problem=_no_answer(connection.server),  # until there is one
     )
-    return _Asked(report, connection)
+    return report, connection
 
 
-def _bad_databases(problem: str, error: Exception) -> Refusal:
-    from pooled_serve.project import where
+def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseReport, ...]:
+    """The reports, with what the servers answered by ANSWER_WITHIN."""
+    reports = {report.alias: report for report, _ in found}
 
-    remedy = "correct DATABASES in the settings, or install what it needs"
-    if isinstance(error, UnicodeError):
-        return refuse(EXIT_PROJECT, "PS102", f"{problem}: a password that is not latin-1", remedy)
-    return refuse(EXIT_PROJECT, "PS102", problem, remedy, where(error))
+    def ask(report: DatabaseReport, connection: Any) -> None:
+        try:
+            answer = replace(report, facts=_ask(connection), problem=None)
+        except Exception as error:
+            answer = replace(report, problem=classify(error, report.server))
+        reports[report.alias] = answer
 
-
-def _ask_all(databases: list[_Asked]) -> None:
     threads = [
-        threading.Thread(target=_ask, args=(asked,), daemon=True)
-        for asked in databases
-        if asked.connection is not None
+        threading.Thread(target=ask, args=(report, connection), daemon=True)
+        for report, connection in found
+        if connection is not None
     ]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + ANSWER_WITHIN
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for asked in databases:
-        report = asked.report
-        if asked.connection is not None and report.facts is None and report.problem is None:
-            asked.report = replace(report, problem=_no_answer(report.server))
+    return tuple(reports.values())
 
 
-def _ask(asked: _Asked) -> None:
-    report, connection = asked.report, asked.connection
-    try:
-        connection.connect()
-        began = time.monotonic()
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT VERSION(), @@wait_timeout, @@max_connections, @@max_user_connections, "
-                "SUBSTRING_INDEX(USER(), '@', 1), "
-                "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id)"
-            )
-            version, wait_timeout, most, most_of_user, user, identity = cursor.fetchone()
-            seconds = time.monotonic() - began
-            cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
-            connected = int(cursor.fetchone()[1])
-            cursor.execute("SHOW PROCESSLIST")  # without rights: of this user only
-            own = sum(row[1] == user for row in cursor.fetchall())
-        connection.close()
-    except Exception as error:
-        asked.report = replace(report, problem=classify(error, report.server))
-        return
-    facts = ServerFacts(
-        kind="MariaDB" if "mariadb" in version.lower() else "MySQL",
-        version=version.partition("-")[0],
+def _ask(connection: Any) -> ServerFacts:
+    connection.connect()
+    began = time.monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT @@wait_timeout, @@max_connections, @@max_user_connections, "
+            "SUBSTRING_INDEX(USER(), '@', 1), "
+            "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id)"
+        )
+        wait_timeout, most, most_of_user, user, identity = cursor.fetchone()
+        seconds = time.monotonic() - began
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        connected = int(cursor.fetchone()[1])
+        cursor.execute("SHOW PROCESSLIST")  # without rights: of this user only
+        own = sum(row[1] == user for row in cursor.fetchall())
+    connection.close()
+    return ServerFacts(
+        engine=connection.engine,
         wait_timeout=int(wait_timeout),
         max_connections=int(most),
         max_user_connections=int(most_of_user),
@@ -234,78 +231,63 @@ def _ask(asked: _Asked) -> None:
         identity=identity,
         answer_seconds=seconds,
     )
-    asked.report = replace(report, facts=facts)
 
 
-def _no_answer(server: str) -> Problem:
-    return Problem(
+def _no_answer(server: str) -> Verdict:
+    return Verdict(
+        Level.WARN,
         "PS307",
         f"{server} gave no answer within {ANSWER_WITHIN:g}s",
         "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
     )
 
 
-def classify(error: Exception, server: str) -> Problem:
+def classify(error: Exception, server: str) -> Verdict:
     """The problem and remedy for an error of a connect. Holds no password."""
-    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
-    if code in (1045, 1698):
-        return Problem(
-            "PS303",
-            f"{server}: {text}",
-            "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
-            "certificate wants the ssl options of OPTIONS, too",
-        )
-    if code in (1044, 1049):
-        return Problem(
-            "PS304", f"{server}: {text}", "create the database, or GRANT the user rights on it"
-        )
-    if code in (1040, 1203, 1226):
-        return Problem(
-            "PS305",
-            f"{server}: {text}",
-            "end idle connections of others (SHOW PROCESSLIST), or raise the limit",
-        )
-    if "cryptography" in text:
-        return Problem(
-            "PS306",
-            f"{server}: the login needs the cryptography package (caching_sha2_password "
-            "without TLS)",
-            "pip install 'pooled-serve[rsa]', or use TLS",
-        )
-    if code in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
-        return Problem(
-            "PS309", f"{server}: {text}", "correct the ssl options of OPTIONS in DATABASES"
-        )
-    if code in (2003, 2013) and ("timed out" in text or "handshake" in text):
-        return _no_answer(server)
-    if code == 2003:
-        return _unreachable(server, text, cause)
-    if code in (2006, 2013):
-        # With TLS 1.3 a client certificate is refused after the handshake; that message is often
-        # lost with the connection.
-        return Problem(
-            "PS308",
-            f"{server} hung up during the login: {text}",
-            "see the server's error log; if it refused a client certificate, correct the ssl "
-            "options of OPTIONS in DATABASES",
-        )
-    return Problem("PS308", f"{server}: {text} (error {code})", "see the server's error log")
-
-
-def _unreachable(server: str, text: str, cause: BaseException | None) -> Problem:
-    import socket
-
-    if isinstance(cause, socket.gaierror):
-        return Problem(
-            "PS302",
-            f"the host of {server} is unknown ({cause.strerror})",
-            "correct HOST in DATABASES, or the name service",
-        )
-    why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
-    return Problem(
-        "PS301",
-        f"{server} does not accept connections ({why})",
-        "start the database server, or correct HOST and PORT in DATABASES",
-    )
+    problem = f"{server}: {text}"
+    match number:
+        case 1045 | 1698:
+            code = "PS303"
+            remedy = (
+                "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
+                "certificate wants the ssl options of OPTIONS, too"
+            )
+        case 1044 | 1049:
+            code, remedy = "PS304", "create the database, or GRANT the user rights on it"
+        case 1040 | 1203 | 1226:
+            code = "PS305"
+            remedy = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
+        case _ if "cryptography" in text:
+            code, remedy = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
+            problem = (
+                f"{server}: the login needs the cryptography package (caching_sha2_password "
+                "without TLS)"
+            )
+        case _ if number in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
+            code, remedy = "PS309", "correct the ssl options of OPTIONS in DATABASES"
+        case 2003 | 2013 if "timed out" in text or "handshake" in text:
+            return _no_answer(server)
+        case 2003 if isinstance(cause, socket.gaierror):
+            code, remedy = "PS302", "correct HOST in DATABASES, or the name service"
+            problem = f"the host of {server} is unknown ({cause.strerror})"
+        case 2003:
+            code = "PS301"
+            remedy = "start the database server, or correct HOST and PORT in DATABASES"
+            why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
+            problem = f"{server} does not accept connections ({why})"
+        case 2006 | 2013:
+            # With TLS 1.3 a client certificate is refused after the handshake; that message is
+            # often lost with the connection.
+            code = "PS308"
+            remedy = (
+                "see the server's error log; if it refused a client certificate, correct the ssl "
+                "options of OPTIONS in DATABASES"
+            )
+            problem = f"{server} hung up during the login: {text}"
+        case _:
+            code, remedy = "PS308", "see the server's error log"
+            problem = f"{server}: {text} (error {number})"
+    return Verdict(Level.WARN, code, problem, remedy)

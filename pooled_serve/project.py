@@ -7,42 +7,38 @@ ImportError) and need different remedies; here they are told apart.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pooled_serve.errors import EXIT_PROJECT, Problem, Refusal, refuse
+from pooled_serve.errors import Level, Refusal, Verdict, refuse
 
 DEFAULT_ATTRIBUTE = "application"
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
-def load(app: str) -> Any:
-    """Import ``module`` or ``module:callable`` and return the WSGI application.
+def load(app: str) -> None:
+    """Import ``module`` or ``module:callable``, and see that it is Django's WSGI application.
 
     :raises Refusal: with a PS1xx problem.
     """
-    _refuse_path(app)
-    module_name, _, attribute = app.partition(":")
-    module = _import(app, module_name)
-    application = _attribute(module, attribute or DEFAULT_ATTRIBUTE, app)
-    _refuse_asgi(application, app)
+    name, _, attribute = app.partition(":")
+    _refuse_path(app, name)
+    application = _attribute(_import(app, name), attribute or DEFAULT_ATTRIBUTE, app)
+    _refuse_asgi(application, app, name)
     _refuse_other_framework(app)
-    return application
 
 
-def _refuse_path(app: str) -> None:
-    name = app.partition(":")[0]
+def _refuse_path(app: str, name: str) -> None:
     if "/" in name or name.endswith(".py"):
         dotted = name.removesuffix(".py").strip("./").replace("/", ".")
         raise refuse(
-            EXIT_PROJECT,
             "PS107",
             f"{app!r} is a file path; the application is named as a module",
             f"use {dotted}" if dotted else "use the module's name, as in myproject.wsgi",
@@ -50,39 +46,21 @@ def _refuse_path(app: str) -> None:
 
 
 def _import(app: str, name: str) -> ModuleType:
-    missing = _missing_part(name)
-    if missing is not None:
-        there = ", ".join(_wsgi_modules())
-        raise refuse(
-            EXIT_PROJECT,
-            "PS101",
-            f"there is no module {missing!r} (looked for {app!r} from {os.getcwd()})",
-            f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
-        )
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise _import_failed(name, error) from error
-
-
-def _missing_part(name: str) -> str | None:
-    """The first part of a dotted name that does not exist; imports the packages above it."""
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        part = ".".join(parts[:end])
+    """Import a module, and before it the packages it is in, one by one: to know which fails."""
+    for part in accumulate(name.split("."), "{}.{}".format):
         try:
-            spec = importlib.util.find_spec(part)
-        except ModuleNotFoundError as error:
-            if error.name == part:
-                return part  # the parent is a module, not a package
-            raise _import_failed(part, error) from error
-        except ValueError:
-            return part  # "a..b"
+            module = importlib.import_module(part)
         except (Exception, SystemExit) as error:
-            raise _import_failed(part.rpartition(".")[0], error) from error
-        if spec is None:
-            return part
-    return None
+            missing = isinstance(error, ModuleNotFoundError) and error.name == part
+            if part and not missing:
+                raise _import_failed(part, error) from error
+            there = ", ".join(_wsgi_modules())
+            raise refuse(
+                "PS101",
+                f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
+                f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
+            ) from None
+    return module
 
 
 def _import_failed(name: str, error: BaseException) -> Refusal:
@@ -94,20 +72,17 @@ def _import_failed(name: str, error: BaseException) -> Refusal:
         and f"{settings}.".startswith(f"{error.name}.")
     ):
         return refuse(
-            EXIT_PROJECT,
             "PS105",
             f"there is no settings module {settings!r}",
             f"correct {SETTINGS_VARIABLE}, or use --settings MODULE",
         )
     if type(error).__name__ == "ImproperlyConfigured" and SETTINGS_VARIABLE in str(error):
         return refuse(
-            EXIT_PROJECT,
             "PS104",
             f"{name} uses Django's settings, but names no settings module",
             f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
         )
     return refuse(
-        EXIT_PROJECT,
         "PS102",
         f"{name} exists, but fails while it is imported",
         "correct the error above; manage.py check shows it too",
@@ -161,14 +136,12 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
         else:
             remedy = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
         raise refuse(
-            EXIT_PROJECT,
             "PS103",
             f"the module {module.__name__} has no attribute {attribute!r}",
             remedy,
         ) from None
     if not callable(found):
         raise refuse(
-            EXIT_PROJECT,
             "PS103",
             f"{module.__name__}:{attribute} is not callable, so it is no WSGI application",
             f"name what get_wsgi_application() returned, usually {DEFAULT_ATTRIBUTE!r}",
@@ -176,14 +149,13 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
     return found
 
 
-def _refuse_asgi(application: Any, app: str) -> None:
+def _refuse_asgi(application: Any, app: str, name: str) -> None:
     from inspect import iscoroutinefunction
 
     call = getattr(application, "__call__", None)  # noqa: B004 - the method itself is wanted
     if iscoroutinefunction(application) or iscoroutinefunction(call):
-        wsgi = app.partition(":")[0].replace("asgi", "wsgi")
+        wsgi = name.replace("asgi", "wsgi")
         raise refuse(
-            EXIT_PROJECT,
             "PS106",
             f"{app} is an ASGI application; a gevent worker serves WSGI",
             f"use {wsgi}" if wsgi != app else "use the project's wsgi module",
@@ -194,7 +166,6 @@ def _refuse_other_framework(app: str) -> None:
     conf = sys.modules.get("django.conf")
     if conf is None or not conf.settings.configured:
         raise refuse(
-            EXIT_PROJECT,
             "PS104",
             f"{app} is not a Django project: it has set up no Django settings",
             "serve it with gunicorn itself, or name the Django project's wsgi module",
@@ -205,7 +176,7 @@ def _wsgi_modules() -> list[str]:
     return sorted(f"{path.parent.name}.wsgi" for path in Path.cwd().glob("*/wsgi.py"))
 
 
-def async_warnings() -> Iterator[Problem]:
+def async_warnings() -> Iterator[Verdict]:
     """What in a loaded project is async: under gevent it breaks other requests' queries."""
     from django.conf import settings
     from django.urls import get_resolver
@@ -220,7 +191,8 @@ def async_warnings() -> Iterator[Problem]:
     try:
         found += _async_views(get_resolver())
     except (Exception, SystemExit) as error:
-        yield Problem(
+        yield Verdict(
+            Level.WARN,
             "PS109",
             f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
             f"every request will: {where(error).strip()}",
@@ -228,7 +200,8 @@ def async_warnings() -> Iterator[Problem]:
         )
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield Problem(
+        yield Verdict(
+            Level.WARN,
             "PS108",
             f"{found[0]}{more} is async: while it runs, queries of other requests in the worker "
             "fail with SynchronousOnlyOperation",

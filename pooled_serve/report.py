@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pooled_serve import __version__
-from pooled_serve.errors import Level, Problem
-from pooled_serve.plan import Plan, ProjectReport, Verdict, plural
+from pooled_serve.errors import Level, Verdict
+from pooled_serve.plan import DatabaseReport, Plan, ProjectReport, plural
 
 SKIP = "–"
 
@@ -59,11 +59,8 @@ def banner(plan: Plan, report: ProjectReport) -> str:
     lines = [versions(report.django)]
     by_alias = {database.alias: database for database in report.databases}
     for alias, pool in plan.pools.items():
-        database = by_alias[alias]
-        facts = database.facts
-        kind = f"{facts.kind} {facts.version} " if facts else ""
         lines.append(
-            f"  {alias}: {kind}{database.address} · pool {pool.size} · cap {_cap(pool.cap)} · "
+            f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
             f"age {_seconds(pool.max_age)} · wait {_seconds(pool.timeout)}"
         )
     lines += verdicts([v for v in plan.verdicts if v.level is not Level.OK])
@@ -79,11 +76,10 @@ def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[
             rows.append([database.alias, database.label, *[SKIP] * 4, "not pooled"])
             continue
         pool, facts = plan.pools[database.alias], database.facts
-        kind = f"{facts.kind} {facts.version} " if facts else ""
         rows.append(
             [
                 database.alias,
-                kind + database.address,
+                _server(database),
                 str(pool.size),
                 _cap(pool.cap),
                 _seconds(pool.max_age),
@@ -98,19 +94,11 @@ def _budget(plan: Plan) -> tuple[list[str], list[list[str]]]:
     head = ["server", "at most", "limit", "in use now", "left"]
     rows = []
     for row in plan.budget:
-        factors = [row.workers, row.cap] if row.replicas == 1 else [row.replicas, row.workers]
-        factors += [row.cap] if row.replicas > 1 else []
-        product = " × ".join(f"{factor:.0f}" for factor in factors)
+        product = f"{row.workers} × {row.cap:.0f} = {row.most:.0f}"
+        if row.replicas > 1:
+            product = f"{row.replicas} × {product}"
         left = row.limit - row.in_use - row.most
-        rows.append(
-            [
-                row.server,
-                f"{product} = {row.most:.0f}",
-                str(row.limit),
-                str(row.in_use),
-                f"{left:.0f}",
-            ]
-        )
+        rows.append([row.server, product, str(row.limit), str(row.in_use), f"{left:.0f}"])
     return head, rows
 
 
@@ -125,12 +113,12 @@ def verdicts(found: Sequence[Verdict]) -> list[str]:
     return lines
 
 
+def _server(database: DatabaseReport) -> str:
+    return f"{database.facts.engine} {database.address}" if database.facts else database.address
+
+
 def _problems(report: ProjectReport) -> list[str]:
-    return verdicts([_unanswered(d.problem) for d in report.databases if d.problem])
-
-
-def _unanswered(problem: Problem) -> Verdict:
-    return Verdict(Level.WARN, problem.code, problem.problem, problem.remedy)
+    return verdicts([d.problem for d in report.databases if d.problem])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pooled_serve.errors import EXIT_PROJECT, Refusal, refuse
+from pooled_serve.errors import Refusal, refuse
 
 NEWEST = {"django": "6.1", "gunicorn": "27.0", "pymysql": "1.2"}
 """The newest series that all tests have run with."""
@@ -112,4 +112,4 @@ def _moved(package: str, what: str) -> Refusal:
     remedy = f"pip install --upgrade {package} pooled-serve"
     if package in NEWEST:
         remedy = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
-    return refuse(EXIT_PROJECT, "PS504", f"{found} does not fit: {what}", remedy)
+    return refuse("PS504", f"{found} does not fit: {what}", remedy)

@@ -16,8 +16,11 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from glob import glob, iglob
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gunicorn import util
@@ -31,8 +34,9 @@ from pooled_serve.errors import (
     EXIT_PLAN,
     EXIT_SERVER,
     EXIT_USAGE,
-    Problem,
+    Level,
     Refusal,
+    Verdict,
     refuse,
 )
 from pooled_serve.options import OPTIONS, PoolOptions
@@ -86,7 +90,6 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if arbiter.pidfile is not None:
                 arbiter.pidfile.unlink()
             raise refuse(
-                EXIT_USAGE,
                 "PS406",
                 f"the sockets were inherited, and none listens on --status "
                 f"{_text(self.status_address[0])}",
@@ -118,7 +121,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")
                 else:
-                    arguments.append(option.flag if option.parse(text) else option.no_flag)
+                    on = option.parse(text)
+                    arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
         except ValueError as error:
             raise bad_value(str(error)) from None
         return arguments
@@ -155,15 +159,16 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
 def bad_value(problem: str) -> Refusal:
     """A usage error about one option."""
-    return refuse(EXIT_USAGE, "PS401", problem, f"see {PROGRAM} --help")
+    return refuse("PS401", problem, f"see {PROGRAM} --help")
 
 
-def unknown_option(name: str, known: Iterable[str], source: str = "") -> Problem:
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:
     """A usage error about an option that neither gunicorn nor we have."""
     near = difflib.get_close_matches(name, known, n=1)
     what = "option" if name.startswith("-") else "variable"
     hint = f"did you mean {near[0]}? " if near else ""
-    return Problem("PS402", f"{source}there is no {what} {name}", f"{hint}see {PROGRAM} --help")
+    text = f"{source}there is no {what} {name}"
+    return Verdict(Level.WARN, "PS402", text, f"{hint}see {PROGRAM} --help")
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -197,7 +202,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
         except Exception as error:
             if "application module" in str(error):
                 raise refuse(
-                    EXIT_USAGE,
                     "PS405",
                     "no application was given",
                     f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
@@ -212,12 +216,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
         except Refusal as refusal:
             (bad,) = refusal.problems
-            raise bad_value(f"{location}: {bad.problem}") from None
+            raise bad_value(f"{location}: {bad.text}") from None
         except (Exception, SystemExit) as error:
             # gunicorn made its exit of the file's error
             cause = error.__context__ if isinstance(error, SystemExit) else None
             raise refuse(
-                EXIT_USAGE,
                 "PS403",
                 f"the configuration file {location} cannot be used",
                 "correct it, or name another with -c FILE",
@@ -252,7 +255,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
         name = self.cfg.settings["worker_class"].value
         if name not in (WORKER, "gevent"):
             raise refuse(
-                EXIT_USAGE,
                 "PS404",
                 f"the worker class is {name!r}; the pool needs gevent's event loop",
                 "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
@@ -288,8 +290,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _make_plan(self) -> None:
         unknown = (
-            unknown_option(name, [near] if near else [])
-            for name, near in options.unknown_variables(self.cfg.env_orig)
+            unknown_option(name, options.VARIABLES)
+            for name in options.unknown_variables(self.cfg.env_orig)
         )
         self.plan = make_plan(
             self.cfg.pool_options(),
@@ -304,7 +306,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         try:
             super().reload()
             if self.plan.contradictions:
-                raise _contradiction(self.plan)
+                raise Refusal(EXIT_PLAN, self.plan.contradictions)
             self._keep_listeners(before[0])
         except Refusal as refusal:
             self.cfg, self.plan, self.app_uri = before
@@ -395,6 +397,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().run()
         except SystemExit as end:
             if os.getpid() == master and end.code == 1:
+                traceback.clear_frames(end.__traceback__)  # which hold the ports that were free
                 self._explain_address()
             raise
 
@@ -416,25 +419,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _explain_address(self) -> None:
         """gunicorn has given up on a port: say whose it is, if that can be told."""
-        for address in self.cfg.address:
-            owner = _owner_of(address)
-            if owner is not None:
-                what, flag = "", "-b"
-                if address in self.cfg.status_address:
-                    what, flag = " (--status)", "--status"
-                problem = Problem(
-                    "PS501",
-                    f"{_text(address)}{what} is in use{owner}",
-                    f"stop that process, or listen elsewhere with {flag} HOST:PORT",
-                )
-                print(problem, file=sys.stderr)
-
-
-def _contradiction(plan: Plan) -> Refusal:
-    return Refusal(
-        EXIT_PLAN,
-        [Problem(v.subject.partition(" ")[0], v.text, v.remedy) for v in plan.contradictions],
-    )
+        for address in filter(_is_busy, self.cfg.address):
+            what, flag = "", "-b"
+            if address in self.cfg.status_address:
+                what, flag = " (--status)", "--status"
+            problem = refuse(
+                "PS501",
+                f"{_text(address)}{what} is in use{_listener(address[1])}",
+                f"stop that process, or listen elsewhere with {flag} HOST:PORT",
+            )
+            print(problem, file=sys.stderr)
 
 
 def _is_at(name: Any, address: Any) -> bool:
@@ -462,49 +456,35 @@ def _text(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _owner_of(address: Any) -> str | None:
-    """ " by PID (command)" if an address is in use; "" if it is, by nobody we may know."""
+def _is_busy(address: Any) -> bool:
+    """Whether somebody listens on a TCP port."""
     if not isinstance(address, tuple):
-        return None
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family) as probe:
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address[:2])
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                return None
-        else:
-            return None
-    pid = _listener_pid(address[1])
-    if pid is None:
-        return ""
-    with open(f"/proc/{pid}/comm") as comm:
-        return f" by process {pid} ({comm.read().strip()})"
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
-def _listener_pid(port: int) -> int | None:
-    """The process that listens on a TCP port, from Linux's /proc; None if it does not tell."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table) as lines:
-                rows = [line.split() for line in lines][1:]
-        except OSError:
-            continue
-        listening = "0A"
-        inodes |= {r[9] for r in rows if r[3] == listening and int(r[1].split(":")[1], 16) == port}
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if int(pid) == os.getpid():
-            continue  # one of several addresses was free
-        try:
-            for fd in os.scandir(f"/proc/{pid}/fd"):
-                if os.readlink(fd.path) in wanted:
-                    return int(pid)
-        except OSError:
-            continue  # not ours to see, or gone
-    return None
+def _listener(port: int) -> str:
+    """ " by process PID (NAME)", as Linux's /proc has it; "" if that is not for us to see."""
+    tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
+    rows = [line.split() for line in tables.splitlines()]
+    listening = "0A"
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == listening and row[1].endswith(f":{port:04X}")
+    }
+    for fd in iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is gone
+            if os.readlink(fd) in sockets:
+                process = Path(fd).parents[1]
+                return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
 
 
 def serve(application: Application, *, check: bool) -> NoReturn:

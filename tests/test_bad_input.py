@@ -567,7 +567,7 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
     with pytest.raises(pymysql.OperationalError) as raised:
         MySQLConnection(host="db", password=PASSWORD)
     problem = classify(raised.value, "db:3306")
-    assert problem.code == "PS306"
+    assert problem.subject == "PS306"
     assert "pooled-serve[rsa]" in problem.remedy
 
 
@@ -595,10 +595,10 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
 )
 def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None:
     problem = classify(error, "db:3306")
-    assert problem.code == code
-    assert says in problem.problem
-    assert "db:3306" in problem.problem
-    assert "\n" not in problem.problem
+    assert problem.subject == code
+    assert says in problem.text
+    assert "db:3306" in problem.text
+    assert "\n" not in problem.text
 
 
 # --- The plan ----------------------------------------------------------------------------------
@@ -690,13 +690,15 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
 
 def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = f"127.0.0.1:{free_port()}"
         with pytest.raises(ServerExited) as ended:
-            serve(project(databases=SQLITE), address=listener.getsockname())
+            serve(project(databases=SQLITE), "-b", free, address=listener.getsockname())
         port = listener.getsockname()[1]
     assert ended.value.returncode == 1
     name = Path("/proc/self/comm").read_text().strip()
     said = f"PS501 127.0.0.1:{port} is in use by process {os.getpid()} ({name})"
     assert said in ended.value.log
+    assert ended.value.log.count("PS501") == 1  # the other one was to be had
     assert "→ stop that process, or listen elsewhere with -b HOST:PORT" in ended.value.log
 
 

@@ -230,7 +230,7 @@ def test_parsers_raise_nothing_but_value_errors(option: Option, value: object) -
 
 @given(st.integers(max_value=0) | st.floats(max_value=0) | st.just("0"))
 def test_nothing_is_zero(value: object) -> None:
-    for parse in (options.count, options.cap, options.seconds, options.age):
+    for parse in (options.count, options.limit, options.seconds, options.seconds_or_none):
         with pytest.raises(ValueError, match="must be"):
             parse(value)
 
@@ -239,9 +239,9 @@ def test_nothing_is_zero(value: object) -> None:
 def test_numbers_are_what_they_look_like(number: int) -> None:
     parsers: list[Callable[[object], float]] = [
         options.count,
-        options.cap,
+        options.limit,
         options.seconds,
-        options.age,
+        options.seconds_or_none,
     ]
     for parse in parsers:
         assert parse(number) == parse(str(number)) == number

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooled_serve.errors import CODES, Level, Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import AliasSize, PoolOptions
 from pooled_serve.plan import (
     DatabaseReport,
@@ -18,7 +18,6 @@ from pooled_serve.plan import (
     PoolPlan,
     ProjectReport,
     ServerFacts,
-    Verdict,
     make_plan,
 )
 
@@ -26,7 +25,7 @@ from pooled_serve.plan import (
 def facts(
     *, wait_timeout: int = 28800, limit: int = 151, of_user: int = 0, in_use: int = 0, own: int = 0
 ) -> ServerFacts:
-    return ServerFacts("MariaDB", "10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
+    return ServerFacts("MariaDB 10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
 
 
 def database(
@@ -65,7 +64,7 @@ def levels(plan: Plan) -> set[Level]:
 
 def test_defaults() -> None:
     plan = plan_for()
-    assert plan.pools == {"default": PoolPlan(size=4, cap=12, timeout=10, max_age=60)}
+    assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "request", "auto")}
     assert levels(plan) == {Level.OK}
     assert [v.text for v in plan.verdicts] == [
         "connections retire at 60s, MariaDB hangs up at 28800s",
@@ -265,7 +264,7 @@ def test_no_cap_counts_greenlets() -> None:
 
 def test_a_server_that_did_not_answer_has_no_budget() -> None:
     report = DatabaseReport(
-        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Problem("PS301", "", "")
+        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Verdict(Level.WARN, "PS301", "")
     )
     plan = plan_for(report, workers=99)
     assert plan.pools["default"].cap == 12
@@ -288,14 +287,17 @@ def test_no_databases() -> None:
 
 
 def test_warnings_of_the_project_are_passed_on() -> None:
-    report = ProjectReport(warnings=(Problem("PS108", "async", "plain"),))
+    warning = Verdict(Level.WARN, "PS108", "async", "plain")
+    report = ProjectReport(warnings=(warning,))
     plan = make_plan(PoolOptions(), report, workers=1, worker_connections=1)
-    assert plan.warnings == [Verdict(Level.WARN, "PS108", "async", "plain")]
+    assert plan.warnings == [warning]
 
 
 def test_a_database_that_the_preflight_did_not_see() -> None:
     plan = Plan(PoolOptions(size=2))
-    assert plan.pool("late", 30) == PoolPlan(2, 6, 10, 30, size_written=True, age_written=True)
+    assert plan.pool("late", 30) == PoolPlan(
+        2, 6, 10, 30, "request", "auto", size_written=True, age_written=True
+    )
     planned = plan_for(database(wait_timeout=50), size=2)
     assert planned.pool("default", 0).max_age == 40
     assert planned.pool("default", 30).max_age == 30
@@ -355,8 +357,7 @@ def test_what_is_not_refused_fits(made: tuple[Plan, ProjectReport, PoolOptions, 
     for verdict in plan.verdicts:
         assert bool(verdict.remedy) == (verdict.level in (Level.WARN, Level.FAIL))
         assert "\n" not in verdict.text + verdict.remedy
-        code = verdict.subject.partition(" ")[0]
-        assert (code in CODES) == bool(verdict.remedy)
+        assert bool(re.match(r"PS2\d\d ", verdict.subject)) == bool(verdict.remedy)
     if plan.contradictions:
         return
     most: dict[str, float] = {}

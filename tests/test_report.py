@@ -7,11 +7,11 @@ import math
 import pytest
 
 from pooled_serve import report
-from pooled_serve.errors import Problem
+from pooled_serve.errors import Level, Verdict
 from pooled_serve.options import PoolOptions
 from pooled_serve.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
 
-FACTS = ServerFacts("MySQL", "9.7.1", 600, 151, 0, 3, 0.0012)
+FACTS = ServerFacts("MySQL 9.7.1", 600, 151, 0, 3, 0.0012)
 DATABASES = (
     DatabaseReport("default", True, "MySQL", "db:3306/shop", "db:3306", 0, FACTS),
     DatabaseReport(
@@ -21,7 +21,7 @@ DATABASES = (
         "far:3306/shop",
         "far:3306",
         0,
-        problem=Problem("PS301", "far:3306 does not accept connections", "start it"),
+        problem=Verdict(Level.WARN, "PS301", "far:3306 does not accept connections", "start it"),
     ),
     DatabaseReport("legacy", False, "SQLite"),
 )

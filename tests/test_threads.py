@@ -67,16 +67,13 @@ THREADS = """
 """
 
 
-def test_gevents_threadpool_gets_plain_connections_which_are_counted_and_closed(
-    script: Any,
-) -> None:
+def test_gevents_threadpool_gets_plain_connections_which_are_closed(script: Any) -> None:
     script(
         """
         assert where() == "DatabaseSession"
         threads = gevent.get_hub().threadpool
         found = [threads.spawn(where).get() for _ in range(3)]
         assert set(found) == {"MySQLConnection"}, found
-        assert patch._databases["default"].foreign_total >= 1
         assert pool().stats()["in_use"] == pool().stats()["opened_total"] == 1
 
         def leave():
@@ -101,7 +98,6 @@ def test_a_real_thread_is_not_pooled_and_its_connection_ends_with_it_at_the_late
         work = where_and_close if gevent.monkey.is_module_patched("socket") else where
         for _ in range(5):
             assert in_real_thread(work) == "MySQLConnection"
-        assert patch._databases["default"].foreign_total == 5
         settle(lambda: len(known()) == 1)
         assert pool().stats()["opened_total"] == 1
         assert_sound()
