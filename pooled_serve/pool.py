@@ -89,17 +89,17 @@ AGE_JITTER = 0.1
 
 
 class Slot(Generic[C]):
-    """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
+    """One unit of the cap: reserved, then in use or idle by turns, then closed."""
 
-    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "taken")
+    __slots__ = ("conn", "expires", "idle_since", "key", "taken")
+
+    conn: C  # and key, its id: once it is connected
+    key: int
 
     def __init__(self) -> None:
-        self.conn: C | None = None
-        self.key = 0  # id(conn), once there is one
         self.expires = math.inf
         self.idle_since = 0.0
         self.taken = 0.0
-        self.leased = False  # handed out, and not given back yet
 
 
 class _Ticket(Generic[C]):
@@ -230,7 +230,8 @@ class ConnectionPool(Generic[C]):
         self._clock = clock
 
         self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
-        self._in_use: dict[int, Slot[C]] = {}  # by id(conn); includes those being closed
+        self._in_use: dict[int, Slot[C]] = {}  # by id(conn): handed out, and not given back yet
+        self._returned: set[Slot[C]] = set()  # given back, and being reset or closed
         self._connecting: set[Slot[C]] = set()
         self._opening: set[Slot[C]] = set()  # of these, those for whoever is first in the queue
         self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
@@ -269,12 +270,11 @@ class ConnectionPool(Generic[C]):
             # The fast path: somebody else's connection, warm. Nobody waits.
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
-            slot.leased = True
             slot.taken = now
             self.tally[IDLE] -= 1
             if self._usable(slot, now, now + timeout):
                 self.tally[ACQUIRED] += 1
-                return slot.conn  # type: ignore[return-value]  # idle slots have one
+                return slot.conn
             return self._acquire(now, timeout, had_turn=True)
         return self._acquire(now, timeout)
 
@@ -285,12 +285,11 @@ class ConnectionPool(Generic[C]):
 
         :raises ValueError: it is not in use, or was given back before.
         """
-        slot = self._in_use.get(id(conn))
-        if slot is None and id(conn) in self._parents:
-            return
-        if slot is None or not slot.leased:
+        slot = self._in_use.pop(id(conn), None)
+        if slot is None:
+            if id(conn) in self._parents:
+                return
             raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out")
-        slot.leased = False
         now = self._clock()
         held = now - slot.taken
         counts = self.tally
@@ -299,6 +298,8 @@ class ConnectionPool(Generic[C]):
         fault = self._condition(conn)
         if fault == DIRTY:
             fault = self._clean(slot)
+            if slot.key in self._parents:
+                return  # forked meanwhile
             now = self._clock()
         self._put_back(slot, fault, now)
 
@@ -342,7 +343,7 @@ class ConnectionPool(Generic[C]):
 
     def _wait_for_closings(self, timeout: float) -> None:
         deadline = self._clock() + timeout
-        while any(not slot.leased for slot in self._in_use.values()) and self._clock() < deadline:
+        while self._returned and self._clock() < deadline:
             gevent.sleep(0.001)
 
     def stats(self) -> dict[str, Any]:
@@ -352,8 +353,8 @@ class ConnectionPool(Generic[C]):
 
     @property
     def empty(self) -> bool:
-        """Whether no connection is open, in use or idle."""
-        return not self._in_use and not self._idle
+        """Whether no connection is open."""
+        return not (self._in_use or self._idle or self._returned)
 
     def longest_wait(self) -> float:
         """Seconds that the first in the queue has waited; 0 if nobody waits."""
@@ -364,11 +365,11 @@ class ConnectionPool(Generic[C]):
         """In use, idle, waiting, cap and the longest lease, in words."""
         oldest = self._oldest_lease()
         held, who = 0.0, ""
-        if oldest is not None and oldest.conn is not None:
+        if oldest is not None:
             held, who = self._clock() - oldest.taken, self._holder(oldest.conn)
         cap = "unlimited" if self.cap == math.inf else f"{self.cap:.0f}"
         return (
-            f"{len(self._in_use) + len(self._connecting)} in use, {len(self._idle)} idle, "
+            f"{self._busy()} in use, {len(self._idle)} idle, "
             f"{len(self._waiters)} waiting, cap {cap}, longest held {held:.1f}s"
             + (f" by {who}" if who else "")
         )
@@ -399,9 +400,12 @@ class ConnectionPool(Generic[C]):
         """A lease has lasted suspiciously long."""
         self.tally[tally.LEAKED] += 1
 
+    def _busy(self) -> int:
+        """How much of the cap is taken, but for what is idle."""
+        return len(self._in_use) + len(self._returned) + len(self._connecting)
+
     def _oldest_lease(self) -> Slot[C] | None:
-        leased = (slot for slot in self._in_use.values() if slot.leased)
-        return min(leased, key=lambda slot: slot.taken, default=None)
+        return min(self._in_use.values(), key=lambda slot: slot.taken, default=None)
 
     def _blank_tally(self) -> Row:
         row = [0.0] * tally.WIDTH
@@ -416,7 +420,7 @@ class ConnectionPool(Generic[C]):
         """After every change of what there is, but for the fast paths, which change IDLE only."""
         counts = self.tally
         counts[IDLE] = len(self._idle)
-        counts[OPEN] = len(self._idle) + len(self._in_use) + len(self._connecting)
+        counts[OPEN] = len(self._idle) + self._busy()
         counts[WAITING] = len(self._waiters)
 
     # --- Taking --------------------------------------------------------------------------------
@@ -440,18 +444,17 @@ class ConnectionPool(Generic[C]):
                 waited = True
                 slot = self._wait(began, timeout, first=had_turn)
             had_turn = True
-            if slot.conn is None:
+            if slot in self._connecting:
                 if not self._connect(slot, deadline, timeout):
                     continue  # others may return theirs
             elif not self._usable(slot, self._clock(), deadline):
                 continue
             now = slot.taken = self._clock()
-            slot.leased = True
             self.tally[ACQUIRED] += 1
             if waited:
                 self.tally[tally.WAITED] += 1
                 self._observe(tally.WAIT_SECONDS, tally.WAITS, now - began)
-            return slot.conn  # type: ignore[return-value]  # connected above
+            return slot.conn
 
     def _take(self) -> Slot[C] | None:
         """An idle connection, or the right to open one, or None: then wait.
@@ -460,20 +463,19 @@ class ConnectionPool(Generic[C]):
         """
         if self._idle:
             slot = self._idle.pop()
-            slot.leased = True
-            slot.taken = self._clock()
             self._in_use[slot.key] = slot
+            slot.taken = self._clock()
             self.tally[IDLE] -= 1
             return slot
         if self._may_connect():
             return self._reserve()
         error = self._last_error
-        if error not in (None, _SILENCE) and not self._in_use and not self._connecting:
+        if error not in (None, _SILENCE) and not self._busy():
             raise _fresh(error)
         return None
 
     def _may_connect(self) -> bool:
-        if len(self._in_use) + len(self._idle) + len(self._connecting) >= self.cap:
+        if self._busy() + len(self._idle) >= self.cap:
             return False
         # After a failure one attempt at a time, not before the back-off is over: a server that
         # comes back is not met by a stampede, one that stays away is not hammered.
@@ -508,8 +510,10 @@ class ConnectionPool(Generic[C]):
             # Killed. A slot that was handed over in the meantime goes on to the next.
             self._waiters.pop(ticket, None)
             self._gauge()
-            if ticket.grant is not None:
-                self._pass_on(ticket.grant)
+            slot = ticket.grant
+            if slot is not None and slot.key in self._in_use:  # not so in a forked child
+                del self._in_use[slot.key]
+                self._put_back(slot, self._condition(slot.conn), self._clock())
             raise
         if ticket.error is not None:
             raise ticket.error
@@ -518,12 +522,10 @@ class ConnectionPool(Generic[C]):
 
     def _usable(self, slot: Slot[C], now: float, deadline: float) -> bool:
         """Whether a connection can be handed out; if not, it is closed."""
-        conn = slot.conn
-        assert conn is not None
         if now >= slot.expires:
             self._discard(slot, "age")
             return False
-        if not self._check(conn):
+        if not self._check(slot.conn):
             self._discard(slot, "dead")
             return False
         if now - slot.idle_since >= self._ping_after:
@@ -532,12 +534,10 @@ class ConnectionPool(Generic[C]):
 
     def _answers(self, slot: Slot[C], seconds: float) -> bool:
         """Whether the server answers a ping in time; if not, the connection is closed."""
-        conn = slot.conn
-        assert conn is not None
         limit = gevent.Timeout(max(0.0, seconds))
         try:
             with limit:
-                self._ping(conn)
+                self._ping(slot.conn)
         except BaseException as error:
             dead = error is limit or isinstance(error, Exception)
             self._discard(slot, "dead" if dead else "killed")
@@ -576,7 +576,7 @@ class ConnectionPool(Generic[C]):
             self._connecting.discard(slot)
             self._gauge()
             self._connect_failed(error)
-            if self._in_use or self._connecting or self._idle:
+            if self._busy() or self._idle:
                 return False
             while self._waiters:
                 self._fail_head(_fresh(error))
@@ -593,8 +593,7 @@ class ConnectionPool(Generic[C]):
         age = self._max_age(conn) if callable(self._max_age) else self._max_age
         if age is not None:
             slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
-        slot.conn, slot.key = conn, id(conn)
-        slot.leased, slot.taken = True, self._clock()
+        slot.conn, slot.key, slot.taken = conn, id(conn), self._clock()
         self._connecting.discard(slot)
         self._in_use[slot.key] = slot
         self._observer.connected()
@@ -626,17 +625,18 @@ class ConnectionPool(Generic[C]):
 
     def _clean(self, slot: Slot[C]) -> str | None:
         """Reset a dirty connection; tells why it must be closed all the same, or None."""
-        conn = slot.conn
-        assert conn is not None
+        self._returned.add(slot)
+        failed = None
         try:
-            self._reset(conn)
+            self._reset(slot.conn)
+            self.tally[tally.RESET] += 1
         except Exception:
-            return self._condition(conn) or "reset failed"
+            failed = "reset failed"
         except BaseException:
             self._discard(slot, "killed")
             raise
-        self.tally[tally.RESET] += 1
-        return self._condition(conn)
+        self._returned.discard(slot)
+        return self._condition(slot.conn) or failed
 
     def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
         """To the first waiter, or to idle, or closed. Does not switch."""
@@ -650,23 +650,16 @@ class ConnectionPool(Generic[C]):
             self._discard(slot, fault)
         elif self._waiters:
             slot.idle_since = slot.taken = now
-            slot.leased = True
+            self._in_use[slot.key] = slot
             self._grant_head(slot)
         elif len(self._idle) >= self._keep_idle:
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
             slot.idle_since = now
-            del self._in_use[slot.key]
             self._idle.append(slot)
             self.tally[IDLE] += 1
             if slot.expires < self._next_expiry:
                 self._retire_at(slot.expires, now)
-
-    def _pass_on(self, slot: Slot[C]) -> None:
-        """A connection whose new owner died before it took it."""
-        assert slot.conn is not None
-        slot.leased = False
-        self._put_back(slot, self._condition(slot.conn), self._clock())
 
     def _free(self, slot: Slot[C]) -> None:
         """Undo a reservation."""
@@ -692,7 +685,7 @@ class ConnectionPool(Generic[C]):
         with contextlib.suppress(Exception, gevent.Timeout):
             try:
                 if self._connect(slot, self._clock() + self.timeout, self.timeout):
-                    slot.leased = False
+                    del self._in_use[slot.key]
                     self._put_back(slot, None, self._clock())
             finally:
                 self._opening.discard(slot)
@@ -714,10 +707,9 @@ class ConnectionPool(Generic[C]):
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
         while self._orphans:
             conn = self._orphans.popleft()
-            slot = self._in_use.get(id(conn))
-            if slot is None or slot.conn is not conn or not slot.leased:
+            slot = self._in_use.pop(id(conn), None)
+            if slot is None:
                 continue
-            slot.leased = False
             now = self._clock()
             self._observe(HELD_SECONDS, HOLDS, now - slot.taken)
             fault = self._condition(conn)
@@ -726,26 +718,25 @@ class ConnectionPool(Generic[C]):
     # --- Closing -------------------------------------------------------------------------------
 
     def _discard(self, slot: Slot[C], reason: str) -> None:
-        """Close a connection that is in use, in a greenlet of its own; then free its slot.
+        """Close a connection that is not idle, in a greenlet of its own; then free its slot.
 
         In its own greenlet because some callers run in the hub, and because a close that blocks
         must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
         that the server never sees more connections than the cap.
         """
-        slot.leased = False
+        self._in_use.pop(slot.key, None)
+        self._returned.add(slot)
         self.tally[CLOSED.get(reason, CLOSED["other"])] += 1
         # Raw: it has no handle by which somebody could kill it before it ran.
         gevent.spawn_raw(self._close_slot, slot)
 
     def _close_slot(self, slot: Slot[C]) -> None:
-        conn = slot.conn
-        assert conn is not None
         try:
             # An error is of no use to anybody: the connection is gone either way.
             with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT, False):
-                conn.close()
+                slot.conn.close()
         finally:
-            self._in_use.pop(slot.key, None)
+            self._returned.discard(slot)
             self._gauge()
             self._serve_waiters()
 
@@ -769,19 +760,17 @@ class ConnectionPool(Generic[C]):
         # Not for every error: a server may be read-only for long, with nowhere else to go.
         if now - self._moved_at >= BACKOFF_MOST:
             self._moved_at = now
-            for slot in self._in_use.values():
+            for slot in (*self._in_use.values(), *self._returned):
                 slot.expires = now
             self._retire_idle(MOVED, lambda slot: True)
 
     def _retire_idle(self, reason: str, which: Callable[[Slot[C]], bool]) -> None:
-        keep = []
-        for slot in self._idle:
+        idle, self._idle = self._idle, []
+        for slot in idle:
             if which(slot):
-                self._in_use[slot.key] = slot
                 self._discard(slot, reason)
             else:
-                keep.append(slot)
-        self._idle[:] = keep
+                self._idle.append(slot)
         self._gauge()
 
     # --- Small things --------------------------------------------------------------------------
@@ -798,7 +787,7 @@ class ConnectionPool(Generic[C]):
         return PoolTimeout(
             self.name,
             timeout,
-            in_use=len(self._in_use) + len(self._connecting),
+            in_use=self._busy(),
             idle=len(self._idle),
             waiting=len(self._waiters),
             cap=self.cap,
@@ -809,9 +798,10 @@ class ConnectionPool(Generic[C]):
 
     def _after_fork_in_child(self) -> None:
         """The connections are the parent's: forget them, without a byte on their sockets."""
-        conns = [slot.conn for slot in (*self._in_use.values(), *self._idle) if slot.conn]
+        slots = (*self._in_use.values(), *self._idle, *self._returned)
         self._in_use.clear()
         self._idle.clear()
+        self._returned.clear()
         self._connecting.clear()
         self._opening.clear()
         self._waiters.clear()
@@ -821,9 +811,9 @@ class ConnectionPool(Generic[C]):
         self._retry_timer = self._age_timer = None
         self._next_expiry = math.inf
         self.tally = self._blank_tally()  # what was counted there is the parent's, too
-        for conn in conns:
-            self._parents[id(conn)] = conn
-            self._abandon(conn)
+        for slot in slots:
+            self._parents[slot.key] = slot.conn
+            self._abandon(slot.conn)
 
 
 def _fresh(error: Exception) -> Exception:
