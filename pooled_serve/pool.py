@@ -46,10 +46,7 @@ from pooled_serve.tally import (
     CLOSED,
     HELD_SECONDS,
     HOLDS,
-    IDLE,
-    OPEN,
     PINNED,
-    WAITING,
     Row,
 )
 
@@ -271,7 +268,6 @@ class ConnectionPool(Generic[C]):
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
             slot.taken = now
-            self.tally[IDLE] -= 1
             if self._usable(slot, now, now + timeout):
                 self.tally[ACQUIRED] += 1
                 return slot.conn
@@ -348,7 +344,7 @@ class ConnectionPool(Generic[C]):
 
     def stats(self) -> dict[str, Any]:
         """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
-        self.mark_oldest()
+        self.mark()
         return tally.as_stats(list(self.tally), self._clock())
 
     @property
@@ -382,15 +378,15 @@ class ConnectionPool(Generic[C]):
             row[i] = number + (row[i] if i < tally.COUNTERS else 0.0)
         self.tally = row
 
-    def mark_oldest(self) -> None:
-        """Note since when the longest wait and the longest lease have lasted.
-
-        Nothing keeps that up to date by itself: it would be the dearest part of a hand-out.
-        """
-        oldest = self._oldest_lease()
-        first = next(iter(self._waiters), None)
-        self.tally[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
-        self.tally[tally.OLDEST_WAIT] = first.since if first else 0.0
+    def mark(self) -> None:
+        """Bring the gauges up to date. That is up to who wants to read them: at every change it
+        would be the dearest part of a hand-out."""
+        row, oldest, first = self.tally, self._oldest_lease(), next(iter(self._waiters), None)
+        row[tally.IDLE] = len(self._idle)
+        row[tally.OPEN] = len(self._idle) + self._busy()
+        row[tally.WAITING] = len(self._waiters)
+        row[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
+        row[tally.OLDEST_WAIT] = first.since if first else 0.0
 
     def count_pinned(self, reason: str) -> None:
         """A lease is kept to the end of a request, in transaction mode."""
@@ -415,13 +411,6 @@ class ConnectionPool(Generic[C]):
     def _observe(self, total: int, histogram: int, seconds: float) -> None:
         self.tally[total] += seconds
         self.tally[histogram + bisect_left(BOUNDS, seconds)] += 1
-
-    def _gauge(self) -> None:
-        """After every change of what there is, but for the fast paths, which change IDLE only."""
-        counts = self.tally
-        counts[IDLE] = len(self._idle)
-        counts[OPEN] = len(self._idle) + self._busy()
-        counts[WAITING] = len(self._waiters)
 
     # --- Taking --------------------------------------------------------------------------------
 
@@ -465,7 +454,6 @@ class ConnectionPool(Generic[C]):
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
             slot.taken = self._clock()
-            self.tally[IDLE] -= 1
             return slot
         if self._may_connect():
             return self._reserve()
@@ -484,7 +472,6 @@ class ConnectionPool(Generic[C]):
     def _reserve(self) -> Slot[C]:
         slot: Slot[C] = Slot()
         self._connecting.add(slot)
-        self._gauge()
         return slot
 
     def _wait(self, began: float, timeout: float, *, first: bool) -> Slot[C]:
@@ -493,7 +480,6 @@ class ConnectionPool(Generic[C]):
         self._waiters[ticket] = None
         if first:
             self._waiters.move_to_end(ticket, last=False)
-        self._gauge()
         self._observer.queued()
 
         def expire(ticket: _Ticket[C]) -> None:
@@ -501,7 +487,6 @@ class ConnectionPool(Generic[C]):
             if ticket in self._waiters:
                 ticket.error = self._timed_out(timeout)
                 del self._waiters[ticket]
-                self._gauge()
                 ticket.wake()
 
         try:
@@ -509,7 +494,6 @@ class ConnectionPool(Generic[C]):
         except BaseException:
             # Killed. A slot that was handed over in the meantime goes on to the next.
             self._waiters.pop(ticket, None)
-            self._gauge()
             slot = ticket.grant
             if slot is not None and slot.key in self._in_use:  # not so in a forked child
                 del self._in_use[slot.key]
@@ -574,7 +558,6 @@ class ConnectionPool(Generic[C]):
             raise self._timed_out(timeout) from None
         except Exception as error:
             self._connecting.discard(slot)
-            self._gauge()
             self._connect_failed(error)
             if self._busy() or self._idle:
                 return False
@@ -657,14 +640,12 @@ class ConnectionPool(Generic[C]):
         else:
             slot.idle_since = now
             self._idle.append(slot)
-            self.tally[IDLE] += 1
             if slot.expires < self._next_expiry:
                 self._retire_at(slot.expires, now)
 
     def _free(self, slot: Slot[C]) -> None:
         """Undo a reservation."""
         self._connecting.discard(slot)
-        self._gauge()
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
@@ -694,13 +675,11 @@ class ConnectionPool(Generic[C]):
     def _grant_head(self, slot: Slot[C]) -> None:
         ticket, _ = self._waiters.popitem(last=False)
         ticket.grant = slot
-        self._gauge()
         ticket.wake()
 
     def _fail_head(self, error: Exception) -> None:
         ticket, _ = self._waiters.popitem(last=False)
         ticket.error = error
-        self._gauge()
         ticket.wake()
 
     def _adopt_orphans(self) -> None:
@@ -737,7 +716,6 @@ class ConnectionPool(Generic[C]):
                 slot.conn.close()
         finally:
             self._returned.discard(slot)
-            self._gauge()
             self._serve_waiters()
 
     def _retire_aged(self) -> None:
@@ -771,7 +749,6 @@ class ConnectionPool(Generic[C]):
                 self._discard(slot, reason)
             else:
                 self._idle.append(slot)
-        self._gauge()
 
     # --- Small things --------------------------------------------------------------------------
 

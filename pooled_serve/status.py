@@ -30,7 +30,8 @@ PATIENCE = 5.0
 """Seconds that a client has for its request and for taking the answer."""
 
 MARK_EVERY = 0.25
-"""Seconds between two looks for the longest wait and the longest lease."""
+"""Seconds between two looks at how many connections there are and who waits: as old may be what
+a worker tells of the others. What it counts is always up to date."""
 
 _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
 
@@ -87,9 +88,12 @@ class StatusServer:
 
     def _mark(self) -> None:
         while True:
-            for pool in patch.pools().values():
-                pool.mark_oldest()
+            _mark_ours()
             gevent.sleep(MARK_EVERY)
+
+    def _read(self) -> list[Reading]:
+        _mark_ours()
+        return self._board.read()
 
     # --- HTTP ----------------------------------------------------------------------------------
 
@@ -133,13 +137,11 @@ class StatusServer:
     # --- Numbers -------------------------------------------------------------------------------
 
     def _stats(self) -> Answer:
-        for pool in patch.pools().values():
-            pool.mark_oldest()
         stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._board.uptime,
-            **as_stats(self._board.read(), self._board.workers(), time.monotonic()),
+            **as_stats(self._read(), self._board.workers(), time.monotonic()),
         }
         return Answer(OK, json.dumps(stats), "application/json")
 
@@ -154,7 +156,7 @@ class StatusServer:
                 "→ pip install 'pooled-serve[metrics]', and restart\n",
             )
         registry = CollectorRegistry()
-        registry.register(_Collector(self._board))
+        registry.register(_Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
     # --- The page ------------------------------------------------------------------------------
@@ -173,6 +175,11 @@ class StatusServer:
         )
         headers = (f"Content-Security-Policy: {policy}",)
         return Answer(OK, html, "text/html; charset=utf-8", headers)
+
+
+def _mark_ours() -> None:
+    for pool in patch.pools().values():
+        pool.mark()
 
 
 def _encode(answer: Answer, *, body: bool) -> bytes:
@@ -236,8 +243,8 @@ class _Collector:
     the one before it.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = list(readings)
 
     def collect(self) -> Iterable[Any]:
         """What prometheus_client asks for."""
@@ -270,7 +277,7 @@ class _Collector:
                 ("use", "Between hand-out and return.", tally.HOLDS, tally.HELD_SECONDS),
             )
         ]
-        for reading in self._board.read():
+        for reading in self._readings:
             row, values = reading.row, [reading.alias, str(reading.slot)]
             if reading.pid:
                 count.add_metric([*values, "idle"], row[tally.IDLE])
