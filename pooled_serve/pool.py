@@ -100,20 +100,19 @@ class Slot(Generic[C]):
 
 
 class _Ticket(Generic[C]):
-    """One waiter in the queue. Gets exactly one of ``grant`` and ``error``, set by whoever
-    takes it out of the queue, before it wakes."""
+    """One waiter in the queue. Gets its answer, a slot or an error, from whoever takes it out."""
 
-    __slots__ = ("_loop", "_waiter", "error", "grant", "since")
+    __slots__ = ("_loop", "_waiter", "answer", "since")
 
     def __init__(self, since: float) -> None:
         hub = gevent.get_hub()
         self._waiter = Waiter(hub)
         self._loop = hub.loop
         self.since = since
-        self.grant: Slot[C] | None = None
-        self.error: Exception | None = None
+        self.answer: Slot[C] | Exception | None = None
 
-    def wake(self) -> None:
+    def wake(self, answer: Slot[C] | Exception) -> None:
+        self.answer = answer
         self._loop.run_callback(self._waiter.switch, None)
 
     def wait(self, seconds: float, expire: Callable[[_Ticket[C]], None]) -> None:
@@ -325,7 +324,7 @@ class ConnectionPool(Generic[C]):
             if timer is not None:
                 timer.stop()
         while self._waiters:
-            self._fail_head(PoolClosed(f"pool {self.name!r} is closed"))
+            self._wake_head(PoolClosed(f"pool {self.name!r} is closed"))
         self.drain()
         self._wait_for_closings(timeout)
 
@@ -485,24 +484,23 @@ class ConnectionPool(Generic[C]):
         def expire(ticket: _Ticket[C]) -> None:
             # In the hub. Whoever took the ticket out of the queue before has served it.
             if ticket in self._waiters:
-                ticket.error = self._timed_out(timeout)
+                ticket.wake(self._timed_out(timeout))
                 del self._waiters[ticket]
-                ticket.wake()
 
         try:
             ticket.wait(began + timeout - self._clock(), expire)
         except BaseException:
             # Killed. A slot that was handed over in the meantime goes on to the next.
             self._waiters.pop(ticket, None)
-            slot = ticket.grant
-            if slot is not None and slot.key in self._in_use:  # not so in a forked child
+            slot = ticket.answer
+            if isinstance(slot, Slot) and slot.key in self._in_use:  # not so in a forked child
                 del self._in_use[slot.key]
                 self._put_back(slot, self._condition(slot.conn), self._clock())
             raise
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.grant is not None
-        return ticket.grant
+        if isinstance(ticket.answer, Slot):
+            return ticket.answer
+        assert ticket.answer is not None
+        raise ticket.answer
 
     def _usable(self, slot: Slot[C], now: float, deadline: float) -> bool:
         """Whether a connection can be handed out; if not, it is closed."""
@@ -562,7 +560,7 @@ class ConnectionPool(Generic[C]):
             if self._busy() or self._idle:
                 return False
             while self._waiters:
-                self._fail_head(_fresh(error))
+                self._wake_head(_fresh(error))
             raise
         except BaseException:
             self._free(slot)
@@ -634,7 +632,7 @@ class ConnectionPool(Generic[C]):
         elif self._waiters:
             slot.idle_since = slot.taken = now
             self._in_use[slot.key] = slot
-            self._grant_head(slot)
+            self._wake_head(slot)
         elif len(self._idle) >= self._keep_idle:
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
@@ -672,15 +670,9 @@ class ConnectionPool(Generic[C]):
                 self._opening.discard(slot)
                 self._serve_waiters()
 
-    def _grant_head(self, slot: Slot[C]) -> None:
+    def _wake_head(self, answer: Slot[C] | Exception) -> None:
         ticket, _ = self._waiters.popitem(last=False)
-        ticket.grant = slot
-        ticket.wake()
-
-    def _fail_head(self, error: Exception) -> None:
-        ticket, _ = self._waiters.popitem(last=False)
-        ticket.error = error
-        ticket.wake()
+        ticket.wake(answer)
 
     def _adopt_orphans(self) -> None:
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
