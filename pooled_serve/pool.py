@@ -144,22 +144,6 @@ class Observer:
         """None could be opened."""
 
 
-def _always(conn: object) -> bool:
-    return True
-
-
-def _clean(conn: object) -> str | None:
-    return None
-
-
-def _nothing(conn: object) -> None:
-    pass
-
-
-def _somebody(conn: object) -> str:
-    return ""
-
-
 class ConnectionPool(Generic[C]):
     """Shares at most ``max_outstanding`` connections among any number of greenlets.
 
@@ -193,13 +177,13 @@ class ConnectionPool(Generic[C]):
         max_outstanding: int | None = 12,
         timeout: float = 10.0,
         max_age: float | Callable[[C], float | None] | None = None,
-        check: Callable[[C], bool] = _always,
-        ping: Callable[[C], None] = _nothing,
+        check: Callable[[C], bool] = lambda conn: True,
+        ping: Callable[[C], None] = lambda conn: None,
         ping_after: float = 30.0,
-        condition: Callable[[C], str | None] = _clean,
-        reset: Callable[[C], None] = _nothing,
-        abandon: Callable[[C], None] = _nothing,
-        holder: Callable[[C], str] = _somebody,
+        condition: Callable[[C], str | None] = lambda conn: None,
+        reset: Callable[[C], None] = lambda conn: None,
+        abandon: Callable[[C], None] = lambda conn: None,
+        holder: Callable[[C], str] = lambda conn: "",
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         name: str = "pool",
@@ -225,6 +209,16 @@ class ConnectionPool(Generic[C]):
         self._observer = observer or Observer()
         self._clock = clock
 
+        self._keep_idle = size
+        self._closed = False
+        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
+        self._hub: Any = gevent.get_hub()
+        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
+        self._start()
+        _pools.add(self)
+
+    def _start(self) -> None:
+        """With no connection, and nobody there."""
         self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
         self._in_use: dict[int, Slot[C]] = {}  # by id(conn): handed out, and not given back yet
         self._returned: set[Slot[C]] = set()  # given back, and being reset or closed
@@ -232,9 +226,6 @@ class ConnectionPool(Generic[C]):
         self._opening: set[Slot[C]] = set()  # of these, those for whoever is first in the queue
         self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
         self._orphans: deque[C] = deque()
-        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
-        self._keep_idle = size
-        self._closed = False
 
         self._failures = 0  # connects failed in a row
         self._last_error: Exception | None = None
@@ -242,11 +233,9 @@ class ConnectionPool(Generic[C]):
         self._age_timer: Any = None
         self._moved_at = -math.inf
         self._next_expiry = math.inf  # when the age timer fires
-        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
-        self._hub: Any = gevent.get_hub()
 
-        self.tally: Row = self._blank_tally()
-        _pools.add(self)
+        self.tally: Row = [0.0] * tally.WIDTH
+        self.tally[tally.SIZE], self.tally[tally.CAP] = self.size, self.cap
 
     # --- For users -----------------------------------------------------------------------------
 
@@ -401,11 +390,6 @@ class ConnectionPool(Generic[C]):
 
     def _oldest_lease(self) -> Slot[C] | None:
         return min(self._in_use.values(), key=lambda slot: slot.taken, default=None)
-
-    def _blank_tally(self) -> Row:
-        row = [0.0] * tally.WIDTH
-        row[tally.SIZE], row[tally.CAP] = self.size, self.cap
-        return row
 
     def _observe(self, total: int, histogram: int, seconds: float) -> None:
         self.tally[total] += seconds
@@ -768,18 +752,7 @@ class ConnectionPool(Generic[C]):
     def _after_fork_in_child(self) -> None:
         """The connections are the parent's: forget them, without a byte on their sockets."""
         slots = (*self._in_use.values(), *self._idle, *self._returned)
-        self._in_use.clear()
-        self._idle.clear()
-        self._returned.clear()
-        self._connecting.clear()
-        self._opening.clear()
-        self._waiters.clear()
-        self._orphans.clear()
-        self._failures = 0
-        self._last_error = None
-        self._retry_timer = self._age_timer = None
-        self._next_expiry = math.inf
-        self.tally = self._blank_tally()  # what was counted there is the parent's, too
+        self._start()
         for slot in slots:
             self._parents[slot.key] = slot.conn
             self._abandon(slot.conn)
