@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from gevent.hub import Hub
 
+from pooled_serve import tally
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.pool import ConnectionPool
 
@@ -49,7 +50,7 @@ class WatchedLease:
         self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
-        self._pool.count_leaked()
+        self._pool.tally[tally.LEAKED] += 1
         self._fired = f"{self._lessee} ({_name(self._greenlet())})"
         log.warning(
             "pool %r: a connection is held for %.1fs by %s; it was taken here:\n%s",

@@ -40,15 +40,7 @@ from gevent.monkey import get_original
 
 from pooled_serve import tally
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.tally import (
-    ACQUIRED,
-    BOUNDS,
-    CLOSED,
-    HELD_SECONDS,
-    HOLDS,
-    PINNED,
-    Row,
-)
+from pooled_serve.tally import ACQUIRED, BOUNDS, CLOSED, HELD_SECONDS, HOLDS, Row
 
 get_thread = get_original("_thread", "get_ident")
 """The OS thread, whatever gevent has patched; a pool belongs to one."""
@@ -299,7 +291,7 @@ class ConnectionPool(Generic[C]):
     def drain(self) -> None:
         """Keep no connection idle from now on. Requests in flight and queued are still served."""
         self._keep_idle = 0
-        self._retire_idle("drain", lambda slot: True)
+        self._retire_idle("drain")
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close what is idle, refuse what waits or comes later, wait for closings under way.
@@ -322,7 +314,7 @@ class ConnectionPool(Generic[C]):
 
         :param timeout: seconds to wait at most.
         """
-        self._retire_idle("cleared", lambda slot: True)
+        self._retire_idle("cleared")
         self._wait_for_closings(timeout)
 
     def _wait_for_closings(self, timeout: float) -> None:
@@ -375,14 +367,6 @@ class ConnectionPool(Generic[C]):
         row[tally.WAITING] = len(self._waiters)
         row[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
         row[tally.OLDEST_WAIT] = first.since if first else 0.0
-
-    def count_pinned(self, reason: str) -> None:
-        """A lease is kept to the end of a request, in transaction mode."""
-        self.tally[PINNED.get(reason, PINNED["other"])] += 1
-
-    def count_leaked(self) -> None:
-        """A lease has lasted suspiciously long."""
-        self.tally[tally.LEAKED] += 1
 
     def _busy(self) -> int:
         """How much of the cap is taken, but for what is idle."""
@@ -716,9 +700,11 @@ class ConnectionPool(Generic[C]):
             self._moved_at = now
             for slot in (*self._in_use.values(), *self._returned):
                 slot.expires = now
-            self._retire_idle(MOVED, lambda slot: True)
+            self._retire_idle(MOVED)
 
-    def _retire_idle(self, reason: str, which: Callable[[Slot[C]], bool]) -> None:
+    def _retire_idle(
+        self, reason: str, which: Callable[[Slot[C]], bool] = lambda slot: True
+    ) -> None:
         idle, self._idle = self._idle, []
         for slot in idle:
             if which(slot):
@@ -736,7 +722,6 @@ class ConnectionPool(Generic[C]):
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
         self.tally[tally.TIMEOUTS] += 1
-        oldest = self._oldest_lease()
         return PoolTimeout(
             self.name,
             timeout,
@@ -744,7 +729,6 @@ class ConnectionPool(Generic[C]):
             idle=len(self._idle),
             waiting=len(self._waiters),
             cap=self.cap,
-            longest_held=self._clock() - oldest.taken if oldest else 0.0,
             last_error=self._last_error,
             state=self.describe(),
         )

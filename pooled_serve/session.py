@@ -22,6 +22,7 @@ from pymysql.err import InterfaceError, ProgrammingError
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.pool import ConnectionPool
 from pooled_serve.sql import classify
+from pooled_serve.tally import PINNED
 
 _INSERTED = re.compile("LAST_INSERT_ID|IDENTITY")
 _ASKING = frozenset({"affected_rows", "insert_id", "show_warnings"})
@@ -162,7 +163,7 @@ class Session:
     def _pin(self, reason: str) -> None:
         if not self._pinned:
             self._pinned = True
-            self._pool.count_pinned(reason)
+            self._pool.tally[PINNED[reason]] += 1
 
     # --- Statements ----------------------------------------------------------------------------
 

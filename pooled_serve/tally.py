@@ -35,7 +35,6 @@ PIN_REASONS = (
     *("variable", "role", "database", "table lock", "lock", "prepared statement"),
     *("temporary table", "procedure", "LAST_INSERT_ID(expr)", "SQL_CALC_FOUND_ROWS"),
     *("several statements", "several results", "unbuffered cursor", "direct use", "unknown"),
-    "other",
 )
 
 # --- Where things lie --------------------------------------------------------------------------
