@@ -336,7 +336,7 @@ class ConnectionPool(Generic[C]):
     def stats(self) -> dict[str, Any]:
         """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
         self.mark()
-        return tally.as_stats(list(self.tally), self._clock())
+        return tally.by_name(list(self.tally), self._clock())
 
     @property
     def empty(self) -> bool:

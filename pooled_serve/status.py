@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -211,23 +211,24 @@ def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -
     :param workers: slot -> process id, of those that live.
     :param now: monotonic seconds.
     """
+
+    def told(reading: Reading, row: Sequence[float]) -> dict[str, Any]:
+        about = {"engine": reading.engine, "server": reading.server}
+        return about | tally.by_name(row, now)
+
     readings = list(readings)
-    aliases = sorted({r.alias for r in readings})
     pools = {}
-    for alias in aliases:
+    for alias in sorted({r.alias for r in readings}):
         of_alias = [r for r in readings if r.alias == alias]
         known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        about = {"engine": known.engine, "server": known.server}
-        pools[alias] = about | tally.as_stats(tally.total(r.row for r in of_alias), now)
+        pools[alias] = told(known, tally.total(r.row for r in of_alias))
     return {
         "workers": [
             {
                 "slot": slot,
                 "pid": pid,
                 "pools": {
-                    r.alias: {"engine": r.engine, "server": r.server} | tally.as_stats(r.live, now)
-                    for r in readings
-                    if (r.slot, r.pid) == (slot, pid)
+                    r.alias: told(r, r.live) for r in readings if (r.slot, r.pid) == (slot, pid)
                 },
             }
             for slot, pid in workers.items()

@@ -83,8 +83,8 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
     return summed
 
 
-def as_stats(row: Sequence[float], now: float) -> dict[str, Any]:
-    """The keys of ``/stats.json``.
+def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
+    """The numbers of a row by their names, the keys of ``/stats.json``.
 
     :param now: monotonic seconds, of the clock that set OLDEST_WAIT and OLDEST_HELD.
     """
