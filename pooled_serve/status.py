@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -69,10 +69,10 @@ class StatusServer:
             self._server.max_accept = 1
         self._marker: Any = None
         self._routes: dict[str, Callable[[], Answer]] = {
-            "/": self._page,
+            "/": _page,
             "/stats.json": self._stats,
             "/metrics": self._metrics,
-            "/livez": self._livez,
+            "/livez": lambda: Answer(OK, "ok\n"),  # an event loop answers, and asks no database
             "/readyz": self._readyz,
         }
 
@@ -120,10 +120,7 @@ class StatusServer:
             return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))
         return route()
 
-    # --- Health --------------------------------------------------------------------------------
-
-    def _livez(self) -> Answer:
-        return Answer(OK, "ok\n")
+    # --- What it tells -------------------------------------------------------------------------
 
     def _readyz(self) -> Answer:
         if self._board.stopping:
@@ -133,8 +130,6 @@ class StatusServer:
             names = ", ".join(sorted(lost))
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
         return Answer(OK, "ok\n")
-
-    # --- Numbers -------------------------------------------------------------------------------
 
     def _stats(self) -> Answer:
         stats = {
@@ -159,22 +154,18 @@ class StatusServer:
         registry.register(_Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
-    # --- The page ------------------------------------------------------------------------------
 
-    def _page(self) -> Answer:
-        return self._file
-
-    @cached_property
-    def _file(self) -> Answer:
-        html = (files("pooled_serve") / "status.html").read_text("utf-8")
-        # The page may run what is written in it and talk to its own server, and nothing else.
-        policy = (
-            f"default-src 'none'; style-src {_hashes('style', html)}; "
-            f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        headers = (f"Content-Security-Policy: {policy}",)
-        return Answer(OK, html, "text/html; charset=utf-8", headers)
+@functools.cache
+def _page() -> Answer:
+    html = (files("pooled_serve") / "status.html").read_text("utf-8")
+    # The page may run what is written in it and talk to its own server, and nothing else.
+    policy = (
+        f"default-src 'none'; style-src {_hashes('style', html)}; "
+        f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (f"Content-Security-Policy: {policy}",)
+    return Answer(OK, html, "text/html; charset=utf-8", headers)
 
 
 def _mark_ours() -> None:
