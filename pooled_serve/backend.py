@@ -11,7 +11,6 @@ Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -24,7 +23,6 @@ from pooled_serve import tally
 from pooled_serve.board import Place
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.journal import Journal
-from pooled_serve.leaks import WatchedLease
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.plan import PoolPlan
 from pooled_serve.pool import ConnectionPool, get_thread
@@ -58,31 +56,6 @@ class DatabaseSession(Session):
             raise DatabasePoolClosed(str(error)) from None
 
 
-class WatchedSession(DatabaseSession):
-    """A session whose leases are watched for lasting too long."""
-
-    threshold: float  # seconds
-    _watched: WatchedLease | None = None
-
-    def _lease(self) -> MySQLConnection:
-        conn = super()._lease()
-        self._watched = WatchedLease(self._pool, conn, self.threshold)
-        return conn
-
-    def _give_back(self) -> None:
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            watched.end()
-        super()._give_back()
-
-    def abandon(self) -> None:
-        """See :meth:`Session.abandon`."""
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            watched.end_soon()
-        super().abandon()
-
-
 class Opener(MySQLWrapper):
     """Comes right above Django's own wrapper in the order of methods, below the engine's.
 
@@ -99,38 +72,37 @@ class Opener(MySQLWrapper):
 
     @cached_property
     def mysql_server_data(self) -> dict[str, Any]:
-        return self.database.server_data(lambda: super(Opener, self).mysql_server_data)
+        # Django asks once per wrapper, we once per server version.
+        if self.database.server_data is None:
+            self.database.server_data = super().mysql_server_data
+        return self.database.server_data
 
 
 class Leasing:
     """Comes first in the order of methods: a connection from the pool, where there is one."""
 
     database: Database
-    pooled = False  # copies, and the wrapper without a database, are not
-    _leasing = False  # inside connect(), and the connection is to be a lease
-
-    def lease_from_pool(self) -> None:
-        """Make this wrapper one that leases; it belongs to the current greenlet."""
-        self.pooled = True
-        self._leases = leases_here()
+    _leases: Leases | None = None  # copies, and the wrapper without a database, have none
+    _leasing: Leases | None = None  # inside connect(), if the connection is to be a lease
 
     def connect(self) -> None:
         """Connect as Django does, to a connection that is set up already."""
-        self._leasing = self.pooled and self.database.serves_this_thread()
+        if self.database.serves_this_thread():
+            self._leasing = self._leases
         try:
             super().connect()  # type: ignore[misc]
         finally:
-            self._leasing = False
+            self._leasing = None
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        if self._leasing:
+        if self._leasing is not None:
             # Long past, so that close_old_connections() at the end of the request gives it back.
             self.close_at = 0.0
-            return self.database.lease(self._leases)
+            return self.database.lease(self._leasing)
         return super().get_new_connection(conn_params)  # type: ignore[misc]
 
     def init_connection_state(self) -> None:
-        if not self._leasing:  # else it was done when the connection was opened
+        if self._leasing is None:  # else it was done when the connection was opened
             super().init_connection_state()  # type: ignore[misc]
 
     def is_usable(self) -> bool:
@@ -162,7 +134,7 @@ class Database:
         self._thread = thread
         self._pool: ConnectionPool[MySQLConnection] | None = None
         self._target: object = None
-        self._server_data: dict[str, Any] | None = None
+        self.server_data: dict[str, Any] | None = None  # Django's mysql_server_data
         self._server_version = ""
         self._place: Place | None = None
         self.journal = Journal(alias)
@@ -171,16 +143,11 @@ class Database:
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
         self._opener = type("DatabaseWrapper", bases, members)
         self._wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
-        self._session: type[Session] = DatabaseSession
-        if plan.leak_threshold is not None:
-            watched = {"threshold": plan.leak_threshold, "__module__": __name__}
-            self._session = type("WatchedSession", (WatchedSession,), watched)
 
-    def wrapper(self) -> MySQLWrapper:
+    def wrapper(self) -> Any:
         """A new ``connections[alias]`` for the current greenlet."""
-        leasing: Any = self._wrapper(self._settings, self.alias)
-        leasing.lease_from_pool()
-        wrapper: MySQLWrapper = leasing
+        wrapper: Any = self._wrapper(self._settings, self.alias)
+        wrapper._leases = leases_here()
         return wrapper
 
     def serves_this_thread(self) -> bool:
@@ -196,12 +163,13 @@ class Database:
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
         """
-        return self._session(
+        return DatabaseSession(
             self.pool,
             leases,
             self._settings["OPTIONS"].get("cursorclass", Cursor),
             self._plan.reset,
             self._plan.mode == "transaction",
+            self._plan.leak_threshold,
         )
 
     @property
@@ -213,7 +181,7 @@ class Database:
             if self._pool is not None:
                 self._pool.count_into([0.0] * tally.WIDTH)  # the place is its successor's
                 self._pool.drain()
-            self._pool, self._target, self._server_data = self._make_pool(), target, None
+            self._pool, self._target, self.server_data = self._make_pool(), target, None
             self.journal.pool = self._pool
             self._report()
         return self._pool
@@ -272,7 +240,7 @@ class Database:
             )
         try:
             if conn.server_version != self._server_version:
-                self._server_data, self._server_version = None, conn.server_version
+                self.server_data, self._server_version = None, conn.server_version
             opener.connection = conn
             opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()
@@ -283,12 +251,6 @@ class Database:
         if self._place is not None:
             self._place.label(self.alias, conn.engine, conn.address)
         return conn
-
-    def server_data(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What Django asks of the server once per wrapper, asked once per server version."""
-        if self._server_data is None:
-            self._server_data = ask()
-        return self._server_data
 
     def drain(self) -> None:
         """See :meth:`ConnectionPool.drain`."""

@@ -35,11 +35,12 @@ PLACES = 8
 """Databases of a worker."""
 
 _WORD = 8
-_TEXT = 256  # bytes for alias, engine and server, each behind its length
-_FIELDS = (96, 48, 112)
-_PLACE = _TEXT + (tally.WIDTH + tally.COUNTERS) * _WORD
-_SLOT = _WORD + PLACES * _PLACE  # the process id, then the places
-_HEAD = 2 * _WORD  # sequence number, slots ever used
+_HEAD = (SLOTS + 2) * _WORD  # sequence number; for each slot a process id; slots ever used
+_USED = SLOTS + 1
+_ALIAS = 96
+_TEXTS = struct.Struct(f"{_ALIAS}p 48p 112p")  # alias, engine, server; what is too long is cut
+_PLACE = _TEXTS.size + (tally.WIDTH + tally.COUNTERS) * _WORD
+_SLOT = PLACES * _PLACE
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,30 @@ class Reading:
 
 
 class Place:
-    """The board's room for one pool of this worker."""
+    """The board's room for one pool of a worker.
 
-    def __init__(self, board: Board, offset: int) -> None:
-        self._board = board
+    ``row`` is what the pool counts into, ``past`` the counters of the slot's former workers.
+    """
+
+    def __init__(self, memory: mmap.mmap, offset: int) -> None:
+        self._memory = memory
         self._offset = offset
-        start = offset + _TEXT
-        self.row = board.numbers(start, tally.WIDTH)
+        numbers = memoryview(memory)[offset + _TEXTS.size : offset + _PLACE].cast("d")
+        self.row: Any = numbers[: tally.WIDTH]
+        self.past: Any = numbers[tally.WIDTH :]
 
     def label(self, alias: str, engine: str, server: str) -> None:
         """Say whose numbers these are. What is too long is cut."""
-        self._board.write_texts(self._offset, (alias, engine, server))
+        # Not pack_into(), which clears the memory first: a reader may look.
+        packed = _TEXTS.pack(alias.encode(), engine.encode(), server.encode())
+        self._memory[self._offset : self._offset + _TEXTS.size] = packed
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Alias, engine and server; all are empty if nobody has the place."""
+        packed = _TEXTS.unpack_from(self._memory, self._offset)
+        alias, engine, server = (text.decode("utf-8", "ignore") for text in packed)
+        return alias, engine, server
 
 
 class Board:
@@ -80,7 +94,7 @@ class Board:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _HEAD + SLOTS * _SLOT)
-        self._words = memoryview(self._memory).cast("q")
+        self._words = memoryview(self._memory)[:_HEAD].cast("q")
         self._started = time.monotonic()
         # The master's own book; workers have a copy as of their fork.
         self._taken: set[int] = set()
@@ -96,7 +110,7 @@ class Board:
             self._warn(f"more than {SLOTS} workers")
             return None
         self._taken.add(slot)
-        self._words[1] = max(self._words[1], slot)
+        self._words[_USED] = max(self._words[_USED], slot)
         return slot
 
     def retire(self, slot: int | None) -> None:
@@ -104,15 +118,13 @@ class Board:
         if slot is None or slot not in self._taken:
             return
         self._words[0] += 1  # odd: readers look again
-        start = self._start(slot)
-        self._words[start // _WORD] = 0
-        for place in self._places(start):
-            live = self.numbers(place + _TEXT, tally.WIDTH)
-            past = self.numbers(place + _TEXT + tally.WIDTH * _WORD, tally.COUNTERS)
+        self._words[slot] = 0
+        for place in self._places(slot):
+            live = place.row
             if live[tally.REACHABLE] != tally.UNKNOWN:
-                self._last_reachable[self._texts(place)[0]] = live[tally.REACHABLE]
+                self._last_reachable[place.texts[0]] = live[tally.REACHABLE]
             for i in range(tally.COUNTERS):
-                past[i] += live[i]
+                place.past[i] += live[i]
             for i in range(tally.WIDTH):
                 live[i] = 0.0
         self._words[0] += 1
@@ -122,22 +134,22 @@ class Board:
 
     def enter(self, slot: int) -> None:
         """This process has the slot from now on."""
-        self._words[self._start(slot) // _WORD] = os.getpid()
+        self._words[slot] = os.getpid()
 
     def leave(self, slot: int) -> None:
         """This process is about to stop."""
-        self._words[self._start(slot) // _WORD] = -os.getpid()
+        self._words[slot] = -os.getpid()
 
     def place(self, slot: int, alias: str) -> Place | None:
         """Room for a pool of this worker: where the slot had this alias before, or the first that
         is free; None if there is none left."""
-        name = _cut(alias, _FIELDS[0])
-        for offset in self._places(self._start(slot), empty=True):
-            texts = self._texts(offset)
-            if texts[0] in ("", name):
-                if not texts[0]:
-                    self.write_texts(offset, (alias, "", ""))
-                return Place(self, offset)
+        name = alias.encode()[: _ALIAS - 1].decode("utf-8", "ignore")
+        for place in self._places(slot, free=True):
+            found = place.texts[0]
+            if not found:
+                place.label(alias, "", "")
+            if found in ("", name):
+                return place
         self._warn(f"more than {PLACES} databases in a worker")
         return None
 
@@ -172,66 +184,28 @@ class Board:
 
     def workers(self) -> dict[int, int]:
         """slot -> process id, of the workers that live."""
-        pids = ((n, self._words[self._start(n) // _WORD]) for n in range(1, self._words[1] + 1))
-        return {slot: abs(pid) for slot, pid in pids if pid}
+        return {slot: abs(pid) for slot, pid in enumerate(self._words[1:_USED], 1) if pid}
 
     @property
     def stopping(self) -> bool:
         """Whether no worker is about to stay."""
-        return all(
-            self._words[self._start(slot) // _WORD] <= 0 for slot in range(1, self._words[1] + 1)
-        )
+        return all(pid <= 0 for pid in self._words[1:_USED])
 
     def _read(self) -> Iterator[Reading]:
-        for slot in range(1, self._words[1] + 1):
-            start = self._start(slot)
-            pid = abs(self._words[start // _WORD])
-            for place in self._places(start):
-                live = list(self.numbers(place + _TEXT, tally.WIDTH))
-                past = list(self.numbers(place + _TEXT + tally.WIDTH * _WORD, tally.COUNTERS))
-                yield Reading(slot, pid, *self._texts(place), live, past)
+        for slot in range(1, self._words[_USED] + 1):
+            for place in self._places(slot):
+                pid = abs(self._words[slot])
+                yield Reading(slot, pid, *place.texts, list(place.row), list(place.past))
 
-    # --- Where things lie ----------------------------------------------------------------------
-
-    @staticmethod
-    def _start(slot: int) -> int:
-        return _HEAD + (slot - 1) * _SLOT
-
-    def _places(self, start: int, *, empty: bool = False) -> Iterator[int]:
-        """Offsets of a slot's places that have an alias; they are filled in order."""
+    def _places(self, slot: int, *, free: bool = False) -> Iterator[Place]:
+        """Those that somebody has, or all; they are taken in order."""
         for i in range(PLACES):
-            offset = start + _WORD + i * _PLACE
-            if not empty and not self._memory[offset]:
+            offset = _HEAD + (slot - 1) * _SLOT + i * _PLACE
+            if not (free or self._memory[offset]):
                 return
-            yield offset
-
-    def numbers(self, offset: int, count: int) -> Any:
-        """A view of floats."""
-        return memoryview(self._memory)[offset : offset + count * _WORD].cast("d")
-
-    def write_texts(self, offset: int, texts: tuple[str, str, str]) -> None:
-        """Alias, engine and server of a place."""
-        packed = b""
-        for text, size in zip(texts, _FIELDS, strict=True):
-            encoded = _cut(text, size).encode()
-            packed += struct.pack(f"B{size - 1}s", len(encoded), encoded)
-        self._memory[offset : offset + len(packed)] = packed
-
-    def _texts(self, offset: int) -> tuple[str, str, str]:
-        texts = []
-        for size in _FIELDS:
-            length = self._memory[offset]
-            text = self._memory[offset + 1 : offset + 1 + length]
-            texts.append(text.decode("utf-8", "replace"))
-            offset += size
-        return texts[0], texts[1], texts[2]
+            yield Place(self._memory, offset)
 
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
             log.warning("the status page does not show everything: there are %s", what)
-
-
-def _cut(text: str, size: int) -> str:
-    """What fits into a field, with its length before it."""
-    return text.encode()[: size - 1].decode("utf-8", "ignore")

@@ -76,8 +76,7 @@ class PoolTimeout(PoolError):
     """No connection could be handed out before the deadline.
 
     The counts are those of the moment when the wait ended, and ``state`` has them in words;
-    ``last_error`` is the error of the pool's last failed connect, if it has not connected since;
-    ``longest_held`` is how long the longest lease has lasted, in seconds.
+    ``last_error`` is the error of the pool's last failed connect, if it has not connected since.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class PoolTimeout(PoolError):
         waiting: int,
         cap: float,
         state: str,
-        longest_held: float = 0.0,
         last_error: BaseException | None = None,
     ) -> None:
         self.pool = pool
@@ -100,7 +98,6 @@ class PoolTimeout(PoolError):
         self.waiting = waiting
         self.cap = cap
         self.state = state
-        self.longest_held = longest_held
         self.last_error = last_error
         why = f"; last connect error: {last_error}" if last_error is not None else ""
         super().__init__(f"pool {pool!r}: no connection within {seconds:g}s ({state}){why}")

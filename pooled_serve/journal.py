@@ -48,11 +48,11 @@ class Journal(Observer):
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._watched = False
+        self._watcher: gevent.Greenlet | None = None  # these two are true while they run
+        self._prober: gevent.Greenlet | None = None
         self._refused: list[str] = []  # not told of yet
         self._refused_total = 0  # since the pressure began
         self._told = self._told_of_failure = -math.inf
-        self._probe_runs = False
         self._lost: float | None = None  # since when
         self._failures = 0
 
@@ -60,9 +60,8 @@ class Journal(Observer):
 
     def queued(self) -> None:
         """Somebody has to wait."""
-        if not self._watched:
-            self._watched = True
-            gevent.spawn(self._watch)
+        if not self._watcher:
+            self._watcher = gevent.spawn(self._watch)
 
     def refused(self, error: str) -> None:
         """A request has waited for too long, and got 503."""
@@ -93,7 +92,6 @@ class Journal(Observer):
                 last - began,
             )
         self._refused_total = 0
-        self._watched = False
 
     def _tell(self) -> None:
         self._told = time.monotonic()
@@ -154,19 +152,12 @@ class Journal(Observer):
         """The database cannot be reached, as somebody has found out and told."""
         self.pool.tally[tally.REACHABLE] = tally.NO
         self._lost = time.monotonic()
-        if self.probing and not self._probe_runs:
-            self._probe_runs = True
-            gevent.spawn(self._probe)
+        if self.probing and not self._prober:
+            self._prober = gevent.spawn(self._probe)
 
     def _probe(self) -> None:
         """Take a connection, as a request would, until that works. An orchestrator sends no
         requests until it does."""
-        try:
-            self._probe_until_back()
-        finally:
-            self._probe_runs = False
-
-    def _probe_until_back(self) -> None:
         pause = BACKOFF_FIRST
         while self._lost is not None:
             gevent.sleep(pause)

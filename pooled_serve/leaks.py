@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 from gevent.hub import Hub
 
-from pooled_serve.mysql import MySQLConnection
+from pooled_serve import tally
 from pooled_serve.pool import ConnectionPool
 
 log = logging.getLogger("gunicorn.error")
@@ -28,16 +28,15 @@ class WatchedLease:
     """A lease with a timer. Dear only when it fires: until then the stack is a list of code
     objects and line numbers, and nothing is read or formatted.
 
+    :param lessee: who has it; asked only when the timer fires.
     :param threshold: seconds.
     """
 
     __slots__ = ("_fired", "_greenlet", "_hub", "_lessee", "_pool", "_stack", "_taken", "_timer")
 
-    def __init__(
-        self, pool: ConnectionPool[MySQLConnection], conn: MySQLConnection, threshold: float
-    ) -> None:
+    def __init__(self, pool: ConnectionPool[Any], lessee: object, threshold: float) -> None:
         self._pool = pool
-        self._lessee = conn.lessee
+        self._lessee = lessee
         # Not the greenlet itself: a plain one ends with its last reference, and the lease with it.
         self._greenlet = weakref.ref(gevent.getcurrent())
         self._stack = _stack()
@@ -49,7 +48,7 @@ class WatchedLease:
         self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
-        self._pool.count_leaked()
+        self._pool.tally[tally.LEAKED] += 1
         self._fired = f"{self._lessee} ({_name(self._greenlet())})"
         log.warning(
             "pool %r: a connection is held for %.1fs by %s; it was taken here:\n%s",
@@ -60,11 +59,12 @@ class WatchedLease:
         )
 
     def end(self) -> None:
-        """It was given back."""
+        """It is given back. Does not switch."""
         self._timer.stop()
         self._timer.close()
         if self._fired:
-            log.info(
+            gevent.spawn(
+                log.info,
                 "pool %r: the connection of %s came back after %.1fs",
                 self._pool.name,
                 self._fired,

@@ -155,17 +155,25 @@ def end_request() -> None:
     out or never closed its response does not reach. And gunicorn serves all requests of a
     keep-alive client in one greenlet: wrappers with their flags must not pass from one to the
     other.
+
+    :raises BaseException: what has interrupted a hand-back, but only once all are done.
     """
     leases = leases_here()
     leases.request = None
+    interrupted: BaseException | None = None
     for session in tuple(leases):
-        session.close()
+        try:
+            session.close()
+        except BaseException as error:
+            interrupted = interrupted or error
     mine = connections._connections  # type: ignore[attr-defined]
     for alias in _databases:
         try:  # noqa: SIM105 - in every request, and it costs less than suppress() or hasattr()
             delattr(mine, alias)
         except AttributeError:
             pass
+    if interrupted is not None:
+        raise interrupted
 
 
 def pools() -> dict[str, Any]:

@@ -40,18 +40,7 @@ from gevent.monkey import get_original
 
 from pooled_serve import tally
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.tally import (
-    ACQUIRED,
-    BOUNDS,
-    CLOSED,
-    HELD_SECONDS,
-    HOLDS,
-    IDLE,
-    OPEN,
-    PINNED,
-    WAITING,
-    Row,
-)
+from pooled_serve.tally import ACQUIRED, BOUNDS, CLOSED, HELD_SECONDS, HOLDS, Row
 
 get_thread = get_original("_thread", "get_ident")
 """The OS thread, whatever gevent has patched; a pool belongs to one."""
@@ -89,34 +78,33 @@ AGE_JITTER = 0.1
 
 
 class Slot(Generic[C]):
-    """One unit of the cap: reserved (``conn`` is None), then in use or idle, then closed."""
+    """One unit of the cap: reserved, then in use or idle by turns, then closed."""
 
-    __slots__ = ("conn", "expires", "idle_since", "key", "leased", "taken")
+    __slots__ = ("conn", "expires", "idle_since", "key", "taken")
+
+    conn: C  # and key, its id: once it is connected
+    key: int
 
     def __init__(self) -> None:
-        self.conn: C | None = None
-        self.key = 0  # id(conn), once there is one
         self.expires = math.inf
         self.idle_since = 0.0
         self.taken = 0.0
-        self.leased = False  # handed out, and not given back yet
 
 
 class _Ticket(Generic[C]):
-    """One waiter in the queue. Gets exactly one of ``grant`` and ``error``, set by whoever
-    takes it out of the queue, before it wakes."""
+    """One waiter in the queue. Gets its answer, a slot or an error, from whoever takes it out."""
 
-    __slots__ = ("_loop", "_waiter", "error", "grant", "since")
+    __slots__ = ("_loop", "_waiter", "answer", "since")
 
     def __init__(self, since: float) -> None:
         hub = gevent.get_hub()
         self._waiter = Waiter(hub)
         self._loop = hub.loop
         self.since = since
-        self.grant: Slot[C] | None = None
-        self.error: Exception | None = None
+        self.answer: Slot[C] | Exception | None = None
 
-    def wake(self) -> None:
+    def wake(self, answer: Slot[C] | Exception) -> None:
+        self.answer = answer
         self._loop.run_callback(self._waiter.switch, None)
 
     def wait(self, seconds: float, expire: Callable[[_Ticket[C]], None]) -> None:
@@ -148,22 +136,6 @@ class Observer:
         """None could be opened."""
 
 
-def _always(conn: object) -> bool:
-    return True
-
-
-def _clean(conn: object) -> str | None:
-    return None
-
-
-def _nothing(conn: object) -> None:
-    pass
-
-
-def _somebody(conn: object) -> str:
-    return ""
-
-
 class ConnectionPool(Generic[C]):
     """Shares at most ``max_outstanding`` connections among any number of greenlets.
 
@@ -189,6 +161,17 @@ class ConnectionPool(Generic[C]):
     :param name: stands in messages.
     """
 
+    # Python keeps more than 30 attributes of an instance in a slower way, which made a hand-out
+    # dearer by a tenth.
+    __slots__ = (
+        *("name", "size", "cap", "timeout", "tally", "__weakref__"),
+        *("_open", "_max_age", "_check", "_ping", "_ping_after", "_condition", "_reset"),
+        *("_abandon", "_holder", "_observer", "_clock", "_hub", "_keep_idle", "_closed"),
+        *("_idle", "_in_use", "_returned", "_connecting", "_opening", "_waiters", "_orphans"),
+        *("_parents", "_failures", "_last_error", "_retry_timer", "_age_timer", "_next_expiry"),
+        "_moved_at",
+    )
+
     def __init__(
         self,
         connect: Callable[[], C],
@@ -197,13 +180,13 @@ class ConnectionPool(Generic[C]):
         max_outstanding: int | None = 12,
         timeout: float = 10.0,
         max_age: float | Callable[[C], float | None] | None = None,
-        check: Callable[[C], bool] = _always,
-        ping: Callable[[C], None] = _nothing,
+        check: Callable[[C], bool] = lambda conn: True,
+        ping: Callable[[C], None] = lambda conn: None,
         ping_after: float = 30.0,
-        condition: Callable[[C], str | None] = _clean,
-        reset: Callable[[C], None] = _nothing,
-        abandon: Callable[[C], None] = _nothing,
-        holder: Callable[[C], str] = _somebody,
+        condition: Callable[[C], str | None] = lambda conn: None,
+        reset: Callable[[C], None] = lambda conn: None,
+        abandon: Callable[[C], None] = lambda conn: None,
+        holder: Callable[[C], str] = lambda conn: "",
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         name: str = "pool",
@@ -229,15 +212,23 @@ class ConnectionPool(Generic[C]):
         self._observer = observer or Observer()
         self._clock = clock
 
+        self._keep_idle = size
+        self._closed = False
+        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
+        self._hub: Any = gevent.get_hub()
+        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
+        self._start()
+        _pools.add(self)
+
+    def _start(self) -> None:
+        """With no connection, and nobody there."""
         self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
-        self._in_use: dict[int, Slot[C]] = {}  # by id(conn); includes those being closed
+        self._in_use: dict[int, Slot[C]] = {}  # by id(conn): handed out, and not given back yet
+        self._returned: set[Slot[C]] = set()  # given back, and being reset or closed
         self._connecting: set[Slot[C]] = set()
         self._opening: set[Slot[C]] = set()  # of these, those for whoever is first in the queue
         self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
         self._orphans: deque[C] = deque()
-        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
-        self._keep_idle = size
-        self._closed = False
 
         self._failures = 0  # connects failed in a row
         self._last_error: Exception | None = None
@@ -245,11 +236,9 @@ class ConnectionPool(Generic[C]):
         self._age_timer: Any = None
         self._moved_at = -math.inf
         self._next_expiry = math.inf  # when the age timer fires
-        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
-        self._hub: Any = gevent.get_hub()
 
-        self.tally: Row = self._blank_tally()
-        _pools.add(self)
+        self.tally: Row = [0.0] * tally.WIDTH
+        self.tally[tally.SIZE], self.tally[tally.CAP] = self.size, self.cap
 
     # --- For users -----------------------------------------------------------------------------
 
@@ -269,12 +258,10 @@ class ConnectionPool(Generic[C]):
             # The fast path: somebody else's connection, warm. Nobody waits.
             slot = self._idle.pop()
             self._in_use[slot.key] = slot
-            slot.leased = True
             slot.taken = now
-            self.tally[IDLE] -= 1
             if self._usable(slot, now, now + timeout):
-                self.tally[ACQUIRED] += 1
-                return slot.conn  # type: ignore[return-value]  # idle slots have one
+                self.tally[ACQUIRED] += 1.0
+                return slot.conn
             return self._acquire(now, timeout, had_turn=True)
         return self._acquire(now, timeout)
 
@@ -285,20 +272,21 @@ class ConnectionPool(Generic[C]):
 
         :raises ValueError: it is not in use, or was given back before.
         """
-        slot = self._in_use.get(id(conn))
-        if slot is None and id(conn) in self._parents:
-            return
-        if slot is None or not slot.leased:
+        slot = self._in_use.pop(id(conn), None)
+        if slot is None:
+            if id(conn) in self._parents:
+                return
             raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out")
-        slot.leased = False
         now = self._clock()
         held = now - slot.taken
         counts = self.tally
         counts[HELD_SECONDS] += held
-        counts[HOLDS + bisect_left(BOUNDS, held)] += 1
+        counts[HOLDS + bisect_left(BOUNDS, held)] += 1.0
         fault = self._condition(conn)
-        if fault == DIRTY:
+        if fault is not None and fault == DIRTY:  # "is" costs less, and nearly always suffices
             fault = self._clean(slot)
+            if slot.key in self._parents:
+                return  # forked meanwhile
             now = self._clock()
         self._put_back(slot, fault, now)
 
@@ -314,7 +302,7 @@ class ConnectionPool(Generic[C]):
     def drain(self) -> None:
         """Keep no connection idle from now on. Requests in flight and queued are still served."""
         self._keep_idle = 0
-        self._retire_idle("drain", lambda slot: True)
+        self._retire_idle("drain")
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close what is idle, refuse what waits or comes later, wait for closings under way.
@@ -328,7 +316,7 @@ class ConnectionPool(Generic[C]):
             if timer is not None:
                 timer.stop()
         while self._waiters:
-            self._fail_head(PoolClosed(f"pool {self.name!r} is closed"))
+            self._wake_head(PoolClosed(f"pool {self.name!r} is closed"))
         self.drain()
         self._wait_for_closings(timeout)
 
@@ -337,23 +325,23 @@ class ConnectionPool(Generic[C]):
 
         :param timeout: seconds to wait at most.
         """
-        self._retire_idle("cleared", lambda slot: True)
+        self._retire_idle("cleared")
         self._wait_for_closings(timeout)
 
     def _wait_for_closings(self, timeout: float) -> None:
         deadline = self._clock() + timeout
-        while any(not slot.leased for slot in self._in_use.values()) and self._clock() < deadline:
+        while self._returned and self._clock() < deadline:
             gevent.sleep(0.001)
 
     def stats(self) -> dict[str, Any]:
         """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
-        self.mark_oldest()
-        return tally.as_stats(list(self.tally), self._clock())
+        self.mark()
+        return tally.by_name(list(self.tally), self._clock())
 
     @property
     def empty(self) -> bool:
-        """Whether no connection is open, in use or idle."""
-        return not self._in_use and not self._idle
+        """Whether no connection is open."""
+        return not (self._in_use or self._idle or self._returned)
 
     def longest_wait(self) -> float:
         """Seconds that the first in the queue has waited; 0 if nobody waits."""
@@ -364,11 +352,11 @@ class ConnectionPool(Generic[C]):
         """In use, idle, waiting, cap and the longest lease, in words."""
         oldest = self._oldest_lease()
         held, who = 0.0, ""
-        if oldest is not None and oldest.conn is not None:
+        if oldest is not None:
             held, who = self._clock() - oldest.taken, self._holder(oldest.conn)
         cap = "unlimited" if self.cap == math.inf else f"{self.cap:.0f}"
         return (
-            f"{len(self._in_use) + len(self._connecting)} in use, {len(self._idle)} idle, "
+            f"{self._busy()} in use, {len(self._idle)} idle, "
             f"{len(self._waiters)} waiting, cap {cap}, longest held {held:.1f}s"
             + (f" by {who}" if who else "")
         )
@@ -381,43 +369,26 @@ class ConnectionPool(Generic[C]):
             row[i] = number + (row[i] if i < tally.COUNTERS else 0.0)
         self.tally = row
 
-    def mark_oldest(self) -> None:
-        """Note since when the longest wait and the longest lease have lasted.
+    def mark(self) -> None:
+        """Bring the gauges up to date. That is up to who wants to read them: at every change it
+        would be the dearest part of a hand-out."""
+        row, oldest, first = self.tally, self._oldest_lease(), next(iter(self._waiters), None)
+        row[tally.IDLE] = len(self._idle)
+        row[tally.OPEN] = len(self._idle) + self._busy()
+        row[tally.WAITING] = len(self._waiters)
+        row[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
+        row[tally.OLDEST_WAIT] = first.since if first else 0.0
 
-        Nothing keeps that up to date by itself: it would be the dearest part of a hand-out.
-        """
-        oldest = self._oldest_lease()
-        first = next(iter(self._waiters), None)
-        self.tally[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
-        self.tally[tally.OLDEST_WAIT] = first.since if first else 0.0
-
-    def count_pinned(self, reason: str) -> None:
-        """A lease is kept to the end of a request, in transaction mode."""
-        self.tally[PINNED.get(reason, PINNED["other"])] += 1
-
-    def count_leaked(self) -> None:
-        """A lease has lasted suspiciously long."""
-        self.tally[tally.LEAKED] += 1
+    def _busy(self) -> int:
+        """How much of the cap is taken, but for what is idle."""
+        return len(self._in_use) + len(self._returned) + len(self._connecting)
 
     def _oldest_lease(self) -> Slot[C] | None:
-        leased = (slot for slot in self._in_use.values() if slot.leased)
-        return min(leased, key=lambda slot: slot.taken, default=None)
-
-    def _blank_tally(self) -> Row:
-        row = [0.0] * tally.WIDTH
-        row[tally.SIZE], row[tally.CAP] = self.size, self.cap
-        return row
+        return min(self._in_use.values(), key=lambda slot: slot.taken, default=None)
 
     def _observe(self, total: int, histogram: int, seconds: float) -> None:
         self.tally[total] += seconds
         self.tally[histogram + bisect_left(BOUNDS, seconds)] += 1
-
-    def _gauge(self) -> None:
-        """After every change of what there is, but for the fast paths, which change IDLE only."""
-        counts = self.tally
-        counts[IDLE] = len(self._idle)
-        counts[OPEN] = len(self._idle) + len(self._in_use) + len(self._connecting)
-        counts[WAITING] = len(self._waiters)
 
     # --- Taking --------------------------------------------------------------------------------
 
@@ -440,18 +411,17 @@ class ConnectionPool(Generic[C]):
                 waited = True
                 slot = self._wait(began, timeout, first=had_turn)
             had_turn = True
-            if slot.conn is None:
+            if slot in self._connecting:
                 if not self._connect(slot, deadline, timeout):
                     continue  # others may return theirs
             elif not self._usable(slot, self._clock(), deadline):
                 continue
             now = slot.taken = self._clock()
-            slot.leased = True
             self.tally[ACQUIRED] += 1
             if waited:
                 self.tally[tally.WAITED] += 1
                 self._observe(tally.WAIT_SECONDS, tally.WAITS, now - began)
-            return slot.conn  # type: ignore[return-value]  # connected above
+            return slot.conn
 
     def _take(self) -> Slot[C] | None:
         """An idle connection, or the right to open one, or None: then wait.
@@ -460,20 +430,18 @@ class ConnectionPool(Generic[C]):
         """
         if self._idle:
             slot = self._idle.pop()
-            slot.leased = True
-            slot.taken = self._clock()
             self._in_use[slot.key] = slot
-            self.tally[IDLE] -= 1
+            slot.taken = self._clock()
             return slot
         if self._may_connect():
             return self._reserve()
         error = self._last_error
-        if error not in (None, _SILENCE) and not self._in_use and not self._connecting:
+        if error not in (None, _SILENCE) and not self._busy():
             raise _fresh(error)
         return None
 
     def _may_connect(self) -> bool:
-        if len(self._in_use) + len(self._idle) + len(self._connecting) >= self.cap:
+        if self._busy() + len(self._idle) >= self.cap:
             return False
         # After a failure one attempt at a time, not before the back-off is over: a server that
         # comes back is not met by a stampede, one that stays away is not hammered.
@@ -482,7 +450,6 @@ class ConnectionPool(Generic[C]):
     def _reserve(self) -> Slot[C]:
         slot: Slot[C] = Slot()
         self._connecting.add(slot)
-        self._gauge()
         return slot
 
     def _wait(self, began: float, timeout: float, *, first: bool) -> Slot[C]:
@@ -491,39 +458,35 @@ class ConnectionPool(Generic[C]):
         self._waiters[ticket] = None
         if first:
             self._waiters.move_to_end(ticket, last=False)
-        self._gauge()
         self._observer.queued()
 
         def expire(ticket: _Ticket[C]) -> None:
             # In the hub. Whoever took the ticket out of the queue before has served it.
             if ticket in self._waiters:
-                ticket.error = self._timed_out(timeout)
+                ticket.wake(self._timed_out(timeout))
                 del self._waiters[ticket]
-                self._gauge()
-                ticket.wake()
 
         try:
             ticket.wait(began + timeout - self._clock(), expire)
         except BaseException:
             # Killed. A slot that was handed over in the meantime goes on to the next.
             self._waiters.pop(ticket, None)
-            self._gauge()
-            if ticket.grant is not None:
-                self._pass_on(ticket.grant)
+            slot = ticket.answer
+            if isinstance(slot, Slot) and slot.key in self._in_use:  # not so in a forked child
+                del self._in_use[slot.key]
+                self._put_back(slot, self._condition(slot.conn), self._clock())
             raise
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.grant is not None
-        return ticket.grant
+        if isinstance(ticket.answer, Slot):
+            return ticket.answer
+        assert ticket.answer is not None
+        raise ticket.answer
 
     def _usable(self, slot: Slot[C], now: float, deadline: float) -> bool:
         """Whether a connection can be handed out; if not, it is closed."""
-        conn = slot.conn
-        assert conn is not None
         if now >= slot.expires:
             self._discard(slot, "age")
             return False
-        if not self._check(conn):
+        if not self._check(slot.conn):
             self._discard(slot, "dead")
             return False
         if now - slot.idle_since >= self._ping_after:
@@ -532,12 +495,10 @@ class ConnectionPool(Generic[C]):
 
     def _answers(self, slot: Slot[C], seconds: float) -> bool:
         """Whether the server answers a ping in time; if not, the connection is closed."""
-        conn = slot.conn
-        assert conn is not None
         limit = gevent.Timeout(max(0.0, seconds))
         try:
             with limit:
-                self._ping(conn)
+                self._ping(slot.conn)
         except BaseException as error:
             dead = error is limit or isinstance(error, Exception)
             self._discard(slot, "dead" if dead else "killed")
@@ -574,12 +535,11 @@ class ConnectionPool(Generic[C]):
             raise self._timed_out(timeout) from None
         except Exception as error:
             self._connecting.discard(slot)
-            self._gauge()
             self._connect_failed(error)
-            if self._in_use or self._connecting or self._idle:
+            if self._busy() or self._idle:
                 return False
             while self._waiters:
-                self._fail_head(_fresh(error))
+                self._wake_head(_fresh(error))
             raise
         except BaseException:
             self._free(slot)
@@ -593,8 +553,7 @@ class ConnectionPool(Generic[C]):
         age = self._max_age(conn) if callable(self._max_age) else self._max_age
         if age is not None:
             slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
-        slot.conn, slot.key = conn, id(conn)
-        slot.leased, slot.taken = True, self._clock()
+        slot.conn, slot.key, slot.taken = conn, id(conn), self._clock()
         self._connecting.discard(slot)
         self._in_use[slot.key] = slot
         self._observer.connected()
@@ -626,52 +585,45 @@ class ConnectionPool(Generic[C]):
 
     def _clean(self, slot: Slot[C]) -> str | None:
         """Reset a dirty connection; tells why it must be closed all the same, or None."""
-        conn = slot.conn
-        assert conn is not None
+        self._returned.add(slot)
+        failed = None
         try:
-            self._reset(conn)
+            self._reset(slot.conn)
+            self.tally[tally.RESET] += 1
         except Exception:
-            return self._condition(conn) or "reset failed"
+            failed = "reset failed"
         except BaseException:
             self._discard(slot, "killed")
             raise
-        self.tally[tally.RESET] += 1
-        return self._condition(conn)
+        self._returned.discard(slot)
+        return self._condition(slot.conn) or failed
 
     def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
         """To the first waiter, or to idle, or closed. Does not switch."""
-        if fault == MOVED and now < slot.expires:
+        if fault is None:
+            if now >= slot.expires:
+                fault = "age"
+            elif self._closed:
+                fault = "closed"
+        elif fault == MOVED and now < slot.expires:
             self._retire_all(now)
-        if fault is None and now >= slot.expires:
-            fault = "age"
-        if fault is None and self._closed:
-            fault = "closed"
         if fault is not None:
             self._discard(slot, fault)
         elif self._waiters:
             slot.idle_since = slot.taken = now
-            slot.leased = True
-            self._grant_head(slot)
+            self._in_use[slot.key] = slot
+            self._wake_head(slot)
         elif len(self._idle) >= self._keep_idle:
             self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
         else:
             slot.idle_since = now
-            del self._in_use[slot.key]
             self._idle.append(slot)
-            self.tally[IDLE] += 1
             if slot.expires < self._next_expiry:
                 self._retire_at(slot.expires, now)
-
-    def _pass_on(self, slot: Slot[C]) -> None:
-        """A connection whose new owner died before it took it."""
-        assert slot.conn is not None
-        slot.leased = False
-        self._put_back(slot, self._condition(slot.conn), self._clock())
 
     def _free(self, slot: Slot[C]) -> None:
         """Undo a reservation."""
         self._connecting.discard(slot)
-        self._gauge()
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
@@ -692,32 +644,23 @@ class ConnectionPool(Generic[C]):
         with contextlib.suppress(Exception, gevent.Timeout):
             try:
                 if self._connect(slot, self._clock() + self.timeout, self.timeout):
-                    slot.leased = False
+                    del self._in_use[slot.key]
                     self._put_back(slot, None, self._clock())
             finally:
                 self._opening.discard(slot)
                 self._serve_waiters()
 
-    def _grant_head(self, slot: Slot[C]) -> None:
+    def _wake_head(self, answer: Slot[C] | Exception) -> None:
         ticket, _ = self._waiters.popitem(last=False)
-        ticket.grant = slot
-        self._gauge()
-        ticket.wake()
-
-    def _fail_head(self, error: Exception) -> None:
-        ticket, _ = self._waiters.popitem(last=False)
-        ticket.error = error
-        self._gauge()
-        ticket.wake()
+        ticket.wake(answer)
 
     def _adopt_orphans(self) -> None:
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
         while self._orphans:
             conn = self._orphans.popleft()
-            slot = self._in_use.get(id(conn))
-            if slot is None or slot.conn is not conn or not slot.leased:
+            slot = self._in_use.pop(id(conn), None)
+            if slot is None:
                 continue
-            slot.leased = False
             now = self._clock()
             self._observe(HELD_SECONDS, HOLDS, now - slot.taken)
             fault = self._condition(conn)
@@ -726,27 +669,25 @@ class ConnectionPool(Generic[C]):
     # --- Closing -------------------------------------------------------------------------------
 
     def _discard(self, slot: Slot[C], reason: str) -> None:
-        """Close a connection that is in use, in a greenlet of its own; then free its slot.
+        """Close a connection that is not idle, in a greenlet of its own; then free its slot.
 
         In its own greenlet because some callers run in the hub, and because a close that blocks
         must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
         that the server never sees more connections than the cap.
         """
-        slot.leased = False
+        self._in_use.pop(slot.key, None)
+        self._returned.add(slot)
         self.tally[CLOSED.get(reason, CLOSED["other"])] += 1
         # Raw: it has no handle by which somebody could kill it before it ran.
         gevent.spawn_raw(self._close_slot, slot)
 
     def _close_slot(self, slot: Slot[C]) -> None:
-        conn = slot.conn
-        assert conn is not None
         try:
             # An error is of no use to anybody: the connection is gone either way.
             with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT, False):
-                conn.close()
+                slot.conn.close()
         finally:
-            self._in_use.pop(slot.key, None)
-            self._gauge()
+            self._returned.discard(slot)
             self._serve_waiters()
 
     def _retire_aged(self) -> None:
@@ -769,20 +710,19 @@ class ConnectionPool(Generic[C]):
         # Not for every error: a server may be read-only for long, with nowhere else to go.
         if now - self._moved_at >= BACKOFF_MOST:
             self._moved_at = now
-            for slot in self._in_use.values():
+            for slot in (*self._in_use.values(), *self._returned):
                 slot.expires = now
-            self._retire_idle(MOVED, lambda slot: True)
+            self._retire_idle(MOVED)
 
-    def _retire_idle(self, reason: str, which: Callable[[Slot[C]], bool]) -> None:
-        keep = []
-        for slot in self._idle:
+    def _retire_idle(
+        self, reason: str, which: Callable[[Slot[C]], bool] = lambda slot: True
+    ) -> None:
+        idle, self._idle = self._idle, []
+        for slot in idle:
             if which(slot):
-                self._in_use[slot.key] = slot
                 self._discard(slot, reason)
             else:
-                keep.append(slot)
-        self._idle[:] = keep
-        self._gauge()
+                self._idle.append(slot)
 
     # --- Small things --------------------------------------------------------------------------
 
@@ -794,36 +734,24 @@ class ConnectionPool(Generic[C]):
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
         self.tally[tally.TIMEOUTS] += 1
-        oldest = self._oldest_lease()
         return PoolTimeout(
             self.name,
             timeout,
-            in_use=len(self._in_use) + len(self._connecting),
+            in_use=self._busy(),
             idle=len(self._idle),
             waiting=len(self._waiters),
             cap=self.cap,
-            longest_held=self._clock() - oldest.taken if oldest else 0.0,
             last_error=self._last_error,
             state=self.describe(),
         )
 
     def _after_fork_in_child(self) -> None:
         """The connections are the parent's: forget them, without a byte on their sockets."""
-        conns = [slot.conn for slot in (*self._in_use.values(), *self._idle) if slot.conn]
-        self._in_use.clear()
-        self._idle.clear()
-        self._connecting.clear()
-        self._opening.clear()
-        self._waiters.clear()
-        self._orphans.clear()
-        self._failures = 0
-        self._last_error = None
-        self._retry_timer = self._age_timer = None
-        self._next_expiry = math.inf
-        self.tally = self._blank_tally()  # what was counted there is the parent's, too
-        for conn in conns:
-            self._parents[id(conn)] = conn
-            self._abandon(conn)
+        slots = (*self._in_use.values(), *self._idle, *self._returned)
+        self._start()
+        for slot in slots:
+            self._parents[slot.key] = slot.conn
+            self._abandon(slot.conn)
 
 
 def _fresh(error: Exception) -> Exception:

@@ -13,15 +13,18 @@ advance: that saves a round trip, and a transaction in which nothing happens cos
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from typing import Any
 
 from gevent.local import local
 from pymysql.err import InterfaceError, ProgrammingError
 
+from pooled_serve.leaks import WatchedLease
 from pooled_serve.mysql import MySQLConnection
 from pooled_serve.pool import ConnectionPool
 from pooled_serve.sql import classify
+from pooled_serve.tally import PINNED
 
 _INSERTED = re.compile("LAST_INSERT_ID|IDENTITY")
 _ASKING = frozenset({"affected_rows", "insert_id", "show_warnings"})
@@ -91,6 +94,7 @@ class Session:
     :param cursorclass: PyMySQL's, or what OPTIONS name.
     :param reset: ``auto``, ``always`` or ``rollback``; see ``--pool-reset``.
     :param per_transaction: lease for each statement or transaction, and not for good.
+    :param leak_threshold: seconds after which a lease is suspiciously long; None for never.
     :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
     """
 
@@ -98,14 +102,17 @@ class Session:
         self,
         pool: ConnectionPool[MySQLConnection],
         held: Leases,
-        cursorclass: type[Any],
+        cursorclass: Any,
         reset: str = "auto",
         per_transaction: bool = False,
+        leak_threshold: float | None = None,
     ) -> None:
         self._pool = pool
         self._held = held
         self._cursorclass = _tracked(cursorclass)
         self._reset = reset
+        self._leak_threshold = leak_threshold
+        self._watched: WatchedLease | None = None
         self._conn: MySQLConnection | None = None
         self._closed = False
         self._autocommit = True  # as Django sees it; the connection below nearly always is
@@ -132,6 +139,8 @@ class Session:
         if conn is not None:
             conn.spoiled |= self._depth > 0
             self._pool.reclaim(conn)
+            if self._watched is not None:
+                self._watched.end_soon()
 
     def usable(self) -> bool:
         """Whether statements can still be run on it."""
@@ -147,12 +156,16 @@ class Session:
         self._conn = conn
         conn.lessee = self._held
         self._held.add(self)
+        if self._leak_threshold is not None:
+            self._watched = WatchedLease(self._pool, self._held, self._leak_threshold)
         return conn
 
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
             self._held.discard(self)
+            if self._watched is not None:
+                self._watched.end()
             conn.lessee = None
             conn.spoiled |= self._depth > 0
             if self._reset == "rollback":
@@ -162,7 +175,7 @@ class Session:
     def _pin(self, reason: str) -> None:
         if not self._pinned:
             self._pinned = True
-            self._pool.count_pinned(reason)
+            self._pool.tally[PINNED[reason]] += 1
 
     # --- Statements ----------------------------------------------------------------------------
 
@@ -175,12 +188,10 @@ class Session:
         if self._depth == 0:
             statement = classify(template)
             conn = self._conn
-            if conn is None:
-                if statement.asks:
-                    raise _who_knows(statement.asks)
-                conn = self._lease()
-            elif statement.asks and not self._knows(statement.asks):
+            if statement.asks and (conn is None or not self._knows(statement.asks)):
                 raise _who_knows(statement.asks)
+            if conn is None:
+                conn = self._lease()
             if statement.touches:
                 self._touch(conn, statement.touches)
             elif not self._autocommit:
@@ -339,13 +350,7 @@ class _Tracked:
             session.end_statement()
 
 
-_tracked_classes: dict[type[Any], type[Any]] = {}
-
-
-def _tracked(cursorclass: type[Any]) -> type[Any]:
+@functools.cache
+def _tracked(cursorclass: Any) -> Any:
     """A cursor class, made to tell its session what it runs."""
-    tracked = _tracked_classes.get(cursorclass)
-    if tracked is None:
-        tracked = type("Cursor", (_Tracked, cursorclass), {})
-        _tracked_classes[cursorclass] = tracked
-    return tracked
+    return type("Cursor", (_Tracked, cursorclass), {})

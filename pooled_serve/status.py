@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -30,7 +30,8 @@ PATIENCE = 5.0
 """Seconds that a client has for its request and for taking the answer."""
 
 MARK_EVERY = 0.25
-"""Seconds between two looks for the longest wait and the longest lease."""
+"""Seconds between two looks at how many connections there are and who waits: as old may be what
+a worker tells of the others. What it counts is always up to date."""
 
 _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
 
@@ -68,10 +69,10 @@ class StatusServer:
             self._server.max_accept = 1
         self._marker: Any = None
         self._routes: dict[str, Callable[[], Answer]] = {
-            "/": self._page,
+            "/": _page,
             "/stats.json": self._stats,
             "/metrics": self._metrics,
-            "/livez": self._livez,
+            "/livez": lambda: Answer(OK, "ok\n"),  # an event loop answers, and asks no database
             "/readyz": self._readyz,
         }
 
@@ -87,9 +88,12 @@ class StatusServer:
 
     def _mark(self) -> None:
         while True:
-            for pool in patch.pools().values():
-                pool.mark_oldest()
+            _mark_ours()
             gevent.sleep(MARK_EVERY)
+
+    def _read(self) -> list[Reading]:
+        _mark_ours()
+        return self._board.read()
 
     # --- HTTP ----------------------------------------------------------------------------------
 
@@ -116,10 +120,7 @@ class StatusServer:
             return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))
         return route()
 
-    # --- Health --------------------------------------------------------------------------------
-
-    def _livez(self) -> Answer:
-        return Answer(OK, "ok\n")
+    # --- What it tells -------------------------------------------------------------------------
 
     def _readyz(self) -> Answer:
         if self._board.stopping:
@@ -130,16 +131,12 @@ class StatusServer:
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
         return Answer(OK, "ok\n")
 
-    # --- Numbers -------------------------------------------------------------------------------
-
     def _stats(self) -> Answer:
-        for pool in patch.pools().values():
-            pool.mark_oldest()
         stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._board.uptime,
-            **as_stats(self._board.read(), self._board.workers(), time.monotonic()),
+            **as_stats(self._read(), self._board.workers(), time.monotonic()),
         }
         return Answer(OK, json.dumps(stats), "application/json")
 
@@ -154,25 +151,26 @@ class StatusServer:
                 "→ pip install 'pooled-serve[metrics]', and restart\n",
             )
         registry = CollectorRegistry()
-        registry.register(_Collector(self._board))
+        registry.register(_Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
-    # --- The page ------------------------------------------------------------------------------
 
-    def _page(self) -> Answer:
-        return self._file
+@functools.cache
+def _page() -> Answer:
+    html = (files("pooled_serve") / "status.html").read_text("utf-8")
+    # The page may run what is written in it and talk to its own server, and nothing else.
+    policy = (
+        f"default-src 'none'; style-src {_hashes('style', html)}; "
+        f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (f"Content-Security-Policy: {policy}",)
+    return Answer(OK, html, "text/html; charset=utf-8", headers)
 
-    @cached_property
-    def _file(self) -> Answer:
-        html = (files("pooled_serve") / "status.html").read_text("utf-8")
-        # The page may run what is written in it and talk to its own server, and nothing else.
-        policy = (
-            f"default-src 'none'; style-src {_hashes('style', html)}; "
-            f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        headers = (f"Content-Security-Policy: {policy}",)
-        return Answer(OK, html, "text/html; charset=utf-8", headers)
+
+def _mark_ours() -> None:
+    for pool in patch.pools().values():
+        pool.mark()
 
 
 def _encode(answer: Answer, *, body: bool) -> bytes:
@@ -204,23 +202,24 @@ def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -
     :param workers: slot -> process id, of those that live.
     :param now: monotonic seconds.
     """
+
+    def told(reading: Reading, row: Sequence[float]) -> dict[str, Any]:
+        about = {"engine": reading.engine, "server": reading.server}
+        return about | tally.by_name(row, now)
+
     readings = list(readings)
-    aliases = sorted({r.alias for r in readings})
     pools = {}
-    for alias in aliases:
+    for alias in sorted({r.alias for r in readings}):
         of_alias = [r for r in readings if r.alias == alias]
         known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        about = {"engine": known.engine, "server": known.server}
-        pools[alias] = about | tally.as_stats(tally.total(r.row for r in of_alias), now)
+        pools[alias] = told(known, tally.total(r.row for r in of_alias))
     return {
         "workers": [
             {
                 "slot": slot,
                 "pid": pid,
                 "pools": {
-                    r.alias: {"engine": r.engine, "server": r.server} | tally.as_stats(r.live, now)
-                    for r in readings
-                    if (r.slot, r.pid) == (slot, pid)
+                    r.alias: told(r, r.live) for r in readings if (r.slot, r.pid) == (slot, pid)
                 },
             }
             for slot, pid in workers.items()
@@ -236,8 +235,8 @@ class _Collector:
     the one before it.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = list(readings)
 
     def collect(self) -> Iterable[Any]:
         """What prometheus_client asks for."""
@@ -270,7 +269,7 @@ class _Collector:
                 ("use", "Between hand-out and return.", tally.HOLDS, tally.HELD_SECONDS),
             )
         ]
-        for reading in self._board.read():
+        for reading in self._readings:
             row, values = reading.row, [reading.alias, str(reading.slot)]
             if reading.pid:
                 count.add_metric([*values, "idle"], row[tally.IDLE])

@@ -35,7 +35,6 @@ PIN_REASONS = (
     *("variable", "role", "database", "table lock", "lock", "prepared statement"),
     *("temporary table", "procedure", "LAST_INSERT_ID(expr)", "SQL_CALC_FOUND_ROWS"),
     *("several statements", "several results", "unbuffered cursor", "direct use", "unknown"),
-    "other",
 )
 
 # --- Where things lie --------------------------------------------------------------------------
@@ -60,7 +59,7 @@ HOLDS = WAITS + len(BOUNDS) + 1
 CREATES = HOLDS + len(BOUNDS) + 1
 COUNTERS = CREATES + len(BOUNDS) + 1
 
-# Gauges are of this moment. in_use is what is left of OPEN without IDLE.
+# Gauges are of the moment when they were marked. in_use is what is left of OPEN without IDLE.
 SIZE, CAP, OPEN, IDLE, WAITING, REACHABLE, OLDEST_WAIT, OLDEST_HELD = range(COUNTERS, COUNTERS + 8)
 WIDTH = COUNTERS + 8
 
@@ -84,8 +83,8 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
     return summed
 
 
-def as_stats(row: Sequence[float], now: float) -> dict[str, Any]:
-    """The keys of ``/stats.json``.
+def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
+    """The numbers of a row by their names, the keys of ``/stats.json``.
 
     :param now: monotonic seconds, of the clock that set OLDEST_WAIT and OLDEST_HELD.
     """
@@ -93,13 +92,12 @@ def as_stats(row: Sequence[float], now: float) -> dict[str, Any]:
     def age(since: float) -> float:
         return max(0.0, now - since) if since else 0.0
 
-    in_use, waiting = int(row[OPEN] - row[IDLE]), int(row[WAITING])
     return {
         "size": int(row[SIZE]),
         "max_outstanding": None if row[CAP] == math.inf else int(row[CAP]),
-        "in_use": in_use,
+        "in_use": int(row[OPEN] - row[IDLE]),
         "idle": int(row[IDLE]),
-        "waiting": waiting,
+        "waiting": int(row[WAITING]),
         "acquired_total": int(row[ACQUIRED]),
         "waited_total": int(row[WAITED]),
         "wait_seconds_total": row[WAIT_SECONDS],
@@ -111,9 +109,8 @@ def as_stats(row: Sequence[float], now: float) -> dict[str, Any]:
         "reset_total": int(row[RESET]),
         "leaked_total": int(row[LEAKED]),
         "pinned_total": _by_reason(row, PINNED),
-        # The marks are set a few times a second, so they may be of somebody who has just gone.
-        "oldest_wait_seconds": age(row[OLDEST_WAIT]) if waiting else 0.0,
-        "oldest_held_seconds": age(row[OLDEST_HELD]) if in_use else 0.0,
+        "oldest_wait_seconds": age(row[OLDEST_WAIT]),
+        "oldest_held_seconds": age(row[OLDEST_HELD]),
         "wait_seconds_buckets": buckets(row, WAITS),
         "held_seconds_buckets": buckets(row, HOLDS),
         "create_seconds_total": row[CREATE_SECONDS],

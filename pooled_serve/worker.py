@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from pooled_serve import response
-from pooled_serve.board import Board, Place
+from pooled_serve.board import Board
 
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -56,12 +57,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self._patch = patch
         if self.board is not None and self.slot is not None:
             self.board.enter(self.slot)
-            patch.report(self._place, self.board.lost(self.app.unreachable))
-
-    def _place(self, alias: str) -> Place | None:
-        assert self.board is not None
-        assert self.slot is not None
-        return self.board.place(self.slot, alias)
+            place_for = partial(self.board.place, self.slot)
+            patch.report(place_for, self.board.lost(self.app.unreachable))
 
     def notify(self) -> None:
         """gunicorn's heartbeat: once a second, also while requests in flight are waited for."""

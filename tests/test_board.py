@@ -175,7 +175,7 @@ def test_the_live_rows_add_up() -> None:
         row[tally.OLDEST_HELD] = 100.0 - n
     rows[1][tally.REACHABLE], rows[2][tally.REACHABLE] = tally.NO, tally.YES
     rows[0][tally.OLDEST_HELD] = 0.0  # nobody holds one there
-    stats = tally.as_stats(tally.total(rows), now=100.0)
+    stats = tally.by_name(tally.total(rows), now=100.0)
     assert stats["acquired_total"] == stats["in_use"] == 6
     assert stats["oldest_held_seconds"] == 3.0
     assert stats["reachable"] is False

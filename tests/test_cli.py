@@ -251,7 +251,7 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 # Each module may import the ones above it.
 ORDER = [
     *("__init__", "errors", "savings", "options", "seam", "tally", "pool", "plan", "project"),
-    *("sql", "mysql", "session", "board", "journal", "leaks", "backend", "patch", "status"),
+    *("sql", "mysql", "leaks", "session", "board", "journal", "backend", "patch", "status"),
     *("response", "worker", "pooling", "preflight", "report", "server", "cli", "__main__"),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.script import CAP, SIZE, run_script
+from support.servers import Server
 
 START = """
     import greenlet
@@ -288,3 +289,36 @@ def test_watching_for_leaks_keeps_no_plain_greenlet_alive(project: Any) -> None:
         """,
         POOLED_SERVE_LEAK_THRESHOLD="5",
     )
+
+
+def test_a_hand_back_that_is_interrupted_does_not_keep_the_other_databases_from_theirs(
+    project: Any, mariadb: Server
+) -> None:
+    aliases = ("default", "other", "third")
+    databases = {alias: mariadb.create_database().django() for alias in aliases}
+    closed = run_script(
+        project(databases=databases),
+        """
+        for alias in connections:
+            run("CREATE TABLE t (n INT) ENGINE=InnoDB", alias=alias)
+            run("BEGIN", alias=alias)
+            # As many as it takes for a ROLLBACK of some milliseconds.
+            run("INSERT INTO t SELECT seq FROM seq_1_to_10000", alias=alias)
+        limit = gevent.Timeout(0)
+        try:
+            with limit:
+                patch.end_request()
+        except gevent.Timeout as raised:
+            assert raised is limit
+        else:
+            raise AssertionError("nothing was interrupted")
+        closed = []
+        for alias in connections:
+            settle(lambda: pool(alias).stats()["in_use"] == 0)
+            closed.append(pool(alias).stats()["closed_total"])
+            assert one("SELECT COUNT(*) FROM t", alias=alias) == 0
+            assert_sound(alias)
+        report(closed)
+        """,
+    )
+    assert sorted(closed, key=len) == [{}, {}, {"killed": 1}]

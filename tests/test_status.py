@@ -163,9 +163,8 @@ def test_totals_are_the_sum_over_the_workers_and_the_dead(
     stats = it.stats()
     assert victim["pid"] not in [w["pid"] for w in stats["workers"]]
     assert max(w["slot"] for w in stats["workers"]) <= 2 * workers + 1, "slots are reused"
-    done = it.pool()
-    assert done["acquired_total"] >= victim["pools"]["default"]["acquired_total"]
-    assert done["in_use"] == done["waiting"] == 0
+    wait_until(lambda: it.pool()["in_use"] == it.pool()["waiting"] == 0, timeout=1)
+    assert it.pool()["acquired_total"] >= victim["pools"]["default"]["acquired_total"]
 
 
 def test_a_worker_that_ends_by_max_requests_leaves_its_counters(status: StartStatus) -> None:
@@ -342,6 +341,7 @@ def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
         assert it.site.run("SELECT 1").status == 200
         count += 1
         assert count < 500
+    wait_until(lambda: it.pool()["idle"] == 2, timeout=1)  # the other worker has marked it, too
     answer = it.get("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
