@@ -135,11 +135,13 @@ class StatusServer:
     def _stats(self) -> Answer:
         for pool in patch.pools().values():
             pool.mark_oldest()
+        # First: of who dies in between, there are no gauges any more that would be in the sum only.
+        workers = self._board.workers()
         stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._board.uptime,
-            **as_stats(self._board.read(), self._board.workers(), time.monotonic()),
+            **as_stats(self._board.read(), workers, time.monotonic()),
         }
         return Answer(OK, json.dumps(stats), "application/json")
 
