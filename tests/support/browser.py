@@ -78,6 +78,11 @@ class StatusPage:
         """How many polls have ended, well or not."""
         return int(self.tab.locator("main").get_attribute("data-polls") or 0)
 
+    def wait_for_news(self) -> None:
+        """Until what is shown was asked for after this call: the next poll may be under way."""
+        before = self.polls
+        wait_until(lambda: self.polls >= before + 2)
+
     def after(self, seconds: int) -> None:
         """As many polls later, for a page whose answers are ours."""
         for _ in range(seconds):
@@ -143,7 +148,7 @@ class StatusPage:
         return {url for url in self.requests if urlsplit(url).netloc != own}
 
     def _text(self, selector: str) -> str:
-        return self.tab.locator(selector).inner_text(timeout=5000)
+        return self.tab.locator(selector).inner_text()
 
 
 def _answer(route: Route, stats: Any) -> None:
