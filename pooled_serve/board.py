@@ -34,6 +34,10 @@ SLOTS = 256
 PLACES = 8
 """Databases of a worker."""
 
+LOOKS = 100
+"""How often a reader looks whether the master is done with moving numbers, a millisecond apart. It
+may have been killed at it."""
+
 _WORD = 8
 _HEAD = (SLOTS + 2) * _WORD  # sequence number; for each slot a process id; slots ever used
 _USED = SLOTS + 1
@@ -174,7 +178,7 @@ class Board:
 
     def read(self) -> list[Reading]:
         """All that is known, of slots with a worker and without."""
-        for _ in range(100):
+        for _ in range(LOOKS):
             before = self._words[0]
             readings = list(self._read())
             if before % 2 == 0 and before == self._words[0]:

@@ -132,11 +132,13 @@ class StatusServer:
         return Answer(OK, "ok\n")
 
     def _stats(self) -> Answer:
+        # First: of who dies in between, there are no gauges any more that would be in the sum only.
+        workers = self._board.workers()
         stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._board.uptime,
-            **as_stats(self._read(), self._board.workers(), time.monotonic()),
+            **as_stats(self._read(), workers, time.monotonic()),
         }
         return Answer(OK, json.dumps(stats), "application/json")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 
 from support import processes, servers
@@ -17,6 +18,12 @@ from support.django_project import APP, write_project
 from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
+
+# How long an example takes says more of what else the machine does than of what is tested.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # Servers that go on from test to test. Tests may restart them, so their process ids change.
 _lasting: list[Server] = []

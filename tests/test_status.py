@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ import pymysql
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pooled_serve import journal
 from pooled_serve.session import shorten
+from support.client import gate
+from support.django_project import rewrite
 from support.load import Hammer, hammer
 from support.netproxy import NetProxy
 from support.processes import wait_until
@@ -45,7 +48,7 @@ class Status:
         self.address = address
 
     def get(self, path: str = "/", method: str = "GET", **headers: str) -> Response:
-        with closing(Client(self.address, timeout=10)) as client:
+        with closing(Client(self.address)) as client:
             return client.request(method, path, headers=headers)
 
     def stats(self) -> dict[str, Any]:
@@ -57,6 +60,25 @@ class Status:
     def pool(self, alias: str = "default") -> dict[str, Any]:
         pool: dict[str, Any] = self.stats()["pools"][alias]
         return pool
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first numbers of which it is true. Whom a worker that ends hangs up on asks again."""
+
+        def found() -> dict[str, Any]:
+            with suppress(OSError, http.client.HTTPException):
+                stats = self.stats()
+                return stats if condition(stats) else {}
+            return {}
+
+        return wait_until(found)
+
+    def pool_at_rest(self) -> dict[str, Any]:
+        """Once nobody has a connection: they are cleaned, and come back, after the answer."""
+        return self.wait_for(
+            lambda stats: all(
+                pool["in_use"] == pool["waiting"] == 0 for pool in stats["pools"].values()
+            )
+        )["pools"]["default"]
 
 
 @pytest.fixture
@@ -107,20 +129,31 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
 
 
 def test_it_shows_who_waits_and_for_how_long(status: StartStatus) -> None:
-    it = status(cap=2)
+    it = status("--pool-timeout", "60", cap=2)
+    began = time.monotonic()
     with ThreadPoolExecutor(5) as threads:
-        answers = [threads.submit(it.site.server.get, SLEEP.format(1.5)) for _ in range(5)]
-        wait_until(lambda: it.stats()["pools"] and it.pool()["waiting"] == 3)
-        time.sleep(0.6)
-        pool = it.pool()
-        assert (pool["in_use"], pool["idle"], pool["waiting"]) == (2, 0, 3)
-        assert 0.5 < pool["oldest_wait_seconds"] < 3
-        assert 0.5 < pool["oldest_held_seconds"] < 3
+        with gate(it.site.database) as statement:
+            # Each holds its connection for longer than a second, and three wait for as long.
+            slow = f"{statement}, SLEEP(1.1)"
+            answers = [threads.submit(it.site.run, slow) for _ in range(5)]
+            it.wait_for(
+                lambda stats: (
+                    [(p["acquired_total"], p["waiting"]) for p in stats["pools"].values()]
+                    == [(2, 3)]
+                )
+            )
+            time.sleep(0.6)
+            pool = it.pool()
+            most = time.monotonic() - began
+            assert (pool["in_use"], pool["idle"], pool["waiting"]) == (2, 0, 3)
+            assert 0.6 <= pool["oldest_wait_seconds"] <= most
+            assert 0.6 <= pool["oldest_held_seconds"] <= most
         assert [answer.result().status for answer in answers] == [200] * 5
-    pool = it.pool()
+    pool = it.pool_at_rest()
+    most = time.monotonic() - began
     assert pool["waited_total"] == 3
-    assert 1.5 * 3 <= pool["wait_seconds_total"] < 30
-    assert pool["held_seconds_total"] >= 1.5 * 5
+    assert 1.1 * 3 <= pool["wait_seconds_total"] <= most * 3
+    assert 1.1 * 5 <= pool["held_seconds_total"] <= most * 5
     assert pool["oldest_wait_seconds"] == pool["oldest_held_seconds"] == 0
     assert pool["held_seconds_buckets"]["1"] == 0
     assert pool["held_seconds_buckets"]["+Inf"] == 5
@@ -132,11 +165,10 @@ def test_totals_are_the_sum_over_the_workers_and_the_dead(
     status: StartStatus, workers: int
 ) -> None:
     it = status("-w", str(workers), cap=3)
-    wait_until(lambda: len(it.stats()["workers"]) == workers)
-    with Hammer(it.site.server.port, SLEEP.format(0.01), clients=12, seconds=6) as load:
-        time.sleep(1)
-        seen = [it.stats()]
-        victim = max(seen[0]["workers"], key=lambda w: w["pools"]["default"]["acquired_total"])
+    it.wait_for(lambda stats: len(stats["workers"]) == workers)
+    with Hammer(it.site.server.port, SLEEP.format(0.01), clients=12, seconds=60) as load:
+        seen = [it.wait_for(lambda stats: stats["pools"] and busiest(stats)[0] > 20)]
+        _, victim = busiest(seen[0])
         os.kill(victim["pid"], signal.SIGKILL)
         while len(seen) < 60:
             time.sleep(0.05)
@@ -146,6 +178,7 @@ def test_totals_are_the_sum_over_the_workers_and_the_dead(
                 it.site.server.signal(signal.SIGHUP)
             if len(seen) == 40:
                 it.site.server.signal(signal.SIGTTIN)
+        load.stop()
         load.finish()
     last: dict[str, int] = {}
     for stats in seen:
@@ -159,21 +192,32 @@ def test_totals_are_the_sum_over_the_workers_and_the_dead(
         for key in ("in_use", "idle", "waiting", "max_outstanding"):
             living = sum(w["pools"]["default"][key] for w in stats["workers"] if w["pools"])
             assert living == stats["pools"]["default"][key]
-    wait_until(lambda: len(it.stats()["workers"]) == workers + 1, timeout=15)
-    stats = it.stats()
+    stats = it.wait_for(lambda stats: len(stats["workers"]) == workers + 1)
     assert victim["pid"] not in [w["pid"] for w in stats["workers"]]
     assert max(w["slot"] for w in stats["workers"]) <= 2 * workers + 1, "slots are reused"
-    wait_until(lambda: it.pool()["in_use"] == it.pool()["waiting"] == 0, timeout=1)
-    assert it.pool()["acquired_total"] >= victim["pools"]["default"]["acquired_total"]
+    done = it.pool_at_rest()
+    assert done["acquired_total"] >= victim["pools"]["default"]["acquired_total"]
+
+
+def busiest(stats: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The worker that has acquired the most, and how many that is."""
+
+    def acquired(worker: dict[str, Any]) -> int:
+        return int(worker["pools"].get("default", {}).get("acquired_total", 0))
+
+    worker = max(stats["workers"], key=acquired)
+    return acquired(worker), worker
 
 
 def test_a_worker_that_ends_by_max_requests_leaves_its_counters(status: StartStatus) -> None:
     it = status("--max-requests", "10")
+    (first,) = it.site.server.worker_pids()
     outcomes = hammer(it.site.server.port, "/run?sql=SELECT+1", clients=2, requests=20)
     assert [outcome.result for outcome in outcomes] == [200] * 40
-    wait_until(lambda: len(it.stats()["workers"]) == 1)
-    assert it.pool()["acquired_total"] == 40
-    assert it.stats()["workers"][0]["slot"] <= 2
+    stats = it.wait_for(lambda stats: [w["pid"] for w in stats["workers"]] not in ([], [first]))
+    (worker,) = stats["workers"]
+    assert worker["slot"] <= 2
+    assert stats["pools"]["default"]["acquired_total"] == 40
 
 
 def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:
@@ -181,7 +225,7 @@ def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:
     assert it.site.run("SELECT 1").status == 200
     for _ in range(3):
         assert it.site.run("SET @x = 1").status == 200
-    pool = it.pool()
+    pool = it.pool_at_rest()
     assert pool["pinned_total"] == {"variable": 3}
     assert pool["reset_total"] == 3
 
@@ -190,36 +234,45 @@ def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:
 
 
 def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
-    status: StartStatus, start_mariadb: Callable[..., Server]
+    status: StartStatus, start_mariadb: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start_mariadb()
-    views = """
-        def stuck(request):
+    stuck, go_on = tmp_path / "stuck", tmp_path / "go on"
+    stuck.mkdir()
+    views = f"""
+        import os
+        import tempfile
+
+        def get_stuck(request):
             import gevent
-            gevent.sleep(3)
+            tempfile.mkstemp(dir={str(stuck)!r})
+            while not os.path.exists({str(go_on)!r}):
+                gevent.sleep(0.02)
             return HttpResponse()
     """
     it = status("--worker-connections", "5", "--pool-timeout", "1", server=server, views=views)
     assert it.site.run("SELECT 1").status == 200
     server.kill()
+    assert it.site.run("SELECT 1").status == 500
     with ThreadPoolExecutor(8) as threads:
-        first = [threads.submit(it.site.server.get, "/run?sql=SELECT+1") for _ in range(1)]
-        assert first[0].result().status == 500
-        stuck = [threads.submit(it.site.server.get, "/stuck") for _ in range(8)]
-        time.sleep(0.3)
-        for path, expected in (("/livez", 200), ("/readyz", 503), ("/stats.json", 200)):
-            answer = it.get(path)
-            assert answer.status == expected, path
-            assert answer.seconds < 0.5, path
-        assert it.get("/readyz").text == "cannot be reached: default\n"
-        assert [answer.result().status for answer in stuck] == [200] * 8
-    assert "[ERROR] database 'default' cannot be reached: " in it.site.server.log
+        visitors = [threads.submit(it.site.server.get, "/get_stuck") for _ in range(8)]
+        try:
+            wait_until(lambda: len(list(stuck.iterdir())) == 5)
+            # It answers, though none of those goes on.
+            for path, expected in (("/livez", 200), ("/readyz", 503), ("/stats.json", 200)):
+                assert it.get(path).status == expected, path
+            assert it.get("/readyz").text == "cannot be reached: default\n"
+            assert len(list(stuck.iterdir())) == 5
+        finally:
+            go_on.touch()
+        assert [visitor.result().status for visitor in visitors] == [200] * 8
+    it.site.server.wait_for_log("[ERROR] database 'default' cannot be reached: ")
     server.start()
-    wait_until(lambda: it.get("/readyz").status == 200, timeout=5)  # and nobody sent a request
-    log = it.site.server.log
+    wait_until(lambda: it.get("/readyz").status == 200)  # and nobody sent a request
+    log = it.site.server.wait_for_log("is back after")
     assert re.search(r"\[WARNING\] database 'default' is back after \d+\.\d+s; connecting", log)
     assert log.count("cannot be reached") == 1, "one line for an outage"
-    assert it.pool()["in_use"] == 0
+    it.pool_at_rest()
     assert it.site.run("SELECT 1").status == 200
 
 
@@ -232,17 +285,25 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     it = status("-w", "2", server=server, database=database)
     assert it.get("/livez").status == 200
     wait_until(lambda: it.get("/readyz").status == 503)
-    time.sleep(2.0)  # the first attempts follow each other faster
-    errors = [it.pool()["connect_errors_total"]]
-    time.sleep(2.0)
-    errors.append(it.pool()["connect_errors_total"])
-    assert 1 <= errors[1] - errors[0] <= 6, "about one attempt a second and worker"
+
+    def attempts(stats: dict[str, Any]) -> list[int]:
+        pools = (worker["pools"].get("default", {}) for worker in stats["workers"])
+        return [pool.get("connect_errors_total", 0) for pool in pools]
+
+    # The first attempts of each worker follow each other faster.
+    start = it.wait_for(lambda stats: len(attempts(stats)) == 2 and min(attempts(stats)) >= 5)
+    end = it.wait_for(lambda stats: sum(attempts(stats)) >= sum(attempts(start)) + 5)
+    seconds = it.stats()["uptime_seconds"] - start["uptime_seconds"]
+    more = sum(attempts(end)) - sum(attempts(start))
+    assert more <= 2 * (seconds + 1.5), "about one attempt a second and worker"
     server.start()
-    wait_until(lambda: it.get("/readyz").status == 200, timeout=5)
+    wait_until(lambda: it.get("/readyz").status == 200)
+    it.site.server.wait_for_log("is back after", times=2)
     # New workers know that, whatever the preflight found.
-    for pid in it.site.server.worker_pids():
+    old = it.site.server.worker_pids()
+    for pid in old:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(it.stats()["workers"]) == 2, timeout=10)
+    it.wait_for(lambda stats: len({worker["pid"] for worker in stats["workers"]} - old) == 2)
     assert it.get("/readyz").status == 200
     assert it.site.server.log.count("is back after") == 2, "one of each of the first workers"
 
@@ -260,7 +321,7 @@ def test_a_new_worker_knows_that_the_database_is_lost(
     wait_until(lambda: it.site.server.worker_pids() not in (set(), {pid}))
     assert it.get("/readyz").status == 503
     server.start()
-    wait_until(lambda: it.get("/readyz").status == 200, timeout=5)
+    wait_until(lambda: it.get("/readyz").status == 200)
 
 
 def test_a_child_of_a_worker_does_not_count_for_it(status: StartStatus, mariadb: Server) -> None:
@@ -290,13 +351,14 @@ def test_a_child_of_a_worker_does_not_count_for_it(status: StartStatus, mariadb:
 def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None:
     it = status()
     with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(it.site.server.get, SLEEP.format(3))
-        wait_until(lambda: it.stats()["pools"] and it.pool()["in_use"] == 1)
-        it.site.server.signal(signal.SIGTERM)
-        wait_until(lambda: it.get("/readyz").status == 503)
-        assert it.get("/livez").status == 200
+        with gate(it.site.database) as statement:
+            answer = threads.submit(it.site.run, statement)
+            it.wait_for(lambda stats: stats["pools"] and stats["pools"]["default"]["in_use"] == 1)
+            it.site.server.signal(signal.SIGTERM)
+            wait_until(lambda: it.get("/readyz").status == 503)
+            assert it.get("/livez").status == 200
         assert answer.result().status == 200
-    assert it.site.server.wait(10) == 0
+    assert it.site.server.wait() == 0
 
 
 def test_more_connections_refused_while_some_are_open_is_no_outage(
@@ -304,21 +366,21 @@ def test_more_connections_refused_while_some_are_open_is_no_outage(
 ) -> None:
     """Error 1040: the requests wait for the connections there are."""
     server = start_mariadb("--max-connections=10")
-    it = status(server=server)
+    it = status("--pool-timeout", "30", server=server)
     assert it.site.run("SELECT 1").status == 200
+    wait_until(lambda: len(it.site.connection_ids()) == 1)  # the preflight's has gone
     hogs, other = [], server.create_database().connect_args()
     with suppress(pymysql.MySQLError):
         while True:
-            hogs.append(pymysql.connect(**other))
-    outcomes = hammer(it.site.server.port, SLEEP.format(0.2), clients=4, requests=5)
+            hogs.append(pymysql.connect(**other, ssl_disabled=True))
+    outcomes = hammer(it.site.server.port, SLEEP.format(0.1), clients=4, requests=5)
     assert {outcome.result for outcome in outcomes} == {200}
     assert it.pool()["connect_errors_total"] > 0
     assert it.get("/readyz").status == 200
-    assert "[WARNING] pool 'default' cannot open another connection: Too many connections" in (
-        it.site.server.log
-    )
-    assert "is back" not in it.site.server.log
-    assert "at its cap" not in it.site.server.log, "the pool has room, the server has not"
+    log = it.site.server.wait_for_log("[WARNING] pool 'default' cannot open another connection: ")
+    assert "cannot open another connection: Too many connections" in log
+    assert "is back" not in log
+    assert "at its cap" not in log, "the pool has room, the server has not"
     for hog in hogs:
         hog.close()
 
@@ -336,12 +398,13 @@ def _samples(answer: Response) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
 
 def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
     it = status("-w", "2")
-    count = 0
-    while sum(bool(worker["pools"]) for worker in it.stats()["workers"]) < 2:
-        assert it.site.run("SELECT 1").status == 200
-        count += 1
-        assert count < 500
-    wait_until(lambda: it.pool()["idle"] == 2, timeout=1)  # the other worker has marked it, too
+    stats = it.wait_for(lambda stats: len(stats["workers"]) == 2)
+    for count, worker in enumerate(stats["workers"], start=1):
+        with it.site.server.only(worker["pid"]):
+            for _ in range(count):
+                assert it.site.run("SELECT 1").status == 200
+    stats = it.wait_for(lambda stats: stats["pools"]["default"]["idle"] == 2)
+    total = stats["pools"]["default"]
     answer = it.get("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
@@ -357,7 +420,6 @@ def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
             for part in ("bucket", "sum", "count")
         ),
     }
-    total = it.pool()
 
     def summed(name: str, **labels: str) -> float:
         wanted = set(labels.items())
@@ -365,8 +427,10 @@ def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
             value for (n, ls), value in samples.items() if n == prefix + name and wanted <= set(ls)
         )
 
-    assert summed("use_time_seconds_count") == total["acquired_total"] == count
-    assert summed("wait_time_seconds_count") == count
+    assert summed("use_time_seconds_count", worker="1") == 1
+    assert summed("use_time_seconds_count", worker="2") == 2
+    assert summed("use_time_seconds_count") == total["acquired_total"] == 3
+    assert summed("wait_time_seconds_count") == 3
     assert summed("create_time_seconds_count") == total["opened_total"]
     assert summed("count", db_client_connection_state="idle") == total["idle"]
     assert summed("max") == total["max_outstanding"]
@@ -449,16 +513,18 @@ def test_requests_to_it_are_nobodys_business(status: StartStatus, tmp_path: Path
         assert it.get("/livez").status == 200
     assert it.site.run("SELECT 1").status == 200
     assert {pid} == it.site.server.worker_pids()
-    assert "livez" not in it.site.server.log
-    assert "HOOK /run" in it.site.server.log
+    log = it.site.server.wait_for_log("GET /run")
+    assert "HOOK /run" in log
+    assert "livez" not in log
+    assert "Autorestarting" not in log
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_only_reading_is_allowed(status: StartStatus, method: str) -> None:
+def test_only_reading_is_allowed(status: StartStatus) -> None:
     it = status()
-    answer = it.get("/stats.json", method)
-    assert answer.status == 405
-    assert answer.headers["Allow"] == "GET, HEAD"
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        answer = it.get("/stats.json", method)
+        assert answer.status == 405, method
+        assert answer.headers["Allow"] == "GET, HEAD"
 
 
 def test_what_it_answers_and_what_not(status: StartStatus) -> None:
@@ -483,7 +549,7 @@ def test_what_it_answers_and_what_not(status: StartStatus) -> None:
     assert it.get("/" + "x" * 600).status == 400
 
     def raw(text: bytes) -> bytes:
-        with socket.create_connection(it.address, timeout=10) as client:
+        with socket.create_connection(it.address, timeout=30) as client:
             client.sendall(text)
             client.shutdown(socket.SHUT_WR)
             return client.recv(1000)
@@ -504,15 +570,32 @@ def test_the_main_port_never_serves_it(status: StartStatus) -> None:
         assert "db_client" not in answer.text
 
 
-def test_slow_clients_do_not_take_it_away(status: StartStatus) -> None:
-    it = status()
-    idlers = [socket.create_connection(it.address) for _ in range(60)]
-    try:
-        assert it.get("/livez").seconds < 0.5
-        assert idlers[0].recv(1) == b"", "after some seconds they are sent away"
-    finally:
+def patience(folder: Path, seconds: float) -> tuple[str, str]:
+    """Options that give clients of the status listener so much time."""
+    conf = folder / "patience.py"
+    conf.write_text(
+        "def post_worker_init(worker):\n"
+        "    from pooled_serve import status\n"
+        f"    status.PATIENCE = {seconds}\n"
+    )
+    return ("-c", str(conf))
+
+
+def test_slow_clients_do_not_take_it_away(status: StartStatus, tmp_path: Path) -> None:
+    it = status(*patience(tmp_path, 600))
+    with ExitStack() as stack:
+        idlers = [stack.enter_context(socket.create_connection(it.address)) for _ in range(60)]
+        assert it.get("/livez").status == 200
         for idler in idlers:
-            idler.close()
+            idler.setblocking(False)
+            with pytest.raises(BlockingIOError):  # it is still there
+                idler.recv(1)
+
+
+def test_slow_clients_are_sent_away_in_the_end(status: StartStatus, tmp_path: Path) -> None:
+    it = status(*patience(tmp_path, 0.5))
+    with socket.create_connection(it.address, timeout=30) as idler:
+        assert idler.recv(1) == b""
 
 
 def test_it_tells_no_secrets(status: StartStatus, mariadb: Server) -> None:
@@ -578,7 +661,7 @@ def test_inherited_sockets_must_have_one_for_it(
     program = (
         "import os, socket, sys\n"
         f"for fd, address in enumerate({addresses[:inherited]!r}, 3):\n"
-        "    s = socket.socket(); s.bind(address); s.listen()\n"
+        "    s = socket.create_server(address)\n"
         "    s.set_inheritable(True); assert s.detach() == fd\n"
         f"os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='{inherited}')\n"
         "os.execv(sys.argv[1], sys.argv[1:])"
@@ -605,8 +688,8 @@ def test_preload_and_reuse_port_work_with_it(status: StartStatus) -> None:
         it = status("-w", "2", option)
         for _ in range(10):
             assert it.site.run("SELECT 1").status == 200
-        assert it.pool()["acquired_total"] == 10
-        assert len(it.stats()["workers"]) == 2
+        stats = it.wait_for(lambda stats: len(stats["workers"]) == 2)
+        assert stats["pools"]["default"]["acquired_total"] == 10
 
 
 @pytest.mark.parametrize("setting", ["pool_status", "bind"])
@@ -618,20 +701,19 @@ def test_hang_up_does_not_move_it(
     conf = folder / "gunicorn.conf.py"
     addresses = {name: ("127.0.0.1", free_port()) for name in ("bind", "pool_status")}
 
-    def write() -> None:
-        lines = (f"{name} = '{host}:{port}'\n" for name, (host, port) in addresses.items())
-        conf.write_text("".join(lines))
+    def source() -> str:
+        return "".join(f"{name} = '{host}:{port}'\n" for name, (host, port) in addresses.items())
 
-    write()
+    conf.write_text(source())
     before = dict(addresses)
     server = serve(folder, address=addresses["bind"], bind=False)
     addresses[setting] = ("127.0.0.1", free_port())
-    write()
+    rewrite(conf, source())
     old = server.worker_pids()
     server.signal(signal.SIGHUP)
     flag = {"pool_status": "--status", "bind": "--bind"}[setting]
-    wait_until(lambda: f"{flag} stays as it was: with a status page" in server.log)
-    wait_until(lambda: server.worker_pids() and not server.worker_pids() & old, timeout=10)
+    server.wait_for_log(f"{flag} stays as it was: with a status page")
+    wait_until(lambda: (new := server.worker_pids()) and not new & old)
     assert server.get("/run?sql=SELECT+1").status == 200
     with closing(Client(before["pool_status"])) as client:
         assert client.get("/livez").status == 200
@@ -644,18 +726,18 @@ def test_hang_up_does_not_turn_it_on(
     conf = folder / "gunicorn.conf.py"
     conf.write_text("")
     server = serve(folder)
-    conf.write_text(f"pool_status = '127.0.0.1:{free_port()}'")
+    rewrite(conf, f"pool_status = '127.0.0.1:{free_port()}'")
     old = server.worker_pids()
     server.signal(signal.SIGHUP)
-    wait_until(lambda: "--status stays as it was" in server.log)
-    wait_until(lambda: server.worker_pids() and not server.worker_pids() & old, timeout=10)
+    server.wait_for_log("--status stays as it was")
+    wait_until(lambda: (new := server.worker_pids()) and not new & old)
     assert server.get("/run?sql=SELECT+1").status == 200
 
 
 # --- The log -------------------------------------------------------------------------------------
 
 TAKEN = re.compile(
-    r"\[WARNING\] pool 'default': a connection is held for (\d\.\d)s by GET /run "
+    r"\[WARNING\] pool 'default': a connection is held for (\d+\.\d)s by GET /run "
     r"\(.+\); it was taken here:\n(?:  .*\n)+"
 )
 
@@ -664,20 +746,30 @@ def test_a_lease_that_lasts_too_long_is_told_with_the_stack_that_took_it(
     status: StartStatus,
 ) -> None:
     it = status("--leak-threshold", "0.5")
-    assert it.site.run("SELECT SLEEP(0.1)").status == 200
-    assert "is held for" not in it.site.server.log
-    assert it.site.run("SELECT SLEEP(1.2)").status == 200
-    wait_until(lambda: "came back after" in it.site.server.log)
-    (told,) = TAKEN.finditer(it.site.server.log)
-    assert told[1] in ("0.5", "0.6", "0.7")
+    quick = [it.site.run("SELECT 1") for _ in range(10)]
+    # On a busy machine even those may take long. Only then may they be told.
+    slow = sum(answer.seconds >= 0.5 for answer in quick)
+    before = len(TAKEN.findall(it.site.server.log))
+    assert before <= slow
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+        with gate(it.site.database) as statement:
+            answer = threads.submit(it.site.run, statement)
+            log = it.site.server.wait_for_log("is held for", times=before + 1)
+            *_, told = TAKEN.finditer(log)
+            most = time.monotonic() - began + 0.1  # they are rounded
+        assert answer.result().status == 200
+    assert 0.5 <= float(told[1]) <= most
     assert "in run\n    with connection.cursor() as cursor:" in told[0]
     assert "pooled_serve" not in told[0]
-    (back,) = re.findall(
-        r"\[INFO\] pool 'default': the connection of GET /run \(.+\) came back after (\d\.\d)s",
-        it.site.server.log,
+    log = it.site.server.wait_for_log("came back after", times=before + 1)
+    *_, back = re.findall(
+        r"\[INFO\] pool 'default': the connection of GET /run \(.+\) came back after (\d+\.\d)s",
+        log,
     )
-    assert 1.2 <= float(back) < 3
-    assert it.pool()["leaked_total"] == 1
+    assert float(told[1]) <= float(back) <= time.monotonic() - began + 0.1
+    assert it.pool()["leaked_total"] == before + 1
 
 
 def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartStatus) -> None:
@@ -687,14 +779,13 @@ def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartSta
         def forget(request):
             def hold():
                 connection.cursor().execute("SELECT 1")
-                gevent.sleep(2)
+                gevent.sleep(1)
             gevent.spawn(hold)
             return HttpResponse()
     """
     it = status("--leak-threshold", "0.3", views=views)
     assert it.site.server.get("/forget").status == 200
-    wait_until(lambda: "came back after" in it.site.server.log)
-    log = it.site.server.log
+    log = it.site.server.wait_for_log("came back after")
     assert log.count("is held for") == 1
     assert "by a greenlet, not a request" in log
     assert it.pool()["leaked_total"] == 1
@@ -719,19 +810,24 @@ def test_the_log_names_no_more_of_a_path_than_two_segments(path: str, short: str
 
 
 def test_a_full_pool_is_told_once_a_second_and_that_it_is_over(status: StartStatus) -> None:
-    it = status(cap=2)
+    it = status("--pool-timeout", "60", cap=2)
     began = time.monotonic()
-    outcomes = hammer(it.site.server.port, SLEEP.format(0.5), clients=10, seconds=3)
-    assert {outcome.result for outcome in outcomes} == {200}
-    over = "pool 'default': the pressure is over, nobody waits; 0 requests got 503"
-    wait_until(lambda: over in it.site.server.log)
+    with ThreadPoolExecutor(5) as threads:
+        with gate(it.site.database) as statement:
+            answers = [threads.submit(it.site.run, statement) for _ in range(5)]
+            log = it.site.server.wait_for_log("pool 'default' is at its cap", times=2)
+            most = time.monotonic() - began + 1
+        assert [answer.result().status for answer in answers] == [200] * 5
     told = re.findall(
         r"\[WARNING\] pool 'default' is at its cap: 2 in use, 0 idle, (\d+) waiting, cap 2, "
-        r"longest held (\d\.\d)s by GET /run; the first waits for (\d\.\d)s",
-        it.site.server.log,
+        r"longest held (\d+\.\d)s by GET /run; the first waits for (\d+\.\d)s",
+        log,
     )
-    assert 2 <= len(told) <= time.monotonic() - began + 1
+    assert 2 <= len(told) <= most
     assert all(int(waiting) > 0 for waiting, _, _ in told)
+    it.site.server.wait_for_log(
+        "pool 'default': the pressure is over, nobody waits; 0 requests got 503"
+    )
 
 
 def test_short_queues_are_no_news(status: StartStatus) -> None:
@@ -740,8 +836,11 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
     assert {outcome.result for outcome in outcomes} == {200}
     assert it.pool()["waited_total"] > 0
     time.sleep(0.5)
-    assert "at its cap" not in it.site.server.log
-    assert "pressure" not in it.site.server.log
+    log = it.site.server.log
+    # On a busy machine the queue may have been longer.
+    long = max(outcome.seconds for outcome in outcomes) >= journal.PATIENCE
+    assert long or "at its cap" not in log
+    assert long or "pressure" not in log
 
 
 def test_a_frozen_database_is_told_as_lost(status: StartStatus, mariadb: Server) -> None:
@@ -751,11 +850,11 @@ def test_a_frozen_database_is_told_as_lost(status: StartStatus, mariadb: Server)
         proxy.freeze()
         assert it.site.run("SELECT 1").status == 503
         wait_until(lambda: it.get("/readyz").status == 503)
-        assert "database 'default' cannot be reached: the server did not answer" in (
-            it.site.server.log
+        it.site.server.wait_for_log(
+            "database 'default' cannot be reached: the server did not answer"
         )
         proxy.thaw()
-        wait_until(lambda: it.get("/readyz").status == 200, timeout=10)
+        wait_until(lambda: it.get("/readyz").status == 200)
 
 
 def test_json_is_json(status: StartStatus) -> None:

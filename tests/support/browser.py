@@ -78,6 +78,11 @@ class StatusPage:
         """How many polls have ended, well or not."""
         return int(self.tab.locator("main").get_attribute("data-polls") or 0)
 
+    def wait_for_news(self) -> None:
+        """Until what is shown was asked for after this call: the next poll may be under way."""
+        before = self.polls
+        wait_until(lambda: self.polls >= before + 2)
+
     def after(self, seconds: int) -> None:
         """As many polls later, for a page whose answers are ours."""
         for _ in range(seconds):
@@ -101,10 +106,8 @@ class StatusPage:
 
     @property
     def aliases(self) -> list[str]:
-        return [
-            section.get_attribute("data-alias") or ""
-            for section in self.tab.locator("[data-alias]").all()
-        ]
+        sections = self.tab.locator("[data-alias]")
+        return list(sections.evaluate_all("all => all.map((section) => section.dataset.alias)"))
 
     def value(self, name: str, alias: str = "default") -> str:
         """One of the figures of a database."""
@@ -112,10 +115,13 @@ class StatusPage:
 
     def totals(self, alias: str = "default") -> dict[str, str]:
         """What has happened since the start, as far as it has."""
-        rows = self.tab.locator(f"{_quoted('alias', alias)} [data-total]").all()
-        return {
-            row.get_attribute("data-total") or "": row.locator("dd").inner_text() for row in rows
-        }
+        rows = self.tab.locator(f"{_quoted('alias', alias)} [data-total]")
+        # At once: the next poll may add rows.
+        return dict(
+            rows.evaluate_all(
+                "all => all.map((row) => [row.dataset.total, row.querySelector('dd').innerText])"
+            )
+        )
 
     def cell(self, worker: int, name: str, alias: str = "default") -> str:
         """One of the figures of a worker."""
@@ -143,7 +149,7 @@ class StatusPage:
         return {url for url in self.requests if urlsplit(url).netloc != own}
 
     def _text(self, selector: str) -> str:
-        return self.tab.locator(selector).inner_text(timeout=5000)
+        return self.tab.locator(selector).inner_text()
 
 
 def _answer(route: Route, stats: Any) -> None:

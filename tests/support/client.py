@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pymysql
+from pymysql.constants import ER
 from pymysql.cursors import DictCursor
 
 from support.processes import wait_until
+
+if TYPE_CHECKING:
+    from support.servers import Database
 
 Row = dict[str, Any]
 
@@ -42,13 +48,16 @@ class Admin:
     def aborted_clients(self) -> int:
         """How many connections have ended without a goodbye, once those of others are all over."""
         own = ("root", "system user", "event_scheduler")
-        wait_until(
-            lambda: {row["User"] for row in self.query("SHOW PROCESSLIST")} <= {*own}, timeout=10
-        )
+        wait_until(lambda: {row["User"] for row in self.query("SHOW PROCESSLIST")} <= {*own})
         return self.status("Aborted_clients")
 
     def kill(self, connection_id: int) -> None:
-        self.query("KILL %s", connection_id)
+        """A connection that has ended by itself in the meantime is as good as killed."""
+        try:
+            self.query("KILL %s", connection_id)
+        except pymysql.MySQLError as error:
+            if error.args[0] != ER.NO_SUCH_THREAD:
+                raise
 
     def close(self) -> None:
         if self._connection and self._connection.open:
@@ -73,3 +82,18 @@ class Admin:
                 ssl_disabled=True,  # a socket needs none, and setting it up is slow
             )
         return self._connection
+
+
+@contextmanager
+def gate(database: Database) -> Iterator[str]:
+    """A statement that ends only when the block does, however many run it.
+
+    For what has to be looked at meanwhile: a SLEEP may be over before a busy machine comes to look.
+    """
+    with (
+        pymysql.connect(**database.connect_args(), ssl_disabled=True) as holder,
+        holder.cursor() as cursor,
+    ):
+        cursor.execute("SELECT GET_LOCK('gate', 0)")
+        assert cursor.fetchone() == (1,), "there is one already"
+        yield "SELECT GET_LOCK('gate', 300), RELEASE_LOCK('gate')"

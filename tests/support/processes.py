@@ -12,11 +12,15 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 30.0
+"""Seconds until what does not happen fails a test; a busy machine may keep a process waiting."""
+
 
 class Process(NamedTuple):
     pid: int
     parent: int
     group: int
+    state: str  # one letter, as in ps
 
 
 def running() -> Iterator[Process]:
@@ -27,7 +31,7 @@ def running() -> Iterator[Process]:
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             state, parent, group = fields[:3]
             if state not in "ZX":
-                yield Process(int(folder.name), int(parent), int(group))
+                yield Process(int(folder.name), int(parent), int(group), state)
 
 
 def children(pid: int) -> set[int]:
@@ -38,12 +42,23 @@ def members(group: int) -> set[int]:
     return {process.pid for process in running() if process.group == group}
 
 
+def is_running(pid: int) -> bool:
+    return any(process.pid == pid for process in running())
+
+
+def suspend(pids: set[int]) -> None:
+    """Let them do nothing until SIGCONT. To have sent the signal is not to have stopped them."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: pids <= {process.pid for process in running() if process.state == "T"})
+
+
 def kill_group(group: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 5.0) -> T:
+def wait_until(condition: Callable[[], T], timeout: float = PATIENCE) -> T:
     """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -26,7 +26,7 @@ def run_script(
     gevent: bool = True,
     size: int = SIZE,
     cap: int | None = CAP,
-    timeout: float = 2.0,
+    timeout: float = 30.0,
     pooled: bool = True,
     **env: str,
 ) -> Any:
@@ -45,7 +45,7 @@ def run_script(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     said = done.stdout + done.stderr
@@ -108,7 +108,7 @@ def names(cap: int | None) -> dict[str, Any]:
     def pool(alias: str = "default") -> Any:
         return patch.pools()[alias]
 
-    def settle(condition: Any, seconds: float = 3.0) -> None:
+    def settle(condition: Any, seconds: float = 30.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, {alias: pool(alias).stats() for alias in patch.pools()}
@@ -122,7 +122,7 @@ def names(cap: int | None) -> dict[str, Any]:
         assert it.stats()["idle"] <= it.size
         if cap is None:
             return
-        taken = [it.acquire(timeout=2) for _ in range(cap)]
+        taken = [it.acquire(timeout=30) for _ in range(cap)]
 
         def known() -> set[int]:
             with taken[0].cursor() as cursor:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from support import processes
+from support.ports import free_port
 from support.servers import ROOT, tied_to_us
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
@@ -25,8 +26,15 @@ Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 POOLED_SERVE = (sys.executable, "-m", "pooled_serve")
 GUNICORN = (sys.executable, "-m", "gunicorn")
 
-# Settings of whoever runs the tests must not reach the servers under test.
-FOREIGN_SETTINGS = ("POOLED_SERVE_", "GUNICORN_CMD_ARGS", "DJANGO_SETTINGS_MODULE", "PORT")
+# Settings of whoever runs the tests must not reach the servers under test. The last one would have
+# each of them compile the package anew.
+FOREIGN_SETTINGS = (
+    *("POOLED_SERVE_", "GUNICORN_CMD_ARGS", "DJANGO_SETTINGS_MODULE", "PORT"),
+    "PYTHONDONTWRITEBYTECODE",
+)
+
+START_TIMEOUT = 60.0  # seconds; three processes have to import things, one after the other
+STOP_TIMEOUT = 25.0  # less than graceful_timeout, after which the master kills what hangs
 
 
 class ServerExited(Exception):
@@ -119,8 +127,8 @@ class Serve:
         command: Sequence[str] = POOLED_SERVE,
         address: Address | None = None,
         bind: bool = True,
-        start_timeout: float = 20.0,
-        stop_timeout: float = 20.0,
+        start_timeout: float = START_TIMEOUT,
+        stop_timeout: float = STOP_TIMEOUT,
     ) -> None:
         self.address = address or ("127.0.0.1", free_port())
         self._argv = [*command, app, *args]
@@ -180,7 +188,7 @@ class Serve:
             raise AssertionError(f"processes {left} outlive the server\n{self.log}") from None
         return code
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = STOP_TIMEOUT) -> int:
         """The exit code, once the server has ended by itself."""
         assert self._process, "not started"
         try:
@@ -209,6 +217,20 @@ class Serve:
         """The children of the master: after SIGUSR2, a second master is among them."""
         return processes.children(self.master_pid)
 
+    @contextmanager
+    def only(self, worker: int) -> Iterator[None]:
+        """This worker answers, because the others are suspended for the length of the block.
+
+        Otherwise the kernel may give one of them all connections there are.
+        """
+        others = self.worker_pids() - {worker}
+        try:
+            processes.suspend(others)
+            yield
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+
     @property
     def port(self) -> int:
         assert not isinstance(self.address, str), "on a Unix socket"
@@ -220,6 +242,14 @@ class Serve:
         end = os.fstat(self._log.fileno()).st_size
         # The server writes through the same file position, which seek() would move.
         return os.pread(self._log.fileno(), end, 0).decode(errors="replace")
+
+    def wait_for_log(self, text: str, times: int = 1) -> str:
+        """The log, once this stands in it so often: much of it is written after the answer."""
+        try:
+            processes.wait_until(lambda: self.log.count(text) >= times)
+        except AssertionError:
+            raise AssertionError(f"the log does not say {text!r}\n{self.log}") from None
+        return self.log
 
     def get(
         self, path: str = "/", *, timeout: float = 30.0, headers: Mapping[str, str] | None = None
@@ -253,14 +283,6 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     kept |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     changed = kept | dict(changes or {})
     return {name: value for name, value in changed.items() if value is not None}
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _as_option(address: Address) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.client import Admin
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,6 +79,7 @@ class Server(PrivateDatabase):
         server: Path | None = None,
     ) -> None:
         super().__init__(directory, extra_options=extra_options, server=server)
+        self.port = free_port()
         self.admin = Admin(self.admin_url())
 
     def kill(self) -> None:
