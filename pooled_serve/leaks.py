@@ -49,7 +49,8 @@ class WatchedLease:
 
     def _fire(self) -> None:
         self._pool.tally[tally.LEAKED] += 1
-        self._fired = f"{self._lessee} ({_name(self._greenlet())})"
+        name = getattr(self._greenlet(), "name", None) or "a plain greenlet"
+        self._fired = f"{self._lessee} ({name})"
         log.warning(
             "pool %r: a connection is held for %.1fs by %s; it was taken here:\n%s",
             self._pool.name,
@@ -94,7 +95,3 @@ def _format(stack: list[tuple[CodeType, int]]) -> str:
         if source := linecache.getline(code.co_filename, number).strip():
             lines.append(f"    {source}")
     return "\n".join(lines)
-
-
-def _name(greenlet: Any) -> str:
-    return str(getattr(greenlet, "name", None) or "a plain greenlet")
