@@ -228,8 +228,7 @@ class Serve:
             processes.suspend(others)
             yield
         finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
+            processes.resume(others)
 
     @property
     def port(self) -> int:
