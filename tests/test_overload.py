@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from support.client import gate
 from support.load import hammer
 from support.processes import wait_until
-from support.site import Site
+from support.site import SLACK, Site
 
 StartSite = Callable[..., Site]
-
-SLACK = 3.0
-"""Seconds by which a busy machine may be late."""
 
 REFUSED = re.compile(
     r"\[WARNING\] 503 Service Unavailable.*: pool 'default': no connection within 1s "
     r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s by GET /run\)"
 )
-RECOVERED = "pool 'default': the pressure is over, nobody waits"
+RECOVERED = re.compile(
+    r"\[WARNING\] pool 'default': the pressure is over, nobody waits; (\d+) requests got 503"
+)
 
 
 def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: StartSite) -> None:
@@ -36,32 +37,37 @@ def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: S
     assert max(outcome.seconds for outcome in outcomes) < timeout + SLACK
     assert min(outcome.seconds for outcome in refused) >= timeout, "refused before its deadline"
     # The pool was busy all the time: nearly 20 a second, less what a busy machine takes.
-    assert len(served) >= seconds * 20 / 2
+    assert len(served) >= seconds * 20 / 4
 
-    wait_until(lambda: RECOVERED in shop.server.log)
+    # One that halts the clients for long enough makes the pressure end twice.
+    wait_until(lambda: sum(map(int, RECOVERED.findall(shop.server.log))) == len(refused))
     lines = [line for line in shop.server.log.splitlines() if "[WARNING]" in line]
-    assert RECOVERED in lines.pop()
-    assert 2 <= len(lines) <= took + 2, "a line a second, the first at once, the last after it"
-    said = [REFUSED.search(line) for line in lines if "at its cap" not in line]
+    assert RECOVERED.search(lines[-1])
+    told = [line for line in lines if not RECOVERED.search(line)]
+    assert 2 <= len(told) <= took + 2, "a line a second, the first at once, the last after it"
+    said = [REFUSED.search(line) for line in told if "at its cap" not in line]
     assert all(said), lines
     assert max(int(match[1]) for match in said if match) == shop.cap
-    assert f"{len(refused)} requests got 503" in shop.server.log
     assert "Traceback" not in shop.server.log
     shop.assert_whole()
 
 
 def test_a_refusal_says_when_to_come_back_and_the_log_says_who_holds(site: StartSite) -> None:
-    shop = site("--pool-timeout", "1", cap=2)
+    shop = site(cap=2)
     with ThreadPoolExecutor(2) as threads:
-        holders = [threads.submit(shop.run, "SELECT SLEEP(2)") for _ in range(2)]
-        wait_until(lambda: shop.pool()["in_use"] == 2)
-        answer = shop.run("SELECT 1")
-        assert answer.status == 503
-        assert answer.headers["Retry-After"] == "1"
-        assert answer.seconds >= 1
+        with gate(shop.database) as sql:
+            began = time.monotonic()
+            holders = [threads.submit(shop.run, sql) for _ in range(2)]
+            wait_until(lambda: shop.pool()["acquired_total"] == 2)
+            shop.server.get("/tune?timeout=1")
+            answer = shop.run("SELECT 1")
+            took = time.monotonic() - began
         assert [holder.result().status for holder in holders] == [200] * 2
+    assert answer.status == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.seconds >= 1
+    wait_until(lambda: RECOVERED.search(shop.server.log))
     (said,) = REFUSED.findall(shop.server.log)
     assert said[:2] == ("2", "1")
-    assert 1.0 <= float(said[2]) < 3.0
-    wait_until(lambda: RECOVERED in shop.server.log)
+    assert 1.0 <= float(said[2]) <= took + 0.1
     shop.assert_whole()
