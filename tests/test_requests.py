@@ -27,9 +27,18 @@ CAP = 4
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 VIEWS = """
+    from collections import Counter
+
     import gevent
+    from django.core.signals import request_started
     from django.db import transaction
     from django.http import StreamingHttpResponse
+
+    begun = Counter()
+    request_started.connect(lambda environ, **kw: begun.update([environ["PATH_INFO"]]), weak=False)
+
+    def requests_begun(request):
+        return JsonResponse(begun)
 
     def sql(text):
         with connection.cursor() as cursor:
@@ -234,11 +243,11 @@ def test_what_escapes_a_view_loses_no_slot(website: Site, path: str) -> None:
             with suppress(OSError):  # gunicorn may just hang up, or not even that
                 client.recv(1)
 
-    before = website.pool()["acquired_total"]
+    website.fill()
     with ThreadPoolExecutor(CAP) as clients:
         list(clients.map(once, range(3 * CAP)))
     # A busy worker may come to a request after its client has left.
-    wait_until(lambda: website.pool()["acquired_total"] == before + 3 * CAP)
+    wait_until(lambda: website.server.get("/requests_begun").json().get(f"/{path}") == 3 * CAP)
     wait_until(lambda: website.pool()["in_use"] == 0)
     assert rows(website) == []
     assert website.run("SELECT 1").status == 200
