@@ -109,7 +109,12 @@ def mariadb(directory: Path, *options: str) -> Server:
 
 def mysql(directory: Path, *options: str) -> Server:
     """Raise ServerMissing where MySQL can be neither found nor downloaded."""
-    return Server(directory, extra_options=options, server=_mysql_program())
+    # Without fsync() making a database takes a quarter of the time.
+    return Server(
+        directory,
+        extra_options=("--innodb-flush-method=nosync", *options),
+        server=_mysql_program(),
+    )
 
 
 def _mysql_program() -> Path:
