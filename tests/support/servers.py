@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ sys.path.append(str(EXAMPLES))
 from private_database import PrivateDatabase, tied_to_us  # noqa: E402
 
 __all__ = ["Database", "Server", "ServerMissing", "mariadb", "mysql", "tied_to_us"]
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pooled-serve-tests"
 
 _numbers = itertools.count(1)
 
@@ -86,6 +91,22 @@ class Server(PrivateDatabase):
         self.admin.close()
         super().kill()
 
+    def _create_data(self) -> None:
+        """Let the server's tool do it once per user and version: it takes seconds of CPU."""
+        version = subprocess.run([self.server, "--version"], capture_output=True, check=True)
+        made = CACHE / f"data-{hashlib.sha256(version.stdout).hexdigest()[:16]}"
+        if made.exists():
+            _copy(made, self._data)
+            return
+        super()._create_data()
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+            copy = Path(scratch, "data")
+            _copy(self._data, copy)
+            # At once, because two test runs may want it at the same time.
+            with suppress(OSError):
+                copy.rename(made)
+
     def create_database(self, *, max_user_connections: int = 0) -> Database:
         """0 connections stands for no limit, as it does for the server."""
         name = f"app{next(_numbers)}"
@@ -101,6 +122,11 @@ class Server(PrivateDatabase):
             )
             self.admin.query(f"GRANT ALL ON {name}.* TO {account}")
         return Database(name, name, password, "127.0.0.1", self.port)
+
+
+def _copy(folder: Path, to: Path) -> None:
+    # Most of it is zeros.
+    subprocess.run(["cp", "--archive", "--sparse=always", folder, to], check=True)
 
 
 def mariadb(directory: Path, *options: str) -> Server:
@@ -119,8 +145,7 @@ def mysql(directory: Path, *options: str) -> Server:
 
 def _mysql_program() -> Path:
     """Downloaded once per user: it takes 60 MB and several seconds."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "pooled-serve-tests" / "mysql"
+    folder = CACHE / "mysql"
     script = Path(__file__).with_name("get_mysql.sh")
     done = subprocess.run(
         [script, folder], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
