@@ -18,7 +18,7 @@ from gevent.event import Event
 
 from pooled_serve import pool as pool_module
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import MOVED, ConnectionPool
+from pooled_serve.pool import MOVED, ConnectionPool, Observer
 from support.driver import (
     NEVER,
     DriverError,
@@ -28,6 +28,7 @@ from support.driver import (
     leased,
     settle,
 )
+from support.processes import PATIENCE
 
 Pool = ConnectionPool[FakeConnection]
 MakePool = Callable[..., Pool]
@@ -67,6 +68,16 @@ def hold(pool: Pool, until: Event, log: list[Any] | None = None, **options: Any)
     started = gevent.spawn(run)
     gevent.sleep(0)
     return started
+
+
+class Clock:
+    """Stands still, unless it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 # --- Taking and giving back --------------------------------------------------------------------
@@ -227,14 +238,6 @@ def test_an_error_while_cleaning_closes_and_is_not_raised(
 # --- Age ---------------------------------------------------------------------------------------
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_connection_retires_at_its_age_when_it_comes_back(driver: FakeDriver) -> None:
     clock = Clock()
     pool = driver.pool(max_age=60, clock=clock)
@@ -266,17 +269,19 @@ def test_expiry_at_hand_off_yields_a_fresh_connection(driver: FakeDriver) -> Non
     clock.now += 59  # may be past its age or not: either is right, an error is not
     pool.release(old)
     clock.now += 2
-    assert waiting.get(timeout=1) is not old
+    assert waiting.get(timeout=PATIENCE) is not old
     assert len(driver.open) == 1
 
 
 def test_idle_connections_are_closed_at_their_age_in_the_background(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
-    pool = make_pool(max_age=0.05)
+    clock = Clock()
+    pool = make_pool(max_age=0.05, clock=clock)
     with leased(pool), leased(pool):
         pass
     assert pool.stats()["idle"] == 2
+    clock.now += 0.05
     settle(lambda: not driver.open)
     assert pool.stats()["closed_total"] == {"age": 2}
     assert pool.stats()["idle"] == 0
@@ -285,12 +290,12 @@ def test_idle_connections_are_closed_at_their_age_in_the_background(
 def test_an_older_one_that_comes_back_later_is_closed_at_its_own_age(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
-    ages = iter([0.05, 10.0])
-    pool = make_pool(max_age=lambda connection: next(ages, 10.0))
+    ages = iter([0.05])
+    pool = make_pool(max_age=lambda connection: next(ages, 3600.0))
     short, long = pool.acquire(), pool.acquire()
     pool.release(long)
     pool.release(short)
-    settle(lambda: short.closed, timeout=0.5)
+    settle(lambda: short.closed)
     assert not long.closed
 
 
@@ -377,7 +382,7 @@ def test_the_queue_times_out_at_the_deadline_and_not_before(make_pool: MakePool)
     users = [gevent.spawn(user) for _ in range(20)]
     gevent.joinall(users, raise_error=True)
     assert min(seconds) >= 0.0999
-    assert max(seconds) < 0.3
+    assert max(seconds) < PATIENCE
     assert pool.stats()["timeouts_total"] == 20
     done.set()
     holder.get()
@@ -394,7 +399,7 @@ def test_a_timeout_says_how_long_the_longest_lease_has_lasted(driver: FakeDriver
 
 
 def test_a_timeout_says_what_the_pool_looked_like(make_pool: MakePool) -> None:
-    pool = make_pool(size=1, max_outstanding=2, name="default")
+    pool = make_pool(size=1, max_outstanding=2, name="default", clock=Clock())
     with leased(pool), leased(pool), pytest.raises(PoolTimeout) as caught:
         pool.acquire(timeout=0.01)
     assert str(caught.value) == (
@@ -428,17 +433,17 @@ def test_timeout_in_the_same_tick_as_release_is_exactly_one_of_the_two() -> None
         # The loop sees both at once: it was not looked at since before they were due.
         time.sleep(0.009 + attempt % 5 * 0.0005)
         gevent.get_hub().loop.run_callback(pool.release, taken)
-        outcomes.add(waiting.get(timeout=1))
+        outcomes.add(waiting.get(timeout=PATIENCE))
         assert_sound(pool, driver)
     assert outcomes <= {"served", "timed out"}
 
 
 def test_ten_thousand_waiters_cost_no_more_than_ten_to_serve(driver: FakeDriver) -> None:
     def calls_per_hand_off(waiters: int) -> float:
-        pool = FakeDriver().pool(size=1, max_outstanding=1, timeout=60)
+        pool = FakeDriver().pool(size=1, max_outstanding=1, timeout=600)
         taken = pool.acquire()
         users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(waiters)]
-        settle(lambda: pool.stats()["waiting"] == waiters, timeout=20)
+        settle(lambda: pool.stats()["waiting"] == waiters)
         calls = count_calls(lambda: (pool.release(taken), gevent.joinall(users)))
         return calls / waiters
 
@@ -543,12 +548,12 @@ def test_whatever_a_step_does_and_whoever_is_killed_nothing_is_lost(
     gevent.sleep(0.005)
     if end == "kill":
         running.kill()
+    # A reset that never returns is bounded by the driver, not by the pool.
+    endless = (step, mood, end) == ("reset", "never", "nothing")
     with quiet_hub():
-        running.join(timeout=0.5)
-    if not running.ready():
-        # A reset that never returns is bounded by the driver, not by the pool.
-        assert (step, mood, end) == ("reset", "never", "nothing")
-        running.kill()
+        running.join(timeout=0.2 if endless else PATIENCE)
+    assert running.ready() != endless
+    running.kill()
 
 
 class quiet_hub:  # noqa: N801 - used like a function
@@ -568,10 +573,8 @@ class quiet_hub:  # noqa: N801 - used like a function
 def test_the_deadline_covers_the_connect(make_pool: MakePool, driver: FakeDriver) -> None:
     pool = make_pool(timeout=0.05)
     driver.plan["connect"] = [NEVER]
-    began = time.monotonic()
-    with pytest.raises(PoolTimeout):
+    with gevent.Timeout(PATIENCE), pytest.raises(PoolTimeout):
         pool.acquire()
-    assert time.monotonic() - began < 0.5
 
 
 def test_a_failed_connect_is_raised_if_nothing_could_come_back(
@@ -606,7 +609,7 @@ def test_a_failed_connect_fails_all_who_wait_for_it(
     users = [gevent.spawn(user) for _ in range(5)]
     settle(lambda: pool.stats()["waiting"] == 4)
     failing.set()
-    gevent.joinall(users, raise_error=True, timeout=1)
+    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
     pool._open = driver.connect
     assert [str(error) for error in errors] == ["refused"] * 5
     assert len({id(error) for error in errors}) == 5  # one traceback each
@@ -632,46 +635,50 @@ def test_with_connections_in_use_a_failed_connect_waits_for_their_return(
     gevent.sleep(0.1)
     assert order == []
     pool.release(taken)
-    gevent.joinall(users, raise_error=True, timeout=1)
+    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
     assert order == list(range(10))
 
 
 def test_attempts_to_connect_are_bounded_by_the_back_off(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
-    pool = make_pool(size=5, max_outstanding=5)
+    queued: list[float] = []
+
+    class Watch(Observer):
+        def queued(self) -> None:
+            queued.append(time.monotonic())
+
+    pool = make_pool(size=5, max_outstanding=5, observer=Watch())
     driver.always["connect"] = DriverError("refused")
-    outcomes: list[str] = []
-    end = time.monotonic() + 1.0
+    began = time.monotonic()
 
     def user() -> None:
-        while time.monotonic() < end:
-            try:
-                pool.acquire(timeout=0.5)
-            except (DriverError, PoolTimeout) as error:
-                outcomes.append(type(error).__name__)
+        for _ in range(200):
+            with pytest.raises(DriverError):
+                pool.acquire()
             gevent.sleep(0.005)
 
     gevent.joinall([gevent.spawn(user) for _ in range(20)], raise_error=True)
-    assert len(outcomes) > 500  # they failed at once
-    # 50, 100, 200, 400 ms less jitter, after a first salvo of the cap
-    assert driver.calls["connect"] <= 5 + 8
+    assert not queued, "they fail at once"
+    # 50 ms, doubled up to 1 s, less up to half of each; before that, a salvo of the cap
+    assert driver.calls["connect"] <= 5 + 5 + 2 * (time.monotonic() - began)
 
 
 def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
-    pool = make_pool(size=5, max_outstanding=5, timeout=5)
+    pool = make_pool(size=5, max_outstanding=5)
     taken = pool.acquire()  # somebody's long query, so that others queue
     driver.plan["connect"] = [DriverError("refused")]
     users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(50)]
     settle(lambda: pool.stats()["waiting"] == 50)
     gate = Event()
     driver.always["connect"] = gate
-    gevent.sleep(0.3)
+    settle(lambda: driver.connecting == 1)
+    gevent.sleep(0.2)
     assert driver.connecting == 1
     gate.set()
-    gevent.joinall(users, raise_error=True, timeout=2)
+    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
     pool.release(taken)
 
 
@@ -680,13 +687,15 @@ def test_a_server_that_never_answers_is_not_asked_by_each_waiter_in_turn(
 ) -> None:
     pool = make_pool(timeout=0.1)
     driver.always["connect"] = NEVER
+    began = time.monotonic()
     users = []
     for _ in range(100):  # each would be the first in the queue for some milliseconds
         users.append(gevent.spawn(pool.acquire))
         gevent.sleep(0.005)
     gevent.joinall(users)
     assert all(isinstance(user.exception, PoolTimeout) for user in users)
-    assert driver.calls["connect"] < 20
+    # The cap, then with pauses as after any failure.
+    assert driver.calls["connect"] <= 2 + 5 + 2 * (time.monotonic() - began)
 
 
 def test_a_connect_begun_too_late_is_not_held_against_the_server(
@@ -724,7 +733,7 @@ def test_when_the_server_has_moved_no_older_connection_is_handed_out_again(
 def test_a_server_that_stays_read_only_does_not_cost_all_connections_each_time(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
-    pool = make_pool()
+    pool = make_pool(clock=Clock())  # all within the same second
     for _ in range(20):
         with leased(pool), leased(pool) as writer:
             writer.fault = MOVED
@@ -754,7 +763,7 @@ def test_a_reclaimed_connection_is_reused_if_clean(make_pool: MakePool, driver: 
     waiting = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.reclaim(connection)
-    assert waiting.get(timeout=1) is connection
+    assert waiting.get(timeout=PATIENCE) is connection
     pool.reclaim(connection)
     settle(lambda: pool.stats()["idle"] == 1)
     assert driver.calls["connect"] == 1
@@ -773,7 +782,7 @@ def test_reclaim_from_another_thread(make_pool: MakePool) -> None:
     pool = make_pool(size=1, max_outstanding=1)
     connection = pool.acquire()
     gevent.get_hub().threadpool.spawn(pool.reclaim, connection)
-    with leased(pool, timeout=1) as again:
+    with leased(pool) as again:
         assert again is connection
 
 
@@ -800,8 +809,9 @@ def test_a_signal_in_the_middle_of_acquire_and_release(make_pool: MakePool) -> N
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
     try:
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
+        end = time.monotonic() + PATIENCE
+        while len(fired) < 500:
+            assert time.monotonic() < end, len(fired)
             if not orphans and pool.stats()["in_use"] < 2:
                 orphans.append(pool.acquire())
             pool.release(pool.acquire())
@@ -811,7 +821,6 @@ def test_a_signal_in_the_middle_of_acquire_and_release(make_pool: MakePool) -> N
         signal.signal(signal.SIGALRM, before)
     for connection in orphans:
         pool.release(connection)
-    assert len(fired) > 50
 
 
 def test_plain_greenlets_can_wait_too(make_pool: MakePool) -> None:
@@ -851,12 +860,12 @@ def test_a_closed_pool_closes_idle_ones_and_refuses(driver: FakeDriver) -> None:
     waiting = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.release(other)
-    assert waiting.get(timeout=1) is other
+    assert waiting.get(timeout=PATIENCE) is other
     late = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.close()
     with pytest.raises(PoolClosed), quiet_hub():
-        late.get(timeout=1)
+        late.get(timeout=PATIENCE)
     with pytest.raises(PoolClosed):
         pool.acquire()
     pool.release(taken)
@@ -871,9 +880,8 @@ def test_a_close_that_never_returns_is_not_waited_for(
     pool = driver.pool()
     pool.release(pool.acquire())
     driver.always["close"] = NEVER
-    began = time.monotonic()
-    pool.close(timeout=0.5)
-    assert time.monotonic() - began < 0.4
+    with gevent.Timeout(PATIENCE):
+        pool.close(timeout=3600)
 
 
 def test_a_forked_child_leaves_the_parents_connections_alone(driver: FakeDriver) -> None:
@@ -924,7 +932,7 @@ def test_after_a_silent_outage_it_recovers_while_requests_go_on_timing_out(
 ) -> None:
     """The head of the queue has next to no time left, and connecting takes longer than that."""
     frozen, up = Event(), [True]
-    served: list[float] = []
+    served: list[FakeConnection] = []
     pool = make_pool(size=4, max_outstanding=4, timeout=0.5)
     connect = pool._open
 
@@ -935,29 +943,32 @@ def test_after_a_silent_outage_it_recovers_while_requests_go_on_timing_out(
         return connect()
 
     pool._open = slow_connect
-    began = time.monotonic()
+    users = []
 
     def user() -> None:
-        with contextlib.suppress(PoolTimeout), leased(pool):
-            served.append(time.monotonic() - began)
+        with contextlib.suppress(PoolTimeout), leased(pool) as connection:
+            served.append(connection)
             gevent.sleep(0.005)
 
-    def outage() -> None:
-        gevent.sleep(0.5)
-        up[0] = False
-        for conn in driver.open:
-            conn.alive = False
-        gevent.sleep(1.5)
-        up[0] = True
+    def come_until(condition: Callable[[], bool]) -> None:
+        """One every 10 ms."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, pool.stats()
+            users.append(gevent.spawn(user))
+            gevent.sleep(0.01)
 
-    gevent.spawn(outage)
-    users = []
-    for _ in range(400):  # one every 10 ms, for 4 s
-        users.append(gevent.spawn(user))
-        gevent.sleep(0.01)
+    come_until(lambda: len(served) >= 20)
+    up[0] = False
+    for connection in driver.open:
+        connection.alive = False
+    outage = time.monotonic() + 1.5
+    come_until(lambda: time.monotonic() > outage)
+    up[0] = True
+    served.clear()
+    come_until(lambda: len(served) >= 20)
     gevent.joinall(users, raise_error=True)
     frozen.set()
-    assert len([at for at in served if at > 3.5]) > 20, served[-5:]
 
 
 def test_a_failed_connect_takes_what_came_back_meanwhile(
@@ -976,7 +987,7 @@ def test_a_failed_connect_takes_what_came_back_meanwhile(
     gevent.sleep(0.01)
     pool.release(first)  # nobody is in the queue, so it becomes idle
     failing.set()
-    assert user.get(timeout=1) is first
+    assert user.get(timeout=PATIENCE) is first
     pool._open = connect_well
     pool.release(first)
 

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from pooled_serve.errors import PoolTimeout
+from support import TORTURE
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
 
 CAP = 3
@@ -224,7 +225,7 @@ def test_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     run_state_machine_as_test(
         PoolMachine,
         settings=settings(
-            max_examples=100,
+            max_examples=100 if TORTURE else 30,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

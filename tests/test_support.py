@@ -115,6 +115,7 @@ def test_proxy_counts_commands(proxy: NetProxy, database: Database) -> None:
         after = proxy.traffic()
     assert (after.accepted, after.open) == (1, 1)
     assert after.commands - before.commands == {QUERY: 2, PING: 1}
+    assert after.turns - before.turns == 3
     processes.wait_until(lambda: proxy.traffic().open == 0)
 
 

@@ -1,1 +1,6 @@
 """What the tests share: database servers, a proxy in front of them, a server process, a load."""
+
+import os
+
+TORTURE = bool(os.environ.get("TORTURE"))
+"""Whether to run all of what the everyday run takes a sample of, as CI does."""

@@ -10,6 +10,7 @@ import gevent
 from gevent.event import Event
 
 from pooled_serve.pool import DIRTY, ConnectionPool
+from support.processes import PATIENCE
 
 NEVER = float("inf")
 
@@ -95,7 +96,7 @@ class FakeDriver:
         connection.abandoned = True
 
     def pool(self, **options: Any) -> ConnectionPool[FakeConnection]:
-        options = {"size": 2, "max_outstanding": 2, "timeout": 1.0, **options}
+        options = {"size": 2, "max_outstanding": 2, "timeout": PATIENCE, **options}
         return ConnectionPool(
             self.connect,
             check=self.check,
@@ -121,9 +122,9 @@ def leased(pool: ConnectionPool[FakeConnection], **options: Any) -> Iterator[Fak
         pool.release(connection)
 
 
-def settle(condition: Callable[[], bool] = lambda: True, timeout: float = 2.0) -> None:
+def settle(condition: Callable[[], bool] = lambda: True) -> None:
     """Let everything happen that is due, until the condition holds."""
-    with gevent.Timeout(timeout, AssertionError("it does not settle")):
+    with gevent.Timeout(PATIENCE, AssertionError("it does not settle")):
         gevent.sleep(0.002)
         while not condition():
             gevent.sleep(0.001)
@@ -139,7 +140,7 @@ def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> No
     assert stats["waiting"] == 0
     assert stats["idle"] == len(driver.open) <= pool.size
     assert driver.peak <= pool.cap
-    taken = [pool.acquire(timeout=2.0) for _ in range(int(pool.cap))]
+    taken = [pool.acquire(timeout=PATIENCE) for _ in range(int(pool.cap))]
     assert len({id(connection) for connection in taken}) == pool.cap
     for connection in taken:
         pool.release(connection)

@@ -24,6 +24,7 @@ class Outcome(NamedTuple):
     result: int | str  # the status, or else the name of the exception the client got
     seconds: float
     at: float  # when the request was sent, in seconds from the first one
+    client: int  # which of them sent it
 
 
 class Hammer:
@@ -34,7 +35,8 @@ class Hammer:
             outcomes = hammer.finish()
 
     Each client sends `requests` requests, or as many as it can in `seconds`, one after the other,
-    or no more than one `every` so many seconds. `stop()` ends it sooner. Once it is finished,
+    or no more than one `every` so many seconds. In the block they have begun; `stop()` ends it
+    sooner. Once it is finished,
     `start` is the moment of the first request, in seconds of time.monotonic().
     """
 
@@ -55,8 +57,12 @@ class Hammer:
         assert (seconds is None) != (requests is None), "seconds or requests"
         order = [port, path, clients, seconds, requests, keepalive, timeout, every]
         self._process = subprocess.Popen(
-            [sys.executable, "-I", __file__, json.dumps(order)], stdout=subprocess.PIPE
+            [sys.executable, "-I", __file__, json.dumps(order)],
+            bufsize=0,  # readline() must leave communicate() what comes after the line
+            stdout=subprocess.PIPE,
         )
+        assert self._process.stdout
+        self._process.stdout.readline()  # it is ready to be stopped, too
 
     def __enter__(self) -> Hammer:
         return self
@@ -115,7 +121,7 @@ def _run(
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     together = threading.Barrier(clients + 1)
 
-    def client() -> None:
+    def client(number: int) -> None:
         connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
         together.wait()
         sent = 0
@@ -134,18 +140,19 @@ def _run(
                 result = type(error).__name__
                 connection.close()
             ended = time.monotonic()
-            outcomes.append(Outcome(result, ended - began, began - start))
+            outcomes.append(Outcome(result, ended - began, began - start, number))
             if not keepalive:
                 connection.close()
             if every:
                 stopped.wait(began + every - time.monotonic())
         connection.close()
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     start = time.monotonic()
     together.wait()
+    print("begun", flush=True)
     for thread in threads:
         thread.join()
     return start, outcomes

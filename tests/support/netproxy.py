@@ -35,6 +35,7 @@ class Traffic:
 
     accepted: int
     open: int
+    turns: int  # how often a client spoke after it was answered: its round trips
     commands: Counter[int]  # command byte (3 is a query, 14 a ping, 31 a reset) -> how often
 
 
@@ -42,8 +43,10 @@ class NetProxy:
     """Each method returns when the proxy has done what it says."""
 
     def __init__(self, port: int, host: str = HOST) -> None:
+        from support.ports import free_port  # which the proxy's own process does not find
+
         self._process = subprocess.Popen(
-            [sys.executable, "-I", __file__, host, str(port)],
+            [sys.executable, "-I", __file__, str(free_port()), host, str(port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,7 +111,7 @@ class NetProxy:
         """Of connections that turn to TLS, the commands are not seen."""
         answer = self._order("traffic")
         commands = Counter({int(byte): n for byte, n in answer["commands"].items()})
-        return Traffic(answer["accepted"], answer["open"], commands)
+        return Traffic(answer["accepted"], answer["open"], answer["turns"], commands)
 
     def _order(self, *order: object) -> Any:
         assert self._process.stdin
@@ -163,9 +166,9 @@ class CommandCounter:
 class Proxy:
     """The proxy itself. Its public methods are the orders."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, own_port: int, host: str, port: int) -> None:
+        self._port = own_port
         self._target = (host, port)
-        self._port = 0  # chosen by the system the first time
         self._listening: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -173,7 +176,8 @@ class Proxy:
         self._command_delay = self._connect_delay = 0.0
         self._cut_after: int | None = None
         self._connections: dict[asyncio.StreamWriter, asyncio.StreamWriter | None] = {}
-        self._accepted = 0
+        self._asking: set[asyncio.StreamWriter] = set()  # the clients that spoke last
+        self._accepted = self._turns = 0
         self._commands: Counter[int] = Counter()
 
     def freeze(self) -> None:
@@ -209,7 +213,6 @@ class Proxy:
             self._listening = await asyncio.start_server(
                 self._serve, HOST, self._port, backlog=1024
             )
-            self._port = self._listening.sockets[0].getsockname()[1]
         return self._port
 
     def delay(self, command_seconds: float, connect_seconds: float) -> None:
@@ -222,6 +225,7 @@ class Proxy:
         return {
             "accepted": self._accepted,
             "open": len(self._connections),
+            "turns": self._turns,
             "commands": self._commands,
         }
 
@@ -242,7 +246,7 @@ class Proxy:
             # Whichever side closes first, the connection is over.
             flowing = self._flowing
             pumps = {
-                asyncio.create_task(self._pump_commands(reader, server, flowing)),
+                asyncio.create_task(self._pump_commands(reader, client, server, flowing)),
                 asyncio.create_task(self._pump_answers(answers, client, flowing)),
             }
             _, unfinished = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -254,13 +258,20 @@ class Proxy:
             pass  # a side was reset, or there is no server: whoever is left sees a close
         finally:
             self._connections.pop(client, None)
+            self._asking.discard(client)
             client.close()
 
     async def _pump_commands(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flowing: asyncio.Event
+        self,
+        source: asyncio.StreamReader,
+        client: asyncio.StreamWriter,
+        target: asyncio.StreamWriter,
+        flowing: asyncio.Event,
     ) -> None:
         counter = CommandCounter(self._commands)
         while data := await self._read(source, flowing):
+            self._turns += client not in self._asking
+            self._asking.add(client)
             if counter.feed(data):
                 await asyncio.sleep(self._command_delay)
             target.write(data)
@@ -271,6 +282,7 @@ class Proxy:
     ) -> None:
         target.transport.set_write_buffer_limits(0)  # drain() until nothing is left for a reset
         while data := await self._read(source, flowing):
+            self._asking.discard(target)
             left = self._cut_after
             cut = left is not None and left <= len(data)
             if left is not None:
@@ -298,10 +310,10 @@ class Proxy:
                 side.transport.abort()
 
 
-async def main(host: str, port: int) -> None:
+async def main(own_port: int, host: str, port: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each connection
-    proxy = Proxy(host, port)
+    proxy = Proxy(own_port, host, port)
     loop = asyncio.get_running_loop()
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
@@ -315,4 +327,4 @@ async def main(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

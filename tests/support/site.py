@@ -12,6 +12,9 @@ from support.processes import wait_until
 from support.serve import Response, Serve
 from support.servers import Database
 
+SLACK = 10.0
+"""Seconds by which a busy machine may be late, where a test bounds how long something takes."""
+
 VIEWS = """
     from django.db import connection, connections
     from django.http import HttpResponse, JsonResponse
@@ -39,7 +42,7 @@ VIEWS = """
             guests.append(1)
             if len(guests) == int(request.GET["guests"]):
                 everyone.set()
-            met = everyone.wait(10)
+            met = everyone.wait(20)
             guests.clear()
             cursor.execute("SELECT 1")
         return HttpResponse(status=200 if met else 504)
@@ -95,17 +98,19 @@ class Site:
         with ThreadPoolExecutor(count) as threads:
             return list(threads.map(self.server.get, [path] * count))
 
-    def wait_until_served(self, within: float) -> None:
-        """As after an outage: failures are over before that many seconds."""
-        deadline = time.monotonic() + within
-        while self.run("SELECT 1").status != 200:
-            assert time.monotonic() < deadline, self.server.log
-            time.sleep(0.05)
+    def wait_until_served(self) -> float:
+        """As after an outage: there is a second at most between two attempts to connect.
+
+        Return when it was, in seconds of time.monotonic(). No request that begins later may fail.
+        """
+        wait_until(lambda: self.run("SELECT 1").status == 200, timeout=1 + SLACK)
+        return time.monotonic()
 
     def assert_whole(self) -> None:
         """Nothing is lost: no slot, no waiter, no connection; the full cap can be taken."""
+        self.server.get("/tune?timeout=20")  # by a busy machine, too, if not by --pool-timeout
         self.fill()
-        wait_until(self._is_quiet, timeout=10)
+        wait_until(self._is_quiet)
 
     def _is_quiet(self) -> bool:
         stats = self.pool()
