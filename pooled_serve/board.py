@@ -34,6 +34,10 @@ SLOTS = 256
 PLACES = 8
 """Databases of a worker."""
 
+LOOKS = 100
+"""How often a reader looks whether the master is done with moving numbers, a millisecond apart. It
+may have been killed at it."""
+
 _WORD = 8
 _TEXT = 256  # bytes for alias, engine and server, each behind its length
 _FIELDS = (96, 48, 112)
@@ -162,7 +166,7 @@ class Board:
 
     def read(self) -> list[Reading]:
         """All that is known, of slots with a worker and without."""
-        for _ in range(100):
+        for _ in range(LOOKS):
             before = self._words[0]
             readings = list(self._read())
             if before % 2 == 0 and before == self._words[0]:

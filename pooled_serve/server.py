@@ -14,6 +14,7 @@ import io
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -100,6 +101,21 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 )
         self.settings["when_ready"].get()(arbiter)
 
+    def pre_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker is about to be forked. First the user's.
+
+        From here to post_fork() a TERM waits. The worker would take it with the arbiter's handler,
+        which the fork copies: nobody would hear of it, and the worker be killed in the end.
+        """
+        self.settings["pre_fork"].get()(arbiter, worker)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def post_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook, in the worker. Then the user's."""
+        signal.signal(signal.SIGTERM, worker.handle_exit)
+        _let_term_in()
+        self.settings["post_fork"].get()(arbiter, worker)
+
     def child_exit(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker has died, however. Then the user's."""
         if worker.board is not None:
@@ -151,6 +167,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     def pool_options(self) -> PoolOptions:
         """What was written for the pool, from all sources."""
         return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
+
+
+def _let_term_in() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+os.register_at_fork(after_in_parent=_let_term_in)
 
 
 def bad_value(problem: str) -> Refusal:

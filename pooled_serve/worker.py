@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import gevent
@@ -23,9 +22,6 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def init_process(self) -> None:
         """Become a worker."""
-        # gunicorn does this much later, and until then a TERM ends in the arbiter's handler,
-        # which the fork has copied: the worker would never hear of it, and be killed in the end.
-        signal.signal(signal.SIGTERM, self.handle_exit)
         response.install()
         super().init_process()
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
@@ -20,6 +21,7 @@ from pooled_serve.options import OPTIONS
 from pooled_serve.preflight import classify
 from support.command import Here, run
 from support.django_project import WSGI
+from support.processes import wait_until
 from support.serve import ServerExited, free_port
 from support.servers import ROOT, Database, Server
 
@@ -467,7 +469,8 @@ def test_unreachable_server(
     project: MakeProject, databases: Callable[[], dict[str, Any]], code: str, says: str
 ) -> None:
     folder = project(databases=databases())
-    done = run("mysite.wsgi", "--check", cwd=folder)
+    # A name server that does not answer must not take longer than the preflight waits.
+    done = run("mysite.wsgi", "--check", cwd=folder, env={"RES_OPTIONS": "timeout:1 attempts:1"})
     done.assert_one_problem(code, EXIT_DATABASE, says, "DATABASES")
     assert PASSWORD not in done.output
     assert "Ready" not in done.output
@@ -524,10 +527,16 @@ def test_full_server(project: MakeProject, start_mariadb: Callable[..., Server])
     server = start_mariadb("--max-connections=10")
     database = server.create_database()
     server.admin.close()
-    held = [pymysql.connect(**database.connect_args(), ssl_disabled=True) for _ in range(10)]
-    done = check(project, database)
-    for connection in held:
-        connection.close()
+
+    def another() -> pymysql.Connection | None:
+        with suppress(pymysql.OperationalError):  # the administrator's is still ending
+            return pymysql.connect(**database.connect_args(), ssl_disabled=True)
+        return None
+
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(closing(wait_until(another)))
+        done = check(project, database)
     done.assert_one_problem("PS305", EXIT_DATABASE, "Too many connections", "SHOW PROCESSLIST")
 
 
@@ -689,9 +698,13 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
 
 
 def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
+    # gunicorn tries five times, with a second in between.
+    at_once = "def on_starting(server):\n    import time\n    time.sleep = lambda seconds: None\n"
+    folder = project(databases=SQLITE)
+    (folder / "gunicorn.conf.py").write_text(at_once)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with pytest.raises(ServerExited) as ended:
-            serve(project(databases=SQLITE), address=listener.getsockname())
+            serve(folder, address=listener.getsockname())
         port = listener.getsockname()[1]
     assert ended.value.returncode == 1
     name = Path("/proc/self/comm").read_text().strip()
@@ -727,6 +740,7 @@ def test_no_password_is_seen(project: MakeProject, serve: StartServe, mariadb: S
     mariadb.admin.query(f"DROP USER {database.user}@127.0.0.1, {database.user}@localhost")
     for row in mariadb.admin.processlist(database.user):
         mariadb.admin.kill(row["Id"])
+    wait_until(lambda: not mariadb.admin.processlist(database.user))
     assert server.get("/ask").status == 500
     for pid in {server.master_pid, *server.worker_pids()}:
         assert database.password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from conftest import MakeProject, StartServe
-from support.serve import environment, free_port
+from support.ports import free_port
+from support.processes import wait_until
+from support.serve import environment
 from support.servers import ROOT
 
 BENCHMARK = ROOT / "examples" / "benchmark"
@@ -42,7 +44,7 @@ VIEWS = """
 """
 
 
-def run(script: str, *args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(script: str, *args: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, BENCHMARK / script, *args],
         env=environment(),
@@ -156,12 +158,12 @@ def load(project: MakeProject, serve: StartServe) -> Callable[..., Mapping[str, 
 
 def test_the_client_counts_answers_and_failures(load: Callable[..., Mapping[str, Any]]) -> None:
     for kind in ((), ("--close",)):
-        found = load("/good", *kind)
+        # Once the machine has let it run long enough for CPU time to be counted.
+        found = wait_until(lambda: (it := load("/good", *kind))["server_cpu_ms"] and it)  # noqa: B023
         assert found["failures"] == {}
-        assert found["ok"] > 10
+        assert found["ok"] >= 5  # the last of each client, at least
         assert found["sent"] > found["ok"]  # to warm up
         assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
-        assert found["server_cpu_ms"] > 0
     found = load("/bad", "--warm-up", "/good")  # none of whose answers counts
     assert found["ok"] == 0
     assert found["failures"] == {"HTTP 500": found["failed"]}
@@ -170,12 +172,19 @@ def test_the_client_counts_answers_and_failures(load: Callable[..., Mapping[str,
 
 def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
     load = client.Load(free_port(), "/", clients=3)
+    began = time.perf_counter()
     load.start()
-    load.run(time.perf_counter() + 0.2)
+
+    def failures() -> int:
+        load.run(time.perf_counter() + 0.05)
+        return load.failures["cannot connect"]
+
+    wait_until(lambda: failures() >= 9)
     load.stop()
     assert load.latencies == []
     # At once, and again after each pause, but not as fast as it can.
-    assert 6 <= load.failures["cannot connect"] <= 15
+    pauses = (time.perf_counter() - began) / client.PAUSE
+    assert load.failures["cannot connect"] <= 3 * (pauses + 1)
 
 
 # --- The programs ------------------------------------------------------------------------------
@@ -233,12 +242,13 @@ def test_behaviour_is_measured() -> None:
 def test_all_the_promises_that_the_table_shows() -> None:
     done = run("behaviour.py", "--no-install", "--contenders", "pooled-request,pooled-transaction")
     assert done.returncode == 0, done.stderr
-    good = {"rolled back", "gone", "restored", "unlocked", "503 after 1.0 s", "503 after 1.1 s"}
-    good |= {"4 of 4 left", "0 of 40 fail"}
+    good = {"rolled back", "gone", "restored", "unlocked", "4 of 4 left", "0 of 40 fail"}
     _, _, *rows = done.stdout.splitlines()
     assert len(rows) == 11
     for row in rows:
-        assert {cell.strip() for cell in row.strip("|").split("|")[1:]} <= good, row
+        for cell in row.strip("|").split("|")[1:]:
+            # not before the limit, and a busy machine may come to it later
+            assert cell.strip() in good or re.fullmatch(r" 503 after [1-4]\.\d s ", cell), row
 
 
 @TORTURE

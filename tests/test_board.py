@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
@@ -121,17 +120,19 @@ def test_a_full_board_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
-def test_a_reader_never_sees_numbers_on_the_move() -> None:
+def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """The master adds to the past and clears the live numbers; in between they count twice."""
+    monkeypatch.setattr(board_module, "LOOKS", 1_000_000)  # a busy machine may halt it there
     board = Board()
     slot = _claimed(board)
     _count(board, slot, 1)
 
     def watch() -> None:
-        deadline, last = time.monotonic() + 1.0, 0
-        while time.monotonic() < deadline:
+        moves, last = 0, 0
+        while moves < 100:
             now = _acquired(board)["default"]
             assert last <= now <= last + 100_000, "counters only grow"
+            moves += now > last
             last = now
         os._exit(0)
 
@@ -148,7 +149,7 @@ def test_a_reader_never_sees_numbers_on_the_move() -> None:
         _count(board, slot, 1)
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
-    assert _acquired(board)["default"] > 1000, "it moved often enough"
+    assert _acquired(board)["default"] >= 100
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))

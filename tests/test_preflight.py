@@ -147,10 +147,9 @@ def test_the_worst_problem_gives_the_exit_code(project: MakeProject, database: D
 def test_the_question_leaves_no_connection_behind(
     project: MakeProject, database: Database, mariadb: Server
 ) -> None:
-    before = mariadb.admin.status("Aborted_clients")
+    before = mariadb.admin.aborted_clients()
     assert check(project(databases={"default": database.django()})).code == 0
-    assert mariadb.admin.processlist(database.user) == []
-    assert mariadb.admin.status("Aborted_clients") == before
+    assert mariadb.admin.aborted_clients() == before
 
 
 # --- Where the database is ---------------------------------------------------------------------
@@ -178,13 +177,14 @@ def test_a_server_that_says_nothing(
 ) -> None:
     proxy.black_hole()
     silent = database.via(proxy.port).django()
-    folder = project(databases={"default": database.django(), "one": silent, "two": silent})
+    silence = {f"silent{number}": silent for number in range(8)}
+    folder = project(databases={"default": database.django(), **silence})
     began = time.monotonic()
     done = check(folder)
-    assert time.monotonic() - began < 9  # both together within 5, and the start of the command
+    assert time.monotonic() - began < 30  # all together within 5, one after the other in 40
     assert done.code == 6
     problems = re.findall(r"PS307 .*", done.stdout)
-    assert len(problems) == 2
+    assert len(problems) == 8
     assert f"127.0.0.1:{proxy.port} gave no answer within 5s" in problems[0]
     assert "MariaDB" in done.stdout
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,13 +64,16 @@ class QuickStart:
 
     def wait_until_open(self) -> None:
         def is_open() -> bool:
-            assert self.process.poll() is None, self.output
-            return "Ctrl-C stops everything" in self.output
+            ended = self.process.poll() is not None
+            if "Ctrl-C stops everything" in self.output:
+                return True
+            assert not ended, self.output
+            return False
 
-        processes.wait_until(is_open, timeout=60)
+        processes.wait_until(is_open, timeout=120)
 
     def wait(self) -> int:
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def family(self) -> set[int]:
         """The program and all that it started, in whatever session."""
@@ -79,6 +82,24 @@ class QuickStart:
             family |= found
             found = {p.pid for p in processes.running() if p.parent in found}
         return family
+
+
+def alive(family: set[int]) -> set[int]:
+    return family & {process.pid for process in processes.running()}
+
+
+def typed(checkout: Path, line: str) -> str:
+    """What a command says in the reader's other terminal."""
+    done = subprocess.run(
+        ["bash", "-ec", f". .quickstart/env; {line}"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @contextmanager
@@ -112,10 +133,6 @@ def quickstart(
             process.kill()
 
 
-def is_alive(pid: int) -> bool:
-    return any(process.pid == pid for process in processes.running())
-
-
 def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: Path) -> None:
     with quickstart(checkout) as running:
         running.wait_until_open()
@@ -132,20 +149,13 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
         assert stats["pools"]["default"]["max_outstanding"] == 10
         (load,) = re.findall(r"^ +(\S+ examples/shop/load\.py .*)$", shown, re.MULTILINE)
         (connections,) = re.findall(r"^ +(\S+ .*manage\.py connections)$", shown, re.MULTILINE)
-        tried = subprocess.run(
-            ["bash", "-ec", f". .quickstart/env; {load} --seconds 1; {connections}"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert tried.returncode == 0, tried.stderr
-        assert re.search(r"^failed +none$", tried.stdout, re.MULTILINE), tried.stdout
-        most, idle = re.search(r"at most (\d+), at the end (\d+)", tried.stdout).groups()
-        assert int(most) <= 10
-        assert idle == "4"
-        assert "4 connections, without the one that asks" in tried.stdout
+        # A hundred visitors would still be waiting on a busy machine when load.py has enough.
+        tried = typed(checkout, f"{load} --seconds 1 --clients 30")
+        assert re.search(r"^failed +none$", tried, re.MULTILINE), tried
+        most, last = map(int, re.search(r"at most (\d+), at the end (\d+)", tried).groups())
+        assert 4 <= last <= most <= 10
+        only_idle = "4 connections, without the one that asks"
+        processes.wait_until(lambda: only_idle in typed(checkout, connections))
 
         password = re.search(
             r"mysql://shop:([^@]+)@", (checkout / ".quickstart" / "env").read_text()
@@ -158,7 +168,7 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
         assert running.wait() == 0
         assert running.output.endswith("Stopped.\n")
     assert not (checkout / ".quickstart" / "env").exists()
-    assert not [pid for pid in family if is_alive(pid)]
+    assert not alive(family)
 
 
 def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> None:
@@ -168,7 +178,7 @@ def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> N
         assert running.wait() == 0
         first = running.output
     assert first.endswith("Stopped.\n")
-    assert not [pid for pid in family if is_alive(pid)]
+    assert not alive(family)
 
     with quickstart(checkout, "--seconds", "0.1") as running:
         assert running.wait() == 0
@@ -181,7 +191,7 @@ def test_killed_outright_it_still_takes_everything_with_it(checkout: Path) -> No
         family = running.family()
         running.process.kill()
         running.wait()
-        processes.wait_until(lambda: not [p for p in family if is_alive(p)], timeout=30)
+        processes.wait_until(lambda: not alive(family))
 
 
 def test_without_a_database_server_it_says_that_nothing_is_pooled(checkout: Path) -> None:
@@ -205,7 +215,7 @@ def test_the_database_of_the_environment_is_used(checkout: Path, mariadb: Server
         assert mariadb.admin.processlist(database.user)
         running.process.send_signal(signal.SIGTERM)
         assert running.wait() == 0
-    assert not mariadb.admin.processlist(database.user)
+    processes.wait_until(lambda: not mariadb.admin.processlist(database.user))
 
 
 @pytest.mark.parametrize(
@@ -219,11 +229,11 @@ def test_the_database_of_the_environment_is_used(checkout: Path, mariadb: Server
 def test_what_cannot_work_is_one_line_and_a_remedy(
     checkout: Path, args: list[str], env: dict[str, str], says: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
-        taken = listener.getsockname()[1]
+    taken = free_port()
+    with ExitStack() as stack:
+        if not env:
+            stack.enter_context(socket.create_server(("127.0.0.1", taken)))
         env = {name: value.format(taken=taken) for name, value in env.items()}
-        if env:
-            listener.close()
         with quickstart(checkout, *(arg.format(taken=taken) for arg in args), **env) as running:
             assert running.wait() == 1
     problem, remedy = running.output.splitlines()[-2:]

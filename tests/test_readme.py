@@ -26,6 +26,8 @@ from pooled_serve import cli, options
 from pooled_serve.errors import CODES
 from support import command
 from support.django_project import WSGI
+from support.ports import free_port
+from support.processes import PATIENCE
 from support.serve import GUNICORN, POOLED_SERVE, environment
 from support.servers import ROOT, Server
 
@@ -197,10 +199,14 @@ def test_commands_that_serve(line: str, myproject: Path, serve: StartServe, tmp_
         at = args.index("-b")
         assert args[at + 1].endswith(":8000")
         del args[at : at + 2]
+    if "--status" in args:
+        at = args.index("--status")
+        assert args[at + 1].endswith(":8001")
+        args[at + 1] = f"127.0.0.1:{free_port()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         # what Type=notify in the unit relies on
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(10)
+        systemd.settimeout(PATIENCE)
         server = serve(myproject, *args, app=app, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert server.get("/query").text == "ok"
         assert b"READY=1" in systemd.recv(1000)
@@ -302,7 +308,7 @@ def test_completion(shell: str, tmp_path: Path) -> None:
         env=environment({"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert "--pool-size" in done.stdout, done.stderr
@@ -315,7 +321,7 @@ def test_the_example_of_a_single_test_finds_tests() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout

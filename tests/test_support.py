@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -16,7 +17,8 @@ import pytest
 from support import processes
 from support.load import Hammer, hammer
 from support.netproxy import CommandCounter, Counter, NetProxy
-from support.serve import GUNICORN, Client, Serve, ServerExited
+from support.ports import free_port
+from support.serve import GUNICORN, Serve, ServerExited
 from support.servers import Database, Server
 
 QUERY = 3
@@ -57,8 +59,11 @@ def check_database(server: Server) -> None:
         with pytest.raises(pymysql.MySQLError):
             run(one, "CREATE DATABASE elsewhere")
 
-        seen = {row["Id"] for row in server.admin.processlist(database.user)}
-        assert seen == {one.thread_id(), two.thread_id()}
+        def seen() -> set[int]:
+            return {row["Id"] for row in server.admin.processlist(database.user)}
+
+        # The one that was refused may still be ending.
+        processes.wait_until(lambda: seen() == {one.thread_id(), two.thread_id()})
         server.admin.kill(one.thread_id())
         with pytest.raises(pymysql.MySQLError):
             run(one, "SELECT 1")
@@ -82,7 +87,8 @@ def test_the_administrator_survives_a_restart(start_mariadb: Callable[..., Serve
     assert row["most"] == 33
     database = server.create_database()
     server.restart()
-    assert server.admin.status("Threads_connected") == 1
+    # Without the connection that has found out that the server answers.
+    processes.wait_until(lambda: server.admin.status("Threads_connected") == 1)
     connect(database).close()
 
 
@@ -134,8 +140,9 @@ def test_proxy_does_not_take_encrypted_bytes_for_commands() -> None:
 def test_proxy_freezes_and_thaws(proxy: NetProxy, database: Database) -> None:
     with (
         closing(connect(database)) as connection,
-        closing(connect(database, read_timeout=0.3)) as hasty,
+        closing(connect(database)) as hasty,
     ):
+        hasty._read_timeout = 0.3  # not before: a busy machine may take longer for the login
         proxy.freeze()
         with pytest.raises(pymysql.OperationalError):
             run(hasty, "SELECT 1")
@@ -205,8 +212,11 @@ def test_proxy_switches_servers(
     connect(elsewhere.create_database().via(proxy.port)).close()
 
 
-def test_proxy_stands_many_connections(proxy: NetProxy, database: Database) -> None:
+def test_proxy_stands_many_connections(
+    proxy: NetProxy, database: Database, mariadb: Server
+) -> None:
     connections: list[pymysql.Connection] = []
+    mariadb.admin.aborted_clients()  # once those of other tests have ended
     try:
         # The server's limit is 151 by default; the proxy's is the number of open files.
         connections += [connect(database) for _ in range(140)]
@@ -252,7 +262,7 @@ def test_serve_answers_and_stops(app: Path) -> None:
             lambda: len(server.worker_pids()) == 2 and server.worker_pids()
         )
         assert answer.json()["pid"] in workers
-        assert "GET /slow?x=1" in server.log
+        server.wait_for_log("GET /slow?x=1")
         server.signal(signal.SIGHUP)
         processes.wait_until(lambda: server.worker_pids().isdisjoint(workers))
         assert server.stop() == 0
@@ -325,6 +335,32 @@ def test_a_project_is_served(
     assert server.get("/nowhere").status == 404
 
 
+def test_only_one_worker_answers_while_the_others_are_suspended(app: Path) -> None:
+    with gunicorn(app, "-w", "3") as server:
+        workers = processes.wait_until(
+            lambda: len(server.worker_pids()) == 3 and server.worker_pids()
+        )
+        for worker in workers:
+            with server.only(worker):
+                assert {server.get("/").json()["pid"] for _ in range(5)} == {worker}
+        processes.wait_until(lambda: not processes.suspended() & workers)
+
+
+def test_a_free_port_is_nobody_elses() -> None:
+    ports = [free_port() for _ in range(100)]
+    assert len(set(ports)) == 100
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]))
+    for _ in range(2):
+        with (
+            socket.create_server(("127.0.0.1", ports[0])) as server,
+            socket.create_connection(server.getsockname()),
+        ):
+            server.accept()[0].close()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", ports[0]))  # as the kernel does when it looks for a port
+
+
 # The load
 
 
@@ -332,19 +368,23 @@ def test_hammer_reports_each_request(app: Path) -> None:
     with gunicorn(app, "-k", "gevent") as server:
         outcomes = hammer(server.port, "/", clients=20, requests=5, keepalive=True)
         assert [outcome.result for outcome in outcomes] == [200] * 100
-        outcomes = hammer(server.port, "/slow", clients=3, seconds=0.5)
+        outcomes = hammer(server.port, "/slow", clients=3, requests=2)
         assert all(outcome.seconds >= 0.3 for outcome in outcomes)
         assert {outcome.result for outcome in outcomes} == {200}
 
 
 def test_hammer_goes_on_while_the_server_ends(app: Path) -> None:
     with (
-        gunicorn(app, "-k", "gevent") as server,
-        Hammer(server.port, "/", clients=2, seconds=2) as load,
+        gunicorn(app, "-k", "gevent", "--access-logfile", "-") as server,
+        Hammer(server.port, "/", clients=2, seconds=600) as load,
     ):
-        with Client(server.address) as client:
-            assert client.get("/").status == 200
-        time.sleep(1)
+        server.wait_for_log('"GET / ', times=10)
         server.stop()
+        # The load is still there: it comes to whoever listens next, and gets no answer.
+        with socket.create_server(server.address) as next_one:
+            next_one.settimeout(processes.PATIENCE)
+            next_one.accept()[0].close()
+        load.stop()
         results = {outcome.result for outcome in load.finish()}
-    assert {200, "ConnectionRefusedError"} <= results
+    assert 200 in results
+    assert results & {"ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected"}

@@ -106,10 +106,8 @@ class StatusPage:
 
     @property
     def aliases(self) -> list[str]:
-        return [
-            section.get_attribute("data-alias") or ""
-            for section in self.tab.locator("[data-alias]").all()
-        ]
+        sections = self.tab.locator("[data-alias]")
+        return list(sections.evaluate_all("all => all.map((section) => section.dataset.alias)"))
 
     def value(self, name: str, alias: str = "default") -> str:
         """One of the figures of a database."""
@@ -117,10 +115,13 @@ class StatusPage:
 
     def totals(self, alias: str = "default") -> dict[str, str]:
         """What has happened since the start, as far as it has."""
-        rows = self.tab.locator(f"{_quoted('alias', alias)} [data-total]").all()
-        return {
-            row.get_attribute("data-total") or "": row.locator("dd").inner_text() for row in rows
-        }
+        rows = self.tab.locator(f"{_quoted('alias', alias)} [data-total]")
+        # At once: the next poll may add rows.
+        return dict(
+            rows.evaluate_all(
+                "all => all.map((row) => [row.dataset.total, row.querySelector('dd').innerText])"
+            )
+        )
 
     def cell(self, worker: int, name: str, alias: str = "default") -> str:
         """One of the figures of a worker."""

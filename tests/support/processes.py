@@ -50,7 +50,16 @@ def suspend(pids: set[int]) -> None:
     """Let them do nothing until SIGCONT. To have sent the signal is not to have stopped them."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: pids <= {process.pid for process in running() if process.state == "T"})
+    wait_until(lambda: pids <= suspended())
+
+
+def resume(pids: set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+def suspended() -> set[int]:
+    return {process.pid for process in running() if process.state == "T"}
 
 
 def kill_group(group: int) -> None:

@@ -181,7 +181,7 @@ class Serve:
             self.signal(signal.SIGTERM)
         code = self.wait(self._stop_timeout)
         try:
-            processes.wait_until(lambda: not processes.members(self.master_pid))
+            processes.wait_until(lambda: not processes.members(self.master_pid), timeout=10)
         except AssertionError:
             left = processes.members(self.master_pid)
             self.kill()
@@ -228,8 +228,7 @@ class Serve:
             processes.suspend(others)
             yield
         finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
+            processes.resume(others)
 
     @property
     def port(self) -> int:
