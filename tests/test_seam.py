@@ -129,22 +129,26 @@ def test_greenlets_that_are_the_first_to_ask_share_one_pool(script: Any) -> None
     )
 
 
-@pytest.mark.parametrize("age", [0, 60, 3600, None])
-def test_whatever_conn_max_age_says_the_request_ends_the_lease(script: Any, age: Any) -> None:
-    script(
-        """
+def test_whatever_conn_max_age_says_the_request_ends_the_lease(
+    project: Any, mariadb: Server
+) -> None:
+    ages = {"default": 0, "minute": 60, "hour": 3600, "ever": None}
+    databases = {
+        alias: mariadb.create_database().django(CONN_MAX_AGE=age, CONN_HEALTH_CHECKS=True)
+        for alias, age in ages.items()
+    }
+    source = """
         from django.core.signals import request_finished
-        run("SELECT 1")
-        assert pool().stats()["in_use"] == 1
-        request_finished.send(None)
-        assert pool().stats()["in_use"] == 0
-        run("SELECT 1")
-        assert pool().stats()["opened_total"] == 1
-        assert_sound()
-        """,
-        CONN_MAX_AGE=age,
-        CONN_HEALTH_CHECKS=True,
-    )
+        for alias in connections:
+            run("SELECT 1", alias=alias)
+            assert pool(alias).stats()["in_use"] == 1, alias
+            request_finished.send(None)
+            assert pool(alias).stats()["in_use"] == 0, alias
+            run("SELECT 1", alias=alias)
+            assert pool(alias).stats()["opened_total"] == 1, alias
+            assert_sound(alias)
+    """
+    run_script(project(databases=databases), source)
 
 
 def test_a_receiver_of_connection_created_that_fails_does_not_keep_the_lease(script: Any) -> None:
@@ -566,7 +570,7 @@ TESTS = """
 PATCHED = """
     from pooled_serve import pooling
 
-    pooling.set_pool_size(1, max_outstanding=2, timeout=5)
+    pooling.set_pool_size(1, max_outstanding=2, timeout=30)
     pooling.apply_patch()
 """
 
