@@ -698,10 +698,14 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
 
 
 def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
+    # gunicorn tries five times, with a second in between.
+    at_once = "def on_starting(server):\n    import time\n    time.sleep = lambda seconds: None\n"
+    folder = project(databases=SQLITE)
+    (folder / "gunicorn.conf.py").write_text(at_once)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = f"127.0.0.1:{free_port()}"
         with pytest.raises(ServerExited) as ended:
-            serve(project(databases=SQLITE), "-b", free, address=listener.getsockname())
+            serve(folder, "-b", free, address=listener.getsockname())
         port = listener.getsockname()[1]
     assert ended.value.returncode == 1
     name = Path("/proc/self/comm").read_text().strip()
@@ -738,6 +742,7 @@ def test_no_password_is_seen(project: MakeProject, serve: StartServe, mariadb: S
     mariadb.admin.query(f"DROP USER {database.user}@127.0.0.1, {database.user}@localhost")
     for row in mariadb.admin.processlist(database.user):
         mariadb.admin.kill(row["Id"])
+    wait_until(lambda: not mariadb.admin.processlist(database.user))
     assert server.get("/ask").status == 500
     for pid in {server.master_pid, *server.worker_pids()}:
         assert database.password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -15,6 +15,7 @@ from gunicorn.http.wsgi import Response
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
+from support.processes import PATIENCE
 from support.script import run_script
 from support.serve import Serve
 from support.servers import Server
@@ -54,7 +55,7 @@ VIEWS = """
     def stream(request):
         def pieces():
             yield request.GET["first"].encode()
-            assert go.wait(10)
+            assert go.wait(30)
             go.clear()
             yield b"second"
         return StreamingHttpResponse(pieces())
@@ -100,7 +101,7 @@ class Wire:
     """A connection of which every byte and every TCP segment is seen."""
 
     def __init__(self, server: Serve) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
 
     def __enter__(self) -> Wire:
         return self

@@ -206,7 +206,7 @@ def test_at_the_limit_of_an_account_requests_wait_for_what_comes_back(
             assert shop.pool()["opened_total"] <= 3
         assert [answer.result().status for answer in answers] == [200] * 12, shop.server.log
     wait_until(lambda: len(shop.connection_ids()) == shop.pool()["opened_total"])
-    shop.wait_until_served(10)
+    shop.wait_until_served()
     shop.assert_whole()
 
 
@@ -363,7 +363,7 @@ def test_a_login_that_mysql_has_forgotten(
     forget(mysql)
     for number in shop.connection_ids():
         mysql.admin.kill(number)
-    shop.wait_until_served(10)
+    shop.wait_until_served()
     shop.assert_whole()
 
 
@@ -398,8 +398,8 @@ def test_a_forgotten_login_without_cryptography(
     assert plain.run("SELECT 1").status == 500
     says = "this login needs the cryptography package: pip install 'pooled-serve[rsa]', or use TLS"
     plain.server.wait_for_log(says)
-    encrypted.wait_until_served(10)
-    plain.wait_until_served(10)
+    encrypted.wait_until_served()
+    plain.wait_until_served()
 
 
 # --- Behind a proxy ----------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_many_real_threads_at_once_do_not_disturb_the_pool(script: Any) -> None:
         assert {task.get() for task in tasks} == {"MySQLConnection"}
         threads.kill()
         assert pool().stats()["opened_total"] <= 4
-        settle(lambda: len(known()) <= 4, seconds=5)
+        settle(lambda: len(known()) <= 4)
         assert_sound()
         """
     )

@@ -316,7 +316,7 @@ def test_celery_with_gevent(workshop: Path, mariadb: Server, database: Database)
             subprocess.run(
                 [sys.executable, "-c", send], cwd=workshop, env=environment(), check=True
             )
-            wait_until(lambda: len(done(mariadb, database)) == 20, timeout=60)
+            wait_until(lambda: len(done(mariadb, database)) == 20, timeout=120)
             assert len(set(done(mariadb, database))) <= 4
             # Each task has given its connection back.
             wait_until(lambda: len(mariadb.admin.processlist(database.user)) == 2)
@@ -325,7 +325,7 @@ def test_celery_with_gevent(workshop: Path, mariadb: Server, database: Database)
             raise
         finally:
             worker.terminate()
-            worker.wait(30)
+            worker.wait(120)
     assert "Traceback" not in log.read_text()
     wait_until(lambda: not mariadb.admin.processlist(database.user))
 

@@ -103,7 +103,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def served(bakery: Path, mode: str) -> Iterator[Serve]:
     arguments = ("--pool-size", "2", "--max-outstanding", str(CAP), "--pool-mode", mode)
-    with Serve("bakery.wsgi", *arguments, cwd=bakery, start_timeout=60) as server:
+    with Serve("bakery.wsgi", *arguments, cwd=bakery, start_timeout=120) as server:
         yield server
 
 
@@ -159,7 +159,6 @@ def test_an_editor_works_and_readers_read(
     with ThreadPoolExecutor(12) as threads:
         answers = list(threads.map(served.get, [f"/rye-{mode}/"] * 60))
     assert {answer.status for answer in answers} == {200}
-    assert len(mariadb.admin.processlist(database.user)) <= CAP
     wait_until(lambda: len(mariadb.admin.processlist(database.user)) <= 2)
     assert "Traceback" not in served.log
 
@@ -195,7 +194,7 @@ def test_runserver_is_as_without_us(bakery: Path, mariadb: Server, database: Dat
                     return False
                 return True
 
-            wait_until(answers, timeout=60)
+            wait_until(answers, timeout=120)
             assert answer.status_code == 200
             wait_until(lambda: not mariadb.admin.processlist(database.user))
         finally:

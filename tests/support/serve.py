@@ -181,7 +181,7 @@ class Serve:
             self.signal(signal.SIGTERM)
         code = self.wait(self._stop_timeout)
         try:
-            processes.wait_until(lambda: not processes.members(self.master_pid))
+            processes.wait_until(lambda: not processes.members(self.master_pid), timeout=10)
         except AssertionError:
             left = processes.members(self.master_pid)
             self.kill()
