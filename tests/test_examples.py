@@ -169,8 +169,9 @@ def test_a_hundred_clients_share_ten_connections_a_worker(
     admin = shop.server.admin
     options = ["--workers", str(workers), "--pool-size", "4", "--max-outstanding", "10"]
     with opened(shop, *options) as server:
-        aborted = admin.aborted_clients()  # and nobody else is there any more
-        admin.query("FLUSH STATUS")  # Max_used_connections begins anew, at what is open now
+        admin.aborted_clients()  # waits until nobody else is there
+        admin.query("FLUSH STATUS")  # all begins anew, Max_used_connections at what is open now
+        aborted = admin.aborted_clients()
         done = shop.load(server, *kind, "--clients", "100", "--seconds", "1.5", "--json")
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)

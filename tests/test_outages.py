@@ -111,7 +111,7 @@ def test_a_restart_under_load_costs_requests_only_while_it_lasts(
 ) -> None:
     shop = site()
     path = "/run?sql=SELECT+SLEEP(0.02)"
-    with Hammer(shop.server.port, path, clients=20, seconds=60, every=0.2) as load:
+    with Hammer(shop.server.port, path, clients=20, seconds=300, every=0.2) as load:
         wait_until(lambda: shop.pool()["acquired_total"] > 50)
         down = time.monotonic()
         end(mariadb)
@@ -272,7 +272,7 @@ def test_behind_haproxy_a_switch_of_the_primary_under_load_costs_what_is_in_flig
     with haproxy(tmp_path, old=old, new=new) as (port, order):
         shop = site(database=database.via(port), server=new)
         path = "/run?sql=" + SELL.replace(" ", "+")
-        with Hammer(shop.server.port, path, clients=8, seconds=60, every=0.02) as load:
+        with Hammer(shop.server.port, path, clients=8, seconds=300, every=0.02) as load:
             wait_until(lambda: sales(old, database) > 50)
             # First such that the old one lives on, read-only.
             order("set server db/old state maint; set server db/new state ready")

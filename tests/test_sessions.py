@@ -273,7 +273,9 @@ def run_cases(server: Server, folder: Path, mode: str, pairs: list[tuple[str, st
     }
     source = f"import json; globals().update(json.loads({json.dumps(given)!r}))\n"
     source += dedent(MATRIX)
-    return run_script(project, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode)
+    return run_script(
+        project, source, size=1, cap=1, within=5.0 * len(pairs), POOLED_SERVE_POOL_MODE=mode
+    )
 
 
 def database_and_more(server: Server) -> tuple[Database, str]:

@@ -250,7 +250,7 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
                 gevent.sleep(0.02)
             return HttpResponse()
     """
-    it = status("--worker-connections", "5", "--pool-timeout", "1", server=server, views=views)
+    it = status("--worker-connections", "5", server=server, views=views)
     assert it.site.run("SELECT 1").status == 200
     server.kill()
     assert it.site.run("SELECT 1").status == 500

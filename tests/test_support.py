@@ -271,7 +271,9 @@ def test_serve_answers_and_stops(app: Path) -> None:
 
 def test_serve_on_a_unix_socket_keeps_a_connection(app: Path, tmp_path: Path) -> None:
     with (
-        gunicorn(app, "-k", "gevent", address=str(tmp_path / "socket")) as server,
+        gunicorn(
+            app, "-k", "gevent", "--keep-alive", "60", address=str(tmp_path / "socket")
+        ) as server,
         server.keepalive() as client,
     ):
         assert client.get("/").json() == client.get("/").json()

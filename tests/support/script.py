@@ -28,9 +28,10 @@ def run_script(
     cap: int | None = CAP,
     timeout: float = 30.0,
     pooled: bool = True,
+    within: float = 120.0,
     **env: str,
 ) -> Any:
-    """Run it in a project; return what it gave to report() last.
+    """Run it in a project, `within` so many seconds; return what it gave to report() last.
 
     `cap` is None for no limit. With `gevent=False` nothing is patched by gevent,
     with `pooled=False` nothing by us: it is plain Django on PyMySQL.
@@ -45,7 +46,7 @@ def run_script(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=within,
         check=False,
     )
     said = done.stdout + done.stderr
