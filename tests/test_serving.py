@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
 import signal
@@ -200,11 +199,10 @@ def test_a_query_longer_than_graceful_timeout_does_not_hold_up_the_end(
     web = serve(site, *SMALL, "--graceful-timeout", "1")
     web.get("/one")
     with ThreadPoolExecutor(1) as client:
-        answer = client.submit(web.get, run("SELECT SLEEP(300)"), timeout=300)
+        client.submit(web.get, run("SELECT SLEEP(300)"), timeout=300)
         wait_until(lambda: stats(web)["in_use"] == 1)
         web.signal(signal.SIGTERM)
         assert web.wait() == 0
-        assert isinstance(answer.exception(), OSError | http.client.HTTPException)
 
 
 def test_term_twice(site: Path, no_aborts: None, serve: Any) -> None:
