@@ -6,12 +6,15 @@ fresh clone.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -103,6 +106,15 @@ def typed(checkout: Path, line: str) -> str:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """One at a time, also of the other test process: each chooses the first port from 8000 on that
+    is free, and takes it seconds later."""
+    with Path(tempfile.gettempdir(), f"pooled-serve-tests-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def quickstart(
     checkout: Path,
     *args: str,
@@ -112,7 +124,9 @@ def quickstart(
     port = free_port()
     log = checkout / f"output-{port}"
     options = ["--no-install", "--venv", sys.prefix, "--port", str(port)]
-    with log.open("wb") as output:
+    with ExitStack() as stack:
+        stack.enter_context(alone())
+        output = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(
             [sys.executable, *command, *options, "--products", str(PRODUCTS), *args],
             cwd=checkout,
@@ -121,7 +135,7 @@ def quickstart(
             stdout=output,
             stderr=output,
         )
-    with process:
+        stack.enter_context(process)
         running = QuickStart(process, log, port)
         try:
             yield running
