@@ -135,10 +135,10 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
 
     def watch() -> None:
         moves, last = 0, 0
-        while moves < 100:
+        while moves < 500:
             least = counted[0] - 1
             now = _acquired(board)["default"]
-            assert least <= now <= counted[0], "each counts once"
+            assert max(last, least) <= now <= counted[0], "each counts once"
             moves += now > last
             last = now
         os._exit(0)
@@ -158,7 +158,7 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
         time.sleep(0.0001)  # or the reader would hardly ever find it at rest
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
-    assert _acquired(board)["default"] == counted[0] >= 100
+    assert _acquired(board)["default"] == counted[0] >= 500
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
