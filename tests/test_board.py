@@ -6,7 +6,8 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from pooled_serve import board as board_module
 from pooled_serve import sql, tally
-from pooled_serve.board import PLACES, SLOTS, Board
+from pooled_serve.board import PLACES, SLOTS, Board, Place
 from pooled_serve.status import as_stats
 
 
@@ -122,6 +123,21 @@ def test_a_full_board_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
+class Slow:
+    """Numbers that take a while to write, so that a reader comes in between."""
+
+    def __init__(self, numbers: Any) -> None:
+        self._numbers = numbers
+
+    def __getitem__(self, i: int) -> float:
+        return self._numbers[i]
+
+    def __setitem__(self, i: int, number: float) -> None:
+        self._numbers[i] = number
+        if i == tally.ACQUIRED:
+            time.sleep(0.001)
+
+
 def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """The master adds to the past and clears the live numbers; in between they count twice."""
     monkeypatch.setattr(board_module, "LOOKS", 1_000_000)  # a busy machine may halt it there
@@ -135,7 +151,7 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
 
     def watch() -> None:
         moves, last = 0, 0
-        while moves < 500:
+        while moves < 100:
             least = counted[0] - 1
             now = _acquired(board)["default"]
             assert max(last, least) <= now <= counted[0], "each counts once"
@@ -150,15 +166,23 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
             watch()
         finally:
             os._exit(1)
+    places = board._places
+
+    def slow_places(*args: Any, **options: Any) -> Iterator[Place]:
+        for place in places(*args, **options):
+            place.past = Slow(place.past)
+            yield place
+
+    monkeypatch.setattr(board, "_places", slow_places)
     ended = 0
     while not ended:
         board.retire(slot)
         board.claim()
         count()
-        time.sleep(0.0001)  # or the reader would hardly ever find it at rest
+        time.sleep(0.001)
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
-    assert _acquired(board)["default"] == counted[0] >= 500
+    assert _acquired(board)["default"] == counted[0] >= 100
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
