@@ -446,12 +446,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
             what, flag = "", "-b"
             if address in self.cfg.status_address:
                 what, flag = " (--status)", "--status"
-            problem = refuse(
-                "PS501",
-                f"{_text(address)}{what} is in use{_listener(address[1])}",
-                f"stop that process, or listen elsewhere with {flag} HOST:PORT",
-            )
-            print(problem, file=sys.stderr)
+            text = f"{_text(address)}{what} is in use{_listener(address[1])}"
+            remedy = f"stop that process, or listen elsewhere with {flag} HOST:PORT"
+            print(Verdict(Level.FAIL, "PS501", text, remedy), file=sys.stderr)
 
 
 def _is_at(name: Any, address: Any) -> bool:

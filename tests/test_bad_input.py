@@ -21,8 +21,9 @@ from pooled_serve.options import OPTIONS
 from pooled_serve.preflight import classify
 from support.command import Here, run
 from support.django_project import WSGI
+from support.ports import free_port
 from support.processes import wait_until
-from support.serve import ServerExited, free_port
+from support.serve import ServerExited
 from support.servers import ROOT, Database, Server
 
 PASSWORD = "hunter2-and-more"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import MakeProject, StartServe
-from support import processes
+from support import processes, torture
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import environment
@@ -29,7 +28,6 @@ sys.path.append(str(BENCHMARK))
 import client  # noqa: E402
 import report  # noqa: E402
 
-TORTURE = pytest.mark.skipif("TORTURE" not in os.environ, reason="slow; set TORTURE=1")
 SVG = "{http://www.w3.org/2000/svg}"
 
 VIEWS = """
@@ -192,7 +190,7 @@ def test_between_turns_server_and_clocks_stand_still(
         assert process.stdout.readline() == "{}\n"
         for seconds in (0.2, 0.4):
             time.sleep(2)
-            assert not processes.members(server.master_pid) - stopped(server.master_pid)
+            assert processes.members(server.master_pid) <= processes.suspended()
             process.stdin.write(f"{seconds}\n")
             process.stdin.flush()
             turn = json.loads(process.stdout.readline())
@@ -203,12 +201,6 @@ def test_between_turns_server_and_clocks_stand_still(
     assert result["failed"] == 0
     assert result["max_ms"] < 2000  # the time in which nobody could be served
     assert server.get("/good").status == 200
-
-
-def stopped(group: int) -> set[int]:
-    """Which processes SIGSTOP has stopped."""
-    state = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in processes.members(group)}
-    return {pid for pid, stat in state.items() if stat.rpartition(")")[2].split()[0] == "T"}
 
 
 def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
@@ -231,7 +223,7 @@ def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
 # --- The programs ------------------------------------------------------------------------------
 
 
-@TORTURE
+@torture
 def test_a_quick_comparison_from_beginning_to_end(tmp_path: Path) -> None:
     args = ("--quick", "--seconds", "2", "--no-install", "--views", "one")
     done = run("compare.py", *args, "--contenders", "pooled-request,ceiling", "--out", tmp_path)
@@ -279,7 +271,7 @@ def test_behaviour_is_measured() -> None:
     assert done.stdout.splitlines()[2:] == ["| a request leaves a transaction open | rolled back |"]
 
 
-@TORTURE
+@torture
 def test_all_the_promises_that_the_table_shows() -> None:
     done = run("behaviour.py", "--no-install", "--contenders", "pooled-request,pooled-transaction")
     assert done.returncode == 0, done.stderr
@@ -292,7 +284,7 @@ def test_all_the_promises_that_the_table_shows() -> None:
             assert cell.strip() in good or re.fullmatch(r" 503 after [1-4]\.\d s ", cell), row
 
 
-@TORTURE
+@torture
 def test_pools_are_measured_alone() -> None:
     done = run(
         "pools.py", "--no-install", "--processes", "1", "--contenders", "pooled-request,ceiling"

@@ -27,15 +27,15 @@ from gunicorn.config import GracefulTimeout, Keepalive
 import pooled_serve
 from conftest import MakeProject, StartServe
 from pooled_serve.options import OPTIONS
-from support import command, debian
+from support import command, debian, torture
+from support.ports import free_port
 from support.processes import PATIENCE, wait_until
-from support.serve import Client, Serve, environment, free_port
+from support.serve import Client, Serve, environment
 from support.servers import EXAMPLES, ROOT, Database, Server, tied_to_us
 
 DEPLOY = EXAMPLES / "deploy"
 BIN = Path(sys.executable).parent
 README = (DEPLOY / "README.md").read_text()
-TORTURE = pytest.mark.skipif(not os.environ.get("TORTURE"), reason="takes minutes: TORTURE=1")
 
 GRACEFUL = GracefulTimeout.default
 POOL_TIMEOUT = next(o.default for o in OPTIONS if o.flag == "--pool-timeout")
@@ -233,7 +233,7 @@ def test_requirements_are_exact() -> None:
 @pytest.mark.skipif(
     sys.version_info < (3, 12), reason="the image has a newer Python, and Django with it"
 )
-@TORTURE
+@torture
 def test_each_step_of_the_build(mariadb: Server, tmp_path: Path) -> None:
     database = mariadb.create_database()
     env = variables(database, tmp_path)
@@ -727,7 +727,7 @@ def test_promtool_is_content(tmp_path: Path) -> None:
     )
 
 
-@TORTURE
+@torture
 def test_prometheus_answers_every_query_of_the_dashboard(
     myproject: Path, env: dict[str, str], serve: StartServe, tmp_path: Path
 ) -> None:

@@ -19,8 +19,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import processes
-from support.serve import Serve, environment, free_port
+from support import processes, torture
+from support.ports import free_port
+from support.serve import Serve, environment
 from support.servers import ROOT, Database, Server
 
 SHOP = ROOT / "examples" / "shop"
@@ -227,7 +228,7 @@ raise SystemExit(load.main())
 """
 
 
-@pytest.mark.skipif("TORTURE" not in os.environ, reason="slow; set TORTURE=1")
+@torture
 def test_transaction_mode_serves_many_times_as_much_around_an_outside_call(shop: Shop) -> None:
     done = run("-c", LONG_CALL, "--compare-modes", "--seconds", "3", env=shop.env)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -17,12 +16,11 @@ from textwrap import dedent
 import pytest
 
 import pooled_serve
+from support import torture
 from support.serve import environment
 from support.servers import ROOT
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("TORTURE"), reason="makes environments, which takes minutes: TORTURE=1"
-)
+pytestmark = torture
 
 USER = """
     import socket

@@ -14,7 +14,8 @@ from pooled_serve import preflight
 from pooled_serve.errors import Refusal
 from support.command import Done, run
 from support.netproxy import NetProxy
-from support.serve import POOLED_SERVE, free_port
+from support.ports import free_port
+from support.serve import POOLED_SERVE
 from support.servers import Database, Server
 
 SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}

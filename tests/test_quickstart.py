@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from support import processes
-from support.serve import Client, environment, free_port
+from support.ports import free_port
+from support.serve import Client, environment
 from support.servers import ROOT, Server
 
 PRODUCTS = 60

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import processes
+from support import TORTURE, processes
 from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
@@ -51,8 +51,7 @@ VIEWS = """
             alias: pool.stats() for alias, pool in patch.pools().items()}})
 """
 
-# The everyday run takes a sample; with TORTURE=1 the whole of it.
-HANG_UPS = 20 if os.environ.get("TORTURE") else 3
+HANG_UPS = 20 if TORTURE else 3
 
 SMALL = ("--pool-size", "2", "--max-outstanding", "5")
 # Instead of 2 s, for which a busy machine may keep the client from its next request.

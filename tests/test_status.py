@@ -30,8 +30,9 @@ from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
 from support.netproxy import NetProxy
+from support.ports import free_port
 from support.processes import wait_until
-from support.serve import Client, Response, Serve, ServerExited, free_port
+from support.serve import Client, Response, Serve, ServerExited
 from support.servers import Server
 from support.site import VIEWS, Site
 

@@ -18,8 +18,9 @@ import pytest
 from support.browser import BrowserMissing, StatusPage, browser
 from support.client import gate
 from support.django_project import APP, write_project
+from support.ports import free_port
 from support.processes import wait_until
-from support.serve import Client, Serve, free_port
+from support.serve import Client, Serve
 from support.servers import Database, Server
 from support.site import VIEWS
 

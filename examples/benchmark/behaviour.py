@@ -29,6 +29,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import contenders  # noqa: E402
+import environments  # noqa: E402
+import report  # noqa: E402
+from private_database import PrivateDatabase, tied_to_us  # noqa: E402
 
 PEERS = (
     "pooled-request",
@@ -342,12 +345,10 @@ EXPERIMENTS: dict[str, tuple[str, int, Experiment]] = {
 
 def outcome_of(python: Path, database: Any, name: str, experiment: str) -> str:
     """Run one experiment in a process of its own."""
-    import compare
-
     secrets = {"ADMIN_SOCKET": str(database.socket), "ADMIN_PASSWORD": password_of(database)}
     process = subprocess.Popen(
-        compare.tied_to_us([str(python), __file__, "--alone", name, experiment]),
-        env=compare.shop_environment(database)
+        tied_to_us([str(python), __file__, "--alone", name, experiment]),
+        env=environments.shop_environment(database)
         | {"DJANGO_SETTINGS_MODULE": "peers.settings"}
         | secrets,
         stdin=subprocess.PIPE,
@@ -395,25 +396,21 @@ def main() -> None:
         monkey.patch_all()
         alone(*sys.argv[2:])
         return
-    import compare
-    import report
-    from private_database import PrivateDatabase
-
     parser = argparse.ArgumentParser(description="Try what pools hand on and what they survive.")
     parser.add_argument("--contenders", default=",".join(PEERS), metavar="A,B")
     parser.add_argument("--experiments", default=",".join(EXPERIMENTS), metavar="A,B")
     parser.add_argument("--no-install", action="store_true", help="as in compare.py")
     options = parser.parse_args()
-    names = compare.chosen(parser, "--contenders", options.contenders, PEERS)
-    experiments = compare.chosen(parser, "--experiments", options.experiments, [*EXPERIMENTS])
-    pythons, _ = compare.make_environments(names, install=not options.no_install)
+    names = environments.chosen(parser, "--contenders", options.contenders, PEERS)
+    experiments = environments.chosen(parser, "--experiments", options.experiments, [*EXPERIMENTS])
+    pythons, _ = environments.make_environments(names, install=not options.no_install)
     with tempfile.TemporaryDirectory() as folder, PrivateDatabase(folder) as database:
         rows = []
         for experiment in experiments:
             cells = []
             for name in names:
                 cells.append(outcome_of(pythons[name], database, name, experiment))
-                compare.say(f"{experiment:<18} {name:<27} {cells[-1]}")
+                environments.say(f"{experiment:<18} {name:<27} {cells[-1]}")
             rows.append([EXPERIMENTS[experiment][0], *cells])
     head = ["", *(contenders.contender(name, POOL).title for name in names)]
     print(report.as_markdown([head, *rows]))

@@ -20,7 +20,6 @@ import os
 import platform
 import random
 import re
-import shlex
 import signal
 import socket
 import statistics
@@ -32,33 +31,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-SHOP = ROOT / "examples" / "shop"
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-import report  # noqa: E402
-from contenders import CEILING, Contender, contender, contenders  # noqa: E402
-from private_database import DatabaseError, PrivateDatabase, tied_to_us  # noqa: E402
+import report
+from contenders import CEILING, Contender, contender, contenders
+from environments import HERE, ROOT, SHOP, Problem, chosen, make_environments, say, shop_environment
+from private_database import DatabaseError, PrivateDatabase, tied_to_us
 
 PRODUCTS, QUICK_PRODUCTS = 10_000, 500
 BOOT_TIMEOUT = 60.0  # seconds
 TURN = 0.5  # seconds
 SEED = 2024  # of the order in which contenders are measured
-COMMON = ("django", "gunicorn", "gevent", "pymysql")  # all have these in the same versions
-
-say = partial(print, file=sys.stderr, flush=True)
-
-
-class Problem(Exception):
-    """Why we cannot go on, and what the reader can do about it: one line each."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(f"compare: {problem}\n→ {remedy}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +99,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         compare(options)
-    except (Problem, DatabaseError) as problem:
+    except DatabaseError as problem:
         say(problem)
         return 1
     except KeyboardInterrupt:
@@ -157,17 +142,6 @@ def parse_options() -> argparse.Namespace:
     default = ",".join(QUICK if options.quick else views)
     options.views = chosen(parser, "--views", options.views or default, views)
     return options
-
-
-def chosen(
-    parser: argparse.ArgumentParser, option: str, text: str, known: Sequence[str]
-) -> list[str]:
-    """In the order in which they are known."""
-    names = text.split(",")
-    for name in names:
-        if name not in known:
-            parser.error(f"{option}: {name!r} is none of {', '.join(known)}")
-    return [name for name in known if name in names]
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -215,78 +189,6 @@ def measure(
                     f"{report.number(run.get('ratio')):>5}  {run['failures'] or ''}"
                 )
                 yield run
-
-
-# --- Environments -------------------------------------------------------------------------------
-
-
-def make_environments(
-    names: Sequence[str], *, install: bool
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """A Python for each contender, and why the others have none."""
-    wanted = [contender(name, 1) for name in names]
-    if not install:
-        for each in wanted:
-            if each.packages:
-                raise Problem(
-                    f"{each.name} needs packages of its own",
-                    "leave out --no-install, or name other --contenders",
-                )
-        return dict.fromkeys(names, Path(sys.executable)), {}
-    ours = environment("pooled-serve", ["-e", str(ROOT)])
-    constraints = versions(ours)
-    pythons: dict[str, Path] = {}
-    missing: dict[str, str] = {}
-    for each in wanted:
-        if each.venv == "pooled-serve":
-            pythons[each.name] = ours
-            continue
-        try:
-            pythons[each.name] = environment(
-                each.venv, ["gunicorn[gevent]", *constraints, *each.packages]
-            )
-        except subprocess.CalledProcessError as error:
-            if not each.build:
-                say(error.stdout)
-                raise Problem(
-                    f"pip could not install {shlex.join(each.packages)}",
-                    "its output above says why",
-                ) from error
-            needs = f"{' '.join(each.packages)} cannot be built here; it needs: {each.build}"
-            missing[each.name] = needs
-            say(f"{each.name} is left out: {needs}")
-    if not pythons:
-        raise Problem("none of these contenders can be installed", "name other --contenders")
-    return pythons, missing
-
-
-def environment(name: str, packages: Sequence[str]) -> Path:
-    """The Python of a virtual environment that has the packages; made anew when they change."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    venv = ROOT / f".venv-benchmark-{name}-{version}"
-    python, stamp = venv / "bin" / "python", venv / "made-from"
-    made_from = "\n".join([sys.version, *packages, (ROOT / "pyproject.toml").read_text()])
-    if not (stamp.exists() and stamp.read_text() == made_from):
-        say(f"Making {venv.relative_to(ROOT)} ...")
-        subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run(
-            [*pip, *packages],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=True,
-        )
-        stamp.write_text(made_from)
-    return python
-
-
-def versions(python: Path) -> list[str]:
-    """Of what all contenders have in common, as pip is told them."""
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
-    listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in listed if line.lower().partition("==")[0] in COMMON]
 
 
 # --- One measurement ----------------------------------------------------------------------------
@@ -511,17 +413,6 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def shop_environment(database: PrivateDatabase) -> dict[str, str]:
-    """Without the settings of whoever runs this for servers of their own."""
-    foreign = ("POOLED_SERVE_", "GUNICORN_CMD_ARGS", "DJANGO_SETTINGS_MODULE", "CONN_MAX_AGE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return kept | {
-        "DATABASE_URL": database.url(),
-        "DEBUG": "",
-        "PYTHONPATH": os.pathsep.join(map(str, (HERE, SHOP, ROOT))),
-    }
 
 
 def fill_shop(python: Path, database: PrivateDatabase, products: int) -> None:

@@ -26,6 +26,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import environments  # noqa: E402
+import report  # noqa: E402
+from private_database import tied_to_us  # noqa: E402
+
 SIZE = 10
 WAIT = 60  # seconds, where one may choose
 PATIENCE = 120  # seconds for one pool; longer is "hangs"
@@ -175,9 +179,7 @@ def measure(make: Callable[[int], tuple[Take, Give]]) -> dict[str, float]:
 
 def figures_of(python: Path, name: str) -> dict[str, float]:
     """Of one pool, from a process of its own; nothing if it does not come to an end."""
-    import compare
-
-    command = compare.tied_to_us([str(python), __file__, "--alone", name])
+    command = tied_to_us([str(python), __file__, "--alone", name])
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE
@@ -194,16 +196,13 @@ def main() -> None:
         monkey.patch_all()
         print(json.dumps(measure(POOLS[sys.argv[2]][1])))
         return
-    import compare
-    import report
-
     parser = argparse.ArgumentParser(description="Compare what pools themselves cost.")
     parser.add_argument("--contenders", default=",".join(POOLS), metavar="A,B")
     parser.add_argument("--processes", type=int, default=PROCESSES, metavar="N")
     parser.add_argument("--no-install", action="store_true", help="as in compare.py")
     options = parser.parse_args()
-    names = compare.chosen(parser, "--contenders", options.contenders, [*POOLS])
-    pythons, _ = compare.make_environments(names, install=not options.no_install)
+    names = environments.chosen(parser, "--contenders", options.contenders, [*POOLS])
+    pythons, _ = environments.make_environments(names, install=not options.no_install)
     head = ["µs of CPU", "alone", "shared", "longest wait, ms", "queued, 10", "queued, 10,000"]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.processes):

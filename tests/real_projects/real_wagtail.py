@@ -18,8 +18,9 @@ import requests
 from bs4 import BeautifulSoup
 from PIL import Image
 
+from support.ports import free_port
 from support.processes import wait_until
-from support.serve import Serve, environment, free_port
+from support.serve import Serve, environment
 from support.servers import Database, Server, tied_to_us
 
 USER, PASSWORD = "editor", "a-long-password-of-an-editor"

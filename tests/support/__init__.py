@@ -2,5 +2,9 @@
 
 import os
 
+import pytest
+
 TORTURE = bool(os.environ.get("TORTURE"))
 """Whether to run all of what the everyday run takes a sample of, as CI does."""
+
+torture = pytest.mark.skipif(not TORTURE, reason="takes minutes; set TORTURE=1")

@@ -32,8 +32,8 @@ mirror=$("${sources[@]}" 'Label: Debian' | sed -n 1p) || fail "apt does not work
 # apt with a state of its own. No package counts as installed there, so that everything the server
 # needs is downloaded, down to the C library.
 apt=$folder/apt
-rm -rf "$apt" "$folder/root"
-mkdir -p "$apt"/{state/lists,cache/archives}/partial "$folder/root"
+rm -rf "$apt" "$folder/unpacked"
+mkdir -p "$apt"/{state/lists,cache/archives}/partial "$folder/unpacked"
 touch "$apt/status"
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 echo "deb [signed-by=$keyring] $mirror sid main" >"$apt/sources.list"
@@ -60,19 +60,19 @@ apt-get -q -y --download-only install mysql-server-core >>"$log" 2>&1 ||
 for package in "$apt"/cache/archives/*.deb; do
     case ${package##*/} in
     perl* | libperl*) ;; # for scripts around the server only
-    *) dpkg-deb --extract "$package" "$folder/root" >>"$log" 2>&1 || fail "$package is damaged" ;;
+    *) dpkg-deb --extract "$package" "$folder/unpacked" >>"$log" 2>&1 || fail "$package is damaged" ;;
     esac
 done
 rm -rf "$apt"
 
-libraries=$(dirname "$(find "$folder/root/usr/lib" -name libc.so.6)")
+libraries=$(dirname "$(find "$folder/unpacked/usr/lib" -name libc.so.6)")
 loader=$(find "$libraries" -name 'ld-linux*')
 # It runs on its own loader and libraries, as those of the machine may be too old for it.
 cat >"$folder/mysqld.new" <<PROGRAM
 #!/bin/sh
 # --no-defaults must come first, so what is added here comes last.
-exec "$loader" --library-path "$libraries" "$folder/root/usr/sbin/mysqld" "\$@" \\
-    --basedir="$folder/root/usr"
+exec "$loader" --library-path "$libraries" "$folder/unpacked/usr/sbin/mysqld" "\$@" \\
+    --basedir="$folder/unpacked/usr"
 PROGRAM
 chmod +x "$folder/mysqld.new"
 "$folder/mysqld.new" --no-defaults --version >>"$log" 2>&1 || fail "it does not run, see $log"

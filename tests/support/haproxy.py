@@ -13,8 +13,8 @@ from textwrap import dedent
 
 import pytest
 
+from support.ports import free_port
 from support.processes import wait_until
-from support.serve import free_port
 from support.servers import Server, tied_to_us
 
 PROGRAM = shutil.which("haproxy", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
