@@ -11,6 +11,7 @@ Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -27,6 +28,7 @@ from pooled_serve.mysql import MySQLConnection
 from pooled_serve.plan import PoolPlan
 from pooled_serve.pool import ConnectionPool, get_thread
 from pooled_serve.session import Leases, Session, leases_here
+from pooled_serve.spares import Spares
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
@@ -83,6 +85,7 @@ class Leasing:
 
     database: Database
     _leases: Leases | None = None  # copies, and the wrapper without a database, have none
+    _spares: Spares | None = None  # likewise
     _leasing: Leases | None = None  # inside connect(), if the connection is to be a lease
 
     def connect(self) -> None:
@@ -142,11 +145,13 @@ class Database:
         members = {"database": self, "__module__": engine.__module__}
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
         self._opener = type("DatabaseWrapper", bases, members)
-        self._wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
+        wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
+        self._make_wrapper = partial(wrapper, settings_dict, alias)
+        self._spares = Spares(self._make_wrapper)
 
     def wrapper(self) -> Any:
-        """A new ``connections[alias]`` for the current greenlet."""
-        wrapper: Any = self._wrapper(self._settings, self.alias)
+        """``connections[alias]`` for the current greenlet, as good as new."""
+        wrapper: Any = self._spares.take()
         wrapper._leases = leases_here()
         return wrapper
 
@@ -181,10 +186,16 @@ class Database:
             if self._pool is not None:
                 self._pool.count_into([0.0] * tally.WIDTH)  # the place is its successor's
                 self._pool.drain()
-            self._pool, self._target, self.server_data = self._make_pool(), target, None
+            self._pool, self._target = self._make_pool(), target
+            self._forget_server()
             self.journal.pool = self._pool
             self._report()
         return self._pool
+
+    def _forget_server(self) -> None:
+        """What it can do may have changed."""
+        self.server_data = None
+        self._spares = Spares(self._make_wrapper)
 
     def report_on(self, place: Place) -> None:
         """Count on the board from now on, and find out without traffic that a lost database is
@@ -240,7 +251,8 @@ class Database:
             )
         try:
             if conn.server_version != self._server_version:
-                self.server_data, self._server_version = None, conn.server_version
+                self._server_version = conn.server_version
+                self._forget_server()
             opener.connection = conn
             opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()

@@ -168,10 +168,14 @@ def end_request() -> None:
             interrupted = interrupted or error
     mine = connections._connections  # type: ignore[attr-defined]
     for alias in _databases:
-        try:  # noqa: SIM105 - in every request, and it costs less than suppress() or hasattr()
-            delattr(mine, alias)
+        try:  # in every request, and it costs less than hasattr()
+            wrapper = getattr(mine, alias)
         except AttributeError:
-            pass
+            continue
+        delattr(mine, alias)
+        spares = getattr(wrapper, "_spares", None)  # the project may have put one of its own there
+        if spares is not None:
+            spares.give_back(wrapper)
     if interrupted is not None:
         raise interrupted
 
