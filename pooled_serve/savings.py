@@ -14,9 +14,9 @@ VARIABLE = "POOLED_SERVE_WITHOUT"
 
 NAMES = (
     "columns",  # mysql.py: columns described before are not taken apart again
-    "freeze",  # server.py: the garbage collector does not visit the loaded project
+    "freeze",  # garbage.py: the collector does not visit the loaded project
     "one-send",  # response.py: headers travel with the first piece of the body
-    "threshold",  # server.py: the garbage collector looks less often at requests in flight
+    "threshold",  # garbage.py: the collector looks less often at requests in flight
     "wrappers",  # spares.py: Django's connection wrappers are used again
 )
 

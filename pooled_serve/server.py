@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import difflib
 import errno
-import gc
 import io
 import ipaddress
 import logging
@@ -28,7 +27,7 @@ from gunicorn import util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
-from pooled_serve import options, savings, seam
+from pooled_serve import garbage, options, seam
 from pooled_serve.board import Board
 from pooled_serve.errors import (
     EXIT_DATABASE,
@@ -48,11 +47,6 @@ log = logging.getLogger("gunicorn.error")
 
 PROGRAM = "pooled-serve"
 WORKER = "pooled_serve.worker.PooledWorker"
-YOUNG = 5000
-"""New objects after which garbage is looked for. Python's own 700 (2000 since 3.13) is for programs
-that do one thing at a time: here each look meets the objects of all requests in flight, of which
-one with ten queries makes thousands. Saves 3 to 4 % of the CPU of 32 requests at a time, for 2 MB.
-"""
 
 options.register_settings()
 
@@ -438,14 +432,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         application = super().load()
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
-        if savings.on("freeze"):
-            # The project stays to the end: a full collection that leaves it out stops all requests
-            # for 1 ms instead of 43, and unshares no memory after a fork.
-            gc.collect()  # what is garbage by now would stay, too
-            gc.freeze()
-        first, *rest = gc.get_threshold()
-        if savings.on("threshold") and 0 < first < YOUNG:  # 0: the project has switched it off
-            gc.set_threshold(YOUNG, *rest)
+        garbage.leave_out_what_stays()
         return application
 
     def _explain_address(self) -> None:

@@ -22,6 +22,9 @@ MOST = 64
 
 _RESTORED = (bool, int, float, str, type(None))
 _UNDER_WAY = ("in_atomic_block", "needs_rollback", "_thread_sharing_count")
+_RELIED_ON = {*_UNDER_WAY, "connection", "_thread_ident"}
+"""A Django that has other names for these gets a new wrapper each time."""
+
 _LATER = frozenset({"isolation_level", "_leases", "_leasing", "_spares"})
 """What a wrapper gets later, from Django and from us, the same each time."""
 
@@ -38,7 +41,8 @@ class Spares:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
         self._spare: list[Any] = []
-        self._known: frozenset[str] = frozenset()
+        self._at_least: frozenset[str] = frozenset()
+        self._at_most: frozenset[str] = frozenset()
         self._restored: dict[str, Any] = {}
         self._empty: list[str] = []
 
@@ -59,7 +63,8 @@ class Spares:
         """Keep it, if it can be made as good as new."""
         state = vars(wrapper)
         if (
-            self._known >= state.keys()  # else somebody has left something in it
+            # Else somebody has left something in it, or taken something out.
+            self._at_least <= state.keys() <= self._at_most
             and wrapper.connection is None
             and not any(map(state.__getitem__, _UNDER_WAY))
             and not any(map(state.__getitem__, self._empty))
@@ -77,11 +82,12 @@ class Spares:
         self._empty = [
             k for k, v in state.items() if isinstance(v, (list, deque, set, dict)) and not v
         ]
-        if savings.on("wrappers"):  # else none is like these
+        if savings.on("wrappers") and state.keys() >= _RELIED_ON:  # else none is good enough
             facts = {
                 name
                 for kind in type(wrapper).__mro__
                 for name, value in vars(kind).items()
                 if isinstance(value, cached_property)
             }
-            self._known = _LATER | state.keys() | facts
+            self._at_least = frozenset(state)
+            self._at_most = _LATER | facts | state.keys()

@@ -49,6 +49,17 @@ def test_its_off_switch(script: Any) -> None:
     script("assert request() is not request()", POOLED_SERVE_WITHOUT="wrappers")
 
 
+def test_a_django_that_has_moved_what_we_rely_on_is_served_all_the_same(script: Any) -> None:
+    script(
+        """
+        from pooled_serve import spares
+        spares._RELIED_ON.add("gone")
+        patch._databases.clear()
+        assert request() is not request()
+        """
+    )
+
+
 def test_flags_are_restored(script: Any) -> None:
     script(
         """
@@ -83,6 +94,7 @@ def test_flags_are_restored(script: Any) -> None:
         "connection.inc_thread_sharing()",
         "connection.force_debug_cursor = True; run('SELECT 1'); connection.close()",
         "run('SELECT 1')",  # and it is not closed
+        "del connection.run_on_commit",
         "connections['default'] = connections['default'].copy()",
     ],
 )
