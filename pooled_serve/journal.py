@@ -86,10 +86,10 @@ class Journal(Observer):
                         self._tell()
                 gevent.sleep(LINE_EVERY)
             log.warning(
-                "pool %r: the pressure is over, nobody waits; %d requests got 503 in %.0fs",
+                "pool %r: the pressure is over, nobody waits; requests that got 503 in %.0fs: %d",
                 self.alias,
-                self._refused_total,
                 last - began,
+                self._refused_total,
             )
         self._refused_total = 0
 
@@ -122,7 +122,7 @@ class Journal(Observer):
         if self._lost is not None:
             _say(
                 logging.WARNING,
-                "database %r is back after %.1fs; connecting failed %d times",
+                "database %r is back after %.1fs; failed attempts to connect: %d",
                 self.alias,
                 time.monotonic() - self._lost,
                 self._failures,

@@ -32,6 +32,7 @@ LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"
 
 TESTS = [
     *("test_future.py", "test_cli.py", "test_greenlets.py", "test_seam.py", "test_mysql.py"),
+    "test_spares.py",
     "test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
     "test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",
     "test_serving.py::test_hup_under_load_fails_no_request_and_leaks_nothing",

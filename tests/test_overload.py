@@ -19,7 +19,9 @@ REFUSED = re.compile(
     r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s by GET /run\)"
 )
 RECOVERED = re.compile(
-    r"\[WARNING\] pool 'default': the pressure is over, nobody waits; (\d+) requests got 503"
+    r"\[WARNING\] pool 'default': the pressure is over, nobody waits; requests that got 503 "
+    r"in \d+s: (\d+)$",
+    re.MULTILINE,
 )
 
 
