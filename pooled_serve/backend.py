@@ -1,6 +1,6 @@
 """Django's side of a pooled database: wrapper classes that lease, and the pool behind them.
 
-Importing this imports Django's MySQL backend, so it happens only once a project has one.
+Importing this imports Django's MySQL backend, which looks for MySQLdb.
 
 Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
 

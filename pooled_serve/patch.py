@@ -6,6 +6,7 @@ Two functions of Django are replaced, ``ConnectionHandler.create_connection`` an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -47,9 +48,19 @@ def install(plan: Plan) -> None:
     refuse_other_pools()
     if _plan is None:  # else our own functions stand there
         seam.check("django", "pymysql")
+    _import_backend()
     _plan, _thread = plan, get_thread()
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
+
+
+def _import_backend() -> None:
+    """Now, while nobody else does.
+
+    Under gevent OS threads that import a module for the first time, all at once, can wait for
+    each other for ever: a wake-up of the import lock is lost.
+    """
+    from pooled_serve import backend  # noqa: F401 - PyMySQL must be in the place of MySQLdb
 
 
 def use_pymysql() -> None:
@@ -218,11 +229,15 @@ os.register_at_fork(after_in_child=_leave_board)
 
 
 def end_load(*, fork_follows: bool) -> None:
-    """Give back what the project asked the database for while it was imported.
+    """Import the engines, see :func:`_import_backend`, and give back what the project asked the
+    database for while it was imported.
 
     Else the main greenlet, which never ends a request, would hold a connection for the life of
     the worker. Before a fork nothing is kept: no child could use it.
     """
+    for settings_dict in connections.settings.values():
+        with contextlib.suppress(Exception):  # told to whoever uses it
+            load_backend(settings_dict["ENGINE"])
     end_request()
     if fork_follows:
         for database in _databases.values():

@@ -478,6 +478,26 @@ def test_an_engine_built_on_djangos_is_pooled_and_keeps_its_ways(
     run_script(folder, source)
 
 
+def test_an_engine_is_imported_before_threads_can_get_in_each_others_way(
+    project: Any, serve: Any, database: Database
+) -> None:
+    # With gevent's patches a few that import it for the first time, at once, may never end.
+    views = """
+        import sys
+        from django.http import JsonResponse
+
+        def imported(request):
+            names = "pooled_serve.backend", "mysite.engine.base"
+            return JsonResponse([name in sys.modules for name in names], safe=False)
+    """
+    folder = project(views, databases={"default": database.django(ENGINE="mysite.engine")})
+    engine(folder, ENGINE)
+    assert serve(folder).get("/imported").json() == [True, True]
+    # The engine of who calls pooling is imported at first use, as in stock Django.
+    source = "import sys; report(['pooled_serve.backend' in sys.modules])"
+    assert run_script(project(databases={}), source) == [True]
+
+
 def test_an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot(
     project: Any, database: Database
 ) -> None:
