@@ -321,7 +321,7 @@ def _table(report: Report) -> str:
 
 MODES = ("request", "transaction")
 COMPARED = ("--pool-size", "4", "--max-outstanding", "4", "--pool-timeout", "60")
-COMPARED_PATH = "/bench/outside?ms=300"
+COMPARED_PATH = "/bench/outside?ms=300&spread=100"
 
 
 def compare_modes(clients: int, seconds: float) -> dict[str, Report]:

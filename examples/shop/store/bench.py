@@ -36,12 +36,12 @@ def random_product() -> dict[str, object]:
     return get_object_or_404(Product.objects.values("id", "name", "stock"), pk=random_id())
 
 
-def seconds(request: HttpRequest, default: int) -> float:
-    """?ms=N as seconds; capped, so that nobody can hang the server with it."""
+def seconds(request: HttpRequest, name: str, default: int) -> float:
+    """?name=MILLISECONDS as seconds; capped, so that nobody can hang the server with it."""
     try:
-        ms = int(request.GET.get("ms", default))
+        ms = int(request.GET.get(name, default))
     except ValueError:
-        raise BadRequest("ms is a whole number of milliseconds") from None
+        raise BadRequest(f"{name} is a whole number of milliseconds") from None
     return min(max(ms, 0), MAX_MS) / 1000
 
 
@@ -78,16 +78,20 @@ def update(request: HttpRequest) -> HttpResponse:
 
 
 def outside(request: HttpRequest) -> HttpResponse:
-    """A query, ?ms= of waiting for someone else while the connection is idle, a query."""
-    pause = seconds(request, default=300)
+    """A query, ?ms= of waiting for someone else while the connection is idle, a query.
+
+    The wait differs by up to ?spread= either way. Under load it should: clients who all wait
+    equally long stay in step, and the server is flooded one moment and idle the next.
+    """
+    pause, spread = seconds(request, "ms", default=300), seconds(request, "spread", default=0)
     before = random_product()
-    time.sleep(pause)
+    time.sleep(max(pause + random.uniform(-spread, spread), 0))
     return JsonResponse([before, random_product()], safe=False)
 
 
 def sleep(request: HttpRequest) -> HttpResponse:
     """One query that takes ?ms= in the database: the connection is busy all the while."""
-    pause = seconds(request, default=100)
+    pause = seconds(request, "ms", default=100)
     if connection.vendor == "mysql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT SLEEP(%s)", [pause])

@@ -133,6 +133,7 @@ class BenchTests(TestCase):
             "ten": 10,
             "update": 4,  # two of them SAVEPOINTs, as a test runs in a transaction
             "outside?ms=1": 2,
+            "outside?ms=1&spread=5": 2,
         }.items():
             with self.subTest(path), self.assertNumQueries(queries):
                 self.assertEqual(self.client.get(f"/bench/{path}").status_code, 200)
