@@ -3,9 +3,11 @@
     python client.py PORT PATH --clients 32 --seconds 3 --server-pid PID
     python client.py PORT PATH --clients 32 --in-turns --server-pid PID
 
-In turns, each line of standard input says for how many seconds to go on, and is answered by one
-line of JSON; in between the processes of the server, a group of their own, stand still, and so do
-the clocks here. That lets two servers share a machine whose speed changes from second to second.
+In turns, each line of standard input says for how many seconds to go on and what to look at, for
+example `0.1 rate`, `2 latency` or `2 rate latency`, and is answered by one line of JSON. In between
+the processes of the server, a group of their own, stand still, and so do the clocks here: that lets
+two servers share a machine whose speed changes from moment to moment. Short turns give a fair rate;
+latencies take a long one, because whoever stops a server holds up its requests.
 
 One thread, one epoll, requests made beforehand, of an answer only the status and the length are
 read: the client must leave the processors to those who are measured. Each client sends its next
@@ -31,6 +33,7 @@ from pathlib import Path
 
 GRACE = 15.0  # seconds that requests which are under way at the end may still take
 WARM_UP_LEAST, WARM_UP_MOST = 0.5, 20.0  # seconds
+SETTLE = 0.3  # seconds from a stop of the server until latencies are as if there had been none
 PAUSE = 0.05  # a client that could not connect waits so long: nothing is up sooner for being asked
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -65,7 +68,9 @@ class Load:
         self._sending = True
         self._resting = False
         self._standing_since = 0.0
-        self.latencies: list[float] = []
+        self.timing = False
+        self.latencies: list[float] = []  # of answers while `timing`
+        self.ok = 0
         self.failures: Counter[str] = Counter()
         self.sent = 0
 
@@ -125,7 +130,7 @@ class Load:
             self.run(time.perf_counter() + 0.05)
         if self._request != self._measured:
             self._change_page()
-        self.latencies.clear()
+        self.ok = 0
         self.failures.clear()
         self._standing_since = time.perf_counter()
 
@@ -207,7 +212,9 @@ class Load:
         visitor.served = True
         status = visitor.answer[9:12]
         if status == b"200":
-            self.latencies.append(now - visitor.began)
+            self.ok += 1
+            if self.timing:
+                self.latencies.append(now - visitor.began)
         else:
             self.failures[f"HTTP {status.decode()}"] += 1
         if self._close or b"\r\nConnection: close" in visitor.answer or not self._sending:
@@ -269,29 +276,31 @@ class Measurement:
     def __init__(self, load: Load, server: int) -> None:
         self._load = load
         self._server = server
-        self.served = 0
-        self.seconds = self.server_cpu = self.own_cpu = 0.0
+        self._seconds = self._server_cpu = self._own_cpu = 0.0
+        self._served = 0
 
-    def turn(self, seconds: float) -> dict[str, float]:
-        before = len(self._load.latencies), tree_cpu(self._server), time.process_time()
-        took = self._load.turn(seconds)
-        served = len(self._load.latencies) - before[0]
-        self.own_cpu += time.process_time() - before[2]
-        self.server_cpu += tree_cpu(self._server) - before[1]
-        self.served += served
-        self.seconds += took
-        return {"served": served, "seconds": took}
+    def turn(self, seconds: float, *, rate: bool = False, latency: bool = False) -> None:
+        """It counts for the rate and for CPU time, or for latencies, for both or for nothing."""
+        load = self._load
+        load.timing = latency
+        ok, server_cpu, own_cpu = load.ok, tree_cpu(self._server), time.process_time()
+        took = load.turn(seconds)
+        if rate:
+            self._own_cpu += time.process_time() - own_cpu
+            self._server_cpu += tree_cpu(self._server) - server_cpu
+            self._served += load.ok - ok
+            self._seconds += took
 
     def result(self) -> dict[str, object]:
         """Once the load has stopped."""
-        load, served = self._load, self.served
+        load, served = self._load, self._served
         ordered = sorted(load.latencies)
         shares = (("p50_ms", 0.5), ("p99_ms", 0.99), ("max_ms", 1.0))
         return {
-            "per_second": served / self.seconds,
-            "server_cpu_ms": self.server_cpu / served * 1e3 if served else None,
-            "client_cpu_ms": self.own_cpu / served * 1e3 if served else None,
-            "ok": len(load.latencies),
+            "per_second": served / self._seconds,
+            "server_cpu_ms": self._server_cpu / served * 1e3 if served else None,
+            "client_cpu_ms": self._own_cpu / served * 1e3 if served else None,
+            "ok": load.ok,
             "failed": load.failures.total(),
             "failures": dict(load.failures.most_common()),
             "sent": load.sent,
@@ -308,10 +317,13 @@ def take_turns(measurement: Measurement, server: int) -> None:
         os.killpg(server, signal.SIGSTOP)
         print("{}", flush=True)
         for line in sys.stdin:
+            seconds, *what = line.split()
             os.killpg(server, signal.SIGCONT)
-            turn = measurement.turn(float(line))
+            if "latency" in what:
+                measurement.turn(SETTLE)
+            measurement.turn(float(seconds), rate="rate" in what, latency="latency" in what)
             os.killpg(server, signal.SIGSTOP)
-            print(json.dumps(turn), flush=True)
+            print("{}", flush=True)
     finally:
         os.killpg(server, signal.SIGCONT)
 
@@ -343,7 +355,7 @@ def main() -> None:
     if options.in_turns:
         take_turns(measurement, options.server_pid)
     else:
-        measurement.turn(options.seconds)
+        measurement.turn(options.seconds, rate=True, latency=True)
     # Who was starved is still waiting now: without these the slowest answers would not count.
     load.stop()
     print(json.dumps(measurement.result()))
