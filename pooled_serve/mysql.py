@@ -41,7 +41,7 @@ from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import FieldDescriptorPacket
 
-from pooled_serve import savings
+from pooled_serve import savings, sending
 from pooled_serve.pool import DIRTY, MOVED
 from pooled_serve.sql import classify
 
@@ -249,7 +249,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
     def _write_bytes(self, data: bytes) -> None:
         try:
-            super()._write_bytes(data)
+            if rest := sending.unsent(self._sock, data):
+                super()._write_bytes(rest)
         except BaseException:
             # GreenletExit or Timeout after part of a packet: the rest will never be sent.
             self._force_close()

@@ -1,4 +1,4 @@
-"""A response that leaves in one piece.
+"""A response that leaves in one piece, with a date that is written once a second.
 
 gunicorn sends the headers, then the body: two system calls, two TCP segments, and a client that
 is woken twice, for what nearly always fits into one. Here the headers travel with the first piece
@@ -7,14 +7,25 @@ of the body. Nothing waits for anything: gunicorn, too, sends the headers at the
 
 from __future__ import annotations
 
+import functools
+import time
 from typing import Any
 
+from gunicorn import util
 from gunicorn.http import wsgi
 
-from pooled_serve import savings
+from pooled_serve import savings, sending
 
-LARGEST = 64 * 1024
+LARGEST = sending.LARGEST
 """Bytes. A bound on the copy that joining makes; not a measured break-even."""
+
+_date = functools.lru_cache(maxsize=1)(util.http_date)
+
+
+def http_date(timestamp: float | None = None) -> str:
+    """As gunicorn's, for the Date header: now, or those seconds since 1970."""
+    text: str = _date(int(time.time() if timestamp is None else timestamp))
+    return text
 
 
 class _Pieces(list[bytes]):
@@ -39,13 +50,16 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
             super().write(arg)
         finally:
             self.sock = sock
-        sock.sendall(b"".join(pieces))
+        if rest := sending.unsent(sock, b"".join(pieces)):
+            sock.sendall(rest)
 
 
 def install() -> None:
     """Let gunicorn make these in this process. HTTP/2 has a class, and a framing, of its own."""
-    if not savings.on("one-send"):
-        return
-    # gunicorn 27's wsgi.create() takes a class, but only from a caller that would have to be
-    # written anew; that of 25.0 takes none. Both look up this name.
-    wsgi.Response = Response
+    if savings.on("date"):
+        # Everything else about the header stays gunicorn's.
+        util.http_date = http_date
+    if savings.on("one-send"):
+        # gunicorn 27's wsgi.create() takes a class, but only from a caller that would have to be
+        # written anew; that of 25.0 takes none. Both look up this name.
+        wsgi.Response = Response

@@ -14,6 +14,8 @@ VARIABLE = "POOLED_SERVE_WITHOUT"
 
 NAMES = (
     "columns",  # mysql.py: columns described before are not taken apart again
+    "date",  # response.py: the Date header is written once a second
+    "direct-send",  # sending.py: what is small goes to the kernel without preparations
     "freeze",  # garbage.py: the collector does not visit the loaded project
     "one-send",  # response.py: headers travel with the first piece of the body
     "threshold",  # garbage.py: the collector looks less often at requests in flight

@@ -59,6 +59,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_CURSOR}.callproc", "self, procname, args"),
     ),
     "gunicorn": (
+        ("gunicorn.util:http_date", "timestamp"),
         (f"{_WORKER}.init_process", "self"),
         (f"{_WORKER}.load_wsgi", "self"),
         (f"{_WORKER}.handle_exit", "self, sig, frame"),

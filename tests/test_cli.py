@@ -251,7 +251,18 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 # Each module may import the ones above it.
 ORDER = [
     *("__init__", "errors", "savings", "garbage", "options", "seam", "tally", "pool", "plan"),
-    *("project", "sql", "mysql", "leaks", "session", "board", "journal", "spares", "backend"),
+    *(
+        "project",
+        "sql",
+        "sending",
+        "mysql",
+        "leaks",
+        "session",
+        "board",
+        "journal",
+        "spares",
+        "backend",
+    ),
     *("patch", "status", "response", "worker", "pooling", "preflight", "report", "server"),
     *("cli", "__main__"),
 ]
@@ -278,6 +289,7 @@ def test_imports_point_one_way() -> None:
     assert imports("errors") == set()
     assert imports("options") == {"savings"}
     assert imports("savings") == imports("tally") == set()
+    assert imports("sending") == {"savings"}
     assert imports("board") == {"tally"}
     assert imports("pool") == {"errors", "tally"}
     assert imports("plan") <= {"errors", "options"}

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import socket
+import ssl
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import gevent.socket
+import gevent.ssl
 import pytest
 from gunicorn.http.wsgi import Response
 
+from pooled_serve import response, sending
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
@@ -33,7 +39,9 @@ VIEWS = """
 
     from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
     from gevent.event import Event
+    from gunicorn import util
     from gunicorn.http import wsgi
+    from pooled_serve import sending
     from pymysql import connections as pymysql
 
     go = Event()
@@ -79,9 +87,10 @@ VIEWS = """
         return HttpResponse(request.body)
 
     def savings(request):
-        kinds = wsgi.Response, pymysql.FieldDescriptorPacket
+        kinds = wsgi.Response, pymysql.FieldDescriptorPacket, util.http_date
         garbage = gc.get_freeze_count() > 0, gc.get_threshold()[0]
-        return JsonResponse([*(kind.__module__ for kind in kinds), *garbage], safe=False)
+        found = [*(kind.__module__ for kind in kinds), sending._direct, *garbage]
+        return JsonResponse(found, safe=False)
 """
 
 
@@ -193,14 +202,84 @@ def test_what_goes_before_the_headers_stays_before_them(web: Serve) -> None:
         assert wire.read_to(b"\r\n\r\nbytes").startswith(b"HTTP/1.1 200")
 
 
+def test_the_date_is_right_and_written_once_a_second(
+    web: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    date = web.get("/hello").headers["Date"]
+    assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < PATIENCE
+    assert response.http_date(1_000_000_000.9) == "Sun, 09 Sep 2001 01:46:40 GMT"
+
+    written: list[int] = []
+    clock = iter([2_000_000_000.0, 2_000_000_000.999, 2_000_000_001.0, 2_000_000_001.5])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    monkeypatch.setattr(
+        "email.utils.formatdate", lambda timestamp, **_: written.append(timestamp) or str(timestamp)
+    )
+    dates = [response.http_date() for _ in range(4)]
+    assert dates == ["2000000000"] * 2 + ["2000000001"] * 2
+    assert written == [2_000_000_000, 2_000_000_001]
+
+
+# --- Sends -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[gevent.socket.socket, gevent.socket.socket]]:
+    ours, theirs = gevent.socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_what_is_small_is_sent_without_sendall(pair: Any) -> None:
+    ours, theirs = pair
+    assert sending.unsent(ours, b"SELECT 1") == b""
+    assert theirs.recv(100) == b"SELECT 1"
+
+
+def test_what_does_not_fit_is_left_for_sendall(pair: Any) -> None:
+    ours, theirs = pair
+    data = bytes(range(256)) * 255
+    given = b""
+    while not (rest := sending.unsent(ours, data)):
+        given += data
+    sender = gevent.spawn(ours.sendall, rest)
+    given += data
+    received = b""
+    while len(received) < len(given):
+        received += theirs.recv(1 << 20)
+    sender.get(timeout=PATIENCE)
+    assert received == given
+
+
+def test_what_is_large_encrypted_or_lost_is_left_for_sendall(pair: Any) -> None:
+    ours, theirs = pair
+    large = bytes(sending.LARGEST + 1)
+    assert sending.unsent(ours, large) is large
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with gevent.ssl.SSLSocket(sock=ours, _context=context, do_handshake_on_connect=False) as tls:
+        assert sending.unsent(tls, b"secret") == b"secret"
+    theirs.close()
+    ours, theirs = gevent.socket.socketpair()
+    with ours:
+        theirs.close()
+        assert sending.unsent(ours, b"in vain") == b"in vain"
+        with pytest.raises(BrokenPipeError):
+            ours.sendall(b"in vain")
+    assert sending.unsent(ours, b"in vain") == b"in vain"
+    assert sending.unsent(None, b"in vain") == b"in vain"
+
+
 # --- Off switches ------------------------------------------------------------------------------
 
 
 def test_every_saving_can_be_switched_off(web: Serve, folder: Path) -> None:
-    ours = ["pooled_serve.response", "pooled_serve.mysql", True, 5000]
-    stock = ["gunicorn.http.wsgi", "pymysql.protocol", False, gc.get_threshold()[0]]
+    ours: list[Any] = [f"pooled_serve.{name}" for name in ("response", "mysql", "response")]
+    stock: list[Any] = ["gunicorn.http.wsgi", "pymysql.protocol", "gunicorn.util"]
+    ours += [True, True, 5000]
+    stock += [False, False, gc.get_threshold()[0]]
     assert web.get("/savings").json() == ours
-    off = {"POOLED_SERVE_WITHOUT": "one-send, columns freeze,threshold"}
+    off = {"POOLED_SERVE_WITHOUT": "one-send, columns date,direct-send,freeze,threshold"}
     with Serve(APP, cwd=folder, env=off) as server:
         assert server.get("/savings").json() == stock
         assert server.get("/hello").text == "hello"

@@ -236,7 +236,7 @@ class Bench:
 
     def about(self, name: str) -> dict[str, Any]:
         """What the contender's own server says of itself."""
-        with self._serving(name, 1) as server:
+        with self.serving(name, 1) as server:
             status, body = get(server.port, "/about")
             if status != 200:
                 raise Problem(f"{name} answers /about with {status}", server.log[-2000:])
@@ -246,16 +246,17 @@ class Bench:
         """One view from one contender, served by a new process."""
         self._ask("reset")
         with ExitStack() as stack:
-            server = stack.enter_context(self._serving(name, view.connections))
+            server = stack.enter_context(self.serving(name, view.connections))
             load = stack.enter_context(Clients(server, view))
             if view.alone or CEILING not in self._pythons:
                 load.turn(self._seconds * view.times, "rate", "latency")
                 ceiling = None
             else:
                 other = stack.enter_context(
-                    self._serving(CEILING, view.connections, self._database_of_ceiling)
+                    self.serving(CEILING, view.connections, other_database=True)
                 )
-                ceiling = self._take_turns(load, stack.enter_context(Clients(other, view)))
+                ceiling = self.take_turns(load, stack.enter_context(Clients(other, view)))
+                load.turn(self._seconds, "latency")
             run = load.result()
             if ceiling:
                 ratio = run["per_second"] / (ceiling["per_second"] or math.nan)
@@ -271,15 +272,13 @@ class Bench:
             "complaints": complaints,
         }
 
-    def _take_turns(self, ours: Clients, theirs: Clients) -> dict[str, Any]:
-        """What the ceiling did in its turns. Then, alone and undisturbed, one for our latencies."""
+    def take_turns(self, ours: Clients, theirs: Clients) -> dict[str, Any]:
+        """What the others did in their turns."""
         for number in range(max(round(self._seconds / TURN), 1)):
             # To and fro, so that a machine that gets slower and slower favours nobody.
             for each in (ours, theirs) if number % 2 else (theirs, ours):
                 each.turn(min(TURN, self._seconds), "rate")
-        ceiling = theirs.result()
-        ours.turn(self._seconds, "latency")
-        return ceiling
+        return theirs.result()
 
     def _ask(self, question: str) -> dict[str, int]:
         assert self._observer.stdin
@@ -292,18 +291,25 @@ class Bench:
         return json.loads(answer)
 
     @contextmanager
-    def _serving(
-        self, name: str, connections: int, database: PrivateDatabase | None = None
+    def serving(
+        self,
+        name: str,
+        connections: int,
+        *,
+        other_database: bool = False,
+        page: str = "/bench/plaintext",
     ) -> Iterator[Server]:
+        """The contender's server, once it answers that page."""
         served = contender(name, connections)
-        environment = shop_environment(database or self._database) | {
+        database = self._database_of_ceiling if other_database else self._database
+        environment = shop_environment(database) | {
             "DJANGO_SETTINGS_MODULE": "peers.settings",
             "CONTENDER": name,
             "CONNECTIONS": str(connections),
         }
         server = Server(self._pythons[name], served, environment)
         try:
-            server.wait_until_it_answers()
+            server.wait_until_it_answers(page)
             yield server
         finally:
             server.stop()
@@ -345,11 +351,11 @@ class Server:
         found = re.findall(r"^[\w.]+(?:Error|Exception|Empty|Timeout|Full)\b.*", self.log, re.M)
         return dict(Counter(line[:200] for line in found).most_common(3))
 
-    def wait_until_it_answers(self) -> None:
+    def wait_until_it_answers(self, page: str) -> None:
         deadline = time.monotonic() + BOOT_TIMEOUT
         while True:
             with suppress(OSError, http.client.HTTPException):
-                if get(self.port, "/bench/plaintext")[0] == 200:
+                if get(self.port, page)[0] == 200:
                     return
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise Problem(f"{self._name} does not serve the shop", self.log[-2000:])
