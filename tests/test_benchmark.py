@@ -26,6 +26,8 @@ BENCHMARK = ROOT / "examples" / "benchmark"
 sys.path.append(str(BENCHMARK))
 
 import client  # noqa: E402
+import compare  # noqa: E402
+import contenders  # noqa: E402
 import report  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -293,6 +295,28 @@ def test_all_the_promises_that_the_table_shows() -> None:
         for cell in row.strip("|").split("|")[1:]:
             # not before the limit, and a busy machine may come to it later
             assert cell.strip() in good or re.fullmatch(r" 503 after [1-4]\.\d s ", cell), row
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    result = json.loads((BENCHMARK / "results.json").read_text())
+    titles = {name: contenders.contender(name, 10).title for name in result["about"]}
+    views = {view.name: view.title for view in compare.VIEWS}
+    results = report.Results(result["runs"], titles, views)
+    table = report.as_markdown(report.summary(results, "requests/s"))
+    assert f"\n\n{table}\n\n" in (ROOT / "README.md").read_text()
+    assert table in (BENCHMARK / "results.md").read_text()
+
+
+@torture
+def test_start_and_memory_are_measured() -> None:
+    done = run("startup.py", "--no-install", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = done.stdout.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("first answer, s", "memory, MB", "--help, s", "many to few"),
+    ]
+    figures = [float(cell) for row in rows for cell in re.findall(r"[\d.]+", row)]
+    assert all(figures)
 
 
 @torture
