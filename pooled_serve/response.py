@@ -16,9 +16,6 @@ from gunicorn.http import wsgi
 
 from pooled_serve import savings, sending
 
-LARGEST = sending.LARGEST
-"""Bytes. A bound on the copy that joining makes; not a measured break-even."""
-
 _date = functools.lru_cache(maxsize=1)(util.http_date)
 
 
@@ -41,7 +38,7 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
 
     def write(self, arg: Any) -> None:
         """Send a piece of the body, and the headers before it if that has not happened."""
-        if self.headers_sent or not isinstance(arg, bytes) or not 0 < len(arg) <= LARGEST:
+        if self.headers_sent or not isinstance(arg, bytes) or not 0 < len(arg) <= sending.LARGEST:
             super().write(arg)
             return
         sock, pieces = self.sock, _Pieces()

@@ -15,7 +15,8 @@ from gevent.socket import socket
 from pooled_serve import savings
 
 LARGEST = 64 * 1024
-"""Bytes. What is left of more may be much, and would be copied."""
+"""Bytes. Bounds what is copied: to join pieces, and what the kernel has not taken. Not a measured
+break-even."""
 
 _direct = savings.on("direct-send")
 

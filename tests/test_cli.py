@@ -251,18 +251,8 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 # Each module may import the ones above it.
 ORDER = [
     *("__init__", "errors", "savings", "garbage", "options", "seam", "tally", "pool", "plan"),
-    *(
-        "project",
-        "sql",
-        "sending",
-        "mysql",
-        "leaks",
-        "session",
-        "board",
-        "journal",
-        "spares",
-        "backend",
-    ),
+    *("project", "sql", "sending", "mysql", "leaks", "session", "board", "journal"),
+    *("spares", "backend"),
     *("patch", "status", "response", "worker", "pooling", "preflight", "report", "server"),
     *("cli", "__main__"),
 ]
