@@ -22,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import report
-from compare import QUICK_PRODUCTS, VIEWS, Bench, Clients, fill_shop
+from bench import Bench, Clients, fill_shop, leave_a_core
+from compare import QUICK_PRODUCTS, VIEWS
 from environments import make_environments
 from private_database import PrivateDatabase
 
@@ -39,6 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     pythons, _ = make_environments([OURS, STOCK], install=not options.no_install)
     rounds = range(options.rounds)
+    leave_a_core()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="startup-")))
         databases = [
