@@ -125,7 +125,7 @@ def _for_gunicorn(ctx: click.Context, params: Sequence[click.Parameter]) -> list
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from pooled_serve import report
+        from pooled_serve.preflight import render as report
 
         click.echo(report.versions())
         ctx.exit()
@@ -139,7 +139,7 @@ def serve(
 
     APP is the project's WSGI application: MODULE or MODULE:CALLABLE. The project is not edited.
     """
-    from pooled_serve import server
+    from pooled_serve.serve import app as server
 
     if settings:
         os.environ["DJANGO_SETTINGS_MODULE"] = settings
@@ -221,7 +221,7 @@ def _check_variables() -> None:
 
 def _usage_problem(error: click.UsageError) -> Verdict:
     if isinstance(error, click.NoSuchOption):
-        from pooled_serve.server import unknown_option
+        from pooled_serve.serve.app import unknown_option
 
         return unknown_option(error.option_name, error.possibilities or ())
     return Verdict(Level.FAIL, "PS401", error.format_message(), "see pooled-serve --help")

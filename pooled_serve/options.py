@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pooled_serve import savings
+from pooled_serve.tuning import switches as savings
 
 ENV_PREFIX = "POOLED_SERVE_"
 

@@ -17,9 +17,10 @@ import math
 import os
 from typing import Any
 
-from pooled_serve import options, seam
+from pooled_serve import compat as seam
+from pooled_serve import options
 from pooled_serve.options import PoolOptions
-from pooled_serve.plan import Plan
+from pooled_serve.preflight.plan import Plan
 
 __all__ = ["apply_patch", "set_pool_size"]
 
@@ -65,7 +66,7 @@ def apply_patch() -> None:
         ignored = True
         return
     with seam.imports():
-        from pooled_serve import patch
+        from pooled_serve.backend import patch
 
     values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}
     patch.install(Plan(PoolOptions.from_values({**values, **_said})))

@@ -31,11 +31,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
 
 TESTS = [
-    *("test_future.py", "test_cli.py", "test_greenlets.py", "test_seam.py", "test_mysql.py"),
-    "test_spares.py",
-    "test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
-    "test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",
-    "test_serving.py::test_hup_under_load_fails_no_request_and_leaks_nothing",
+    *("test_compat.py", "test_cli.py", "backend/test_greenlets.py", "backend/test_patch.py"),
+    "backend/test_spares.py",
+    "driver/test_connection.py",
+    "serve/test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
+    "serve/test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",
+    "serve/test_serving.py::test_hup_under_load_fails_no_request_and_leaks_nothing",
 ]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
-from pooled_serve import cli, options, server
+from pooled_serve import cli, options
+from pooled_serve.serve import app as server
 from support.command import Here, run
 from support.serve import environment
 from support.servers import ROOT
@@ -250,48 +251,67 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 
 # Each module may import the ones above it.
 ORDER = [
-    *("__init__", "errors", "savings", "garbage", "options", "seam", "tally", "pool", "plan"),
-    *("project", "sql", "sending", "mysql", "leaks", "session", "board", "journal"),
-    *("spares", "backend"),
-    *("patch", "status", "response", "worker", "pooling", "preflight", "report", "server"),
-    *("cli", "__main__"),
+    *("__init__", "errors", "tuning.switches", "tuning.gc", "tuning.send", "tuning.response"),
+    *("options", "compat", "pool.stats", "pool.pool", "preflight.plan", "preflight.project"),
+    *("driver.statements", "driver.connection", "status.leaks", "backend.lease"),
+    *("status.scoreboard", "status.pool_log", "backend.spares", "backend.database"),
+    *("backend.patch", "status.listener", "serve.worker", "pooling", "preflight.runner"),
+    *("preflight.render", "serve.app", "cli", "__main__"),
 ]
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names of all modules, and of folders that export something, with their files."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not name.endswith(".__init__"):
+            found[name] = path
+    return found
 
 
 def imports(module: str) -> set[str]:
     """The modules of ours that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "pooled_serve":
-            names = {alias.name for alias in node.names}
-            found |= {name if name in ORDER else "__init__" for name in names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pooled_serve."):
-            found.add(str(node.module).partition(".")[2])
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pooled_serve"):
+            where = str(node.module).removeprefix("pooled_serve").removeprefix(".")
+            for alias in node.names:
+                name = f"{where}.{alias.name}".removeprefix(".")
+                if name in ORDER:
+                    found.add(name)
+                elif where == "pool":  # what the folder exports
+                    found.add("pool.pool")
+                else:
+                    found.add(where or "__init__")
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("pooled_serve") for alias in node.names)
     return found
 
 
 def test_imports_point_one_way() -> None:
-    assert set(ORDER) == {path.stem for path in PACKAGE.glob("*.py")}
+    assert set(ORDER) == set(modules())
     for place, module in enumerate(ORDER):
         assert imports(module) <= set(ORDER[:place]), module
     assert imports("errors") == set()
-    assert imports("options") == {"savings"}
-    assert imports("savings") == imports("tally") == set()
-    assert imports("sending") == {"savings"}
-    assert imports("board") == {"tally"}
-    assert imports("pool") == {"errors", "tally"}
-    assert imports("plan") <= {"errors", "options"}
+    assert imports("options") == {"tuning.switches"}
+    assert imports("tuning.switches") == imports("pool.stats") == set()
+    assert imports("tuning.send") == {"tuning.switches"}
+    assert imports("status.scoreboard") == {"pool.stats"}
+    assert imports("pool.pool") == {"errors", "pool.stats"}
+    assert imports("preflight.plan") <= {"errors", "options"}
 
 
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        ("import pooled_serve.cli, pooled_serve.server", "django"),
-        ("import pooled_serve.plan, pooled_serve.options, pooled_serve.pool", "django"),
-        ("import pooled_serve.report, pooled_serve.preflight, pooled_serve.project", "django"),
-        ("import pooled_serve.worker, pooled_serve.mysql", "django"),  # before the fork
+        ("import pooled_serve.cli, pooled_serve.serve.app", "django"),
+        ("import pooled_serve.preflight.plan, pooled_serve.options, pooled_serve.pool", "django"),
+        ("import pooled_serve.preflight.render, pooled_serve.preflight.runner", "django"),
+        (
+            "import pooled_serve.serve.worker, pooled_serve.driver.connection",
+            "django",
+        ),  # before the fork
         ("import pooled_serve.pool", "pymysql"),
         # what makes --help and completion quick
         (

@@ -18,7 +18,8 @@ import gevent.ssl
 import pytest
 from gunicorn.http.wsgi import Response
 
-from pooled_serve import response, sending
+from pooled_serve.tuning import response
+from pooled_serve.tuning import send as sending
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
@@ -41,7 +42,7 @@ VIEWS = """
     from gevent.event import Event
     from gunicorn import util
     from gunicorn.http import wsgi
-    from pooled_serve import sending
+    from pooled_serve.tuning import send as sending
     from pymysql import connections as pymysql
 
     go = Event()

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooled_serve import options, server
+from pooled_serve import options
 from pooled_serve.errors import Refusal
 from pooled_serve.options import OPTIONS, AliasSize, Option
-from pooled_serve.plan import DatabaseReport, ProjectReport
+from pooled_serve.preflight.plan import DatabaseReport, ProjectReport
+from pooled_serve.serve import app as server
 from support.command import Here
 
 # Two texts for each option, and what they mean.

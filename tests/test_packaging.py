@@ -134,7 +134,7 @@ def test_tests_run_from_the_sdist(tools: Tools, tmp_path: Path) -> None:
         sdist.extractall(tmp_path, filter="data")
     (root,) = tmp_path.iterdir()
     pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = run(*pytest_here, "tests/test_plan.py", cwd=root, PYTHONPATH=".")
+    done = run(*pytest_here, "tests/preflight/test_plan.py", cwd=root, PYTHONPATH=".")
     assert re.search(r"^\d{2,} passed", done, re.M)
 
 

@@ -73,11 +73,11 @@ def shell_lines() -> Iterator[str]:
 
 # Where each shell command of the README is run. Those that start with pooled-serve are run here.
 RUN_BY = {
-    "python3 examples/quickstart.py": "tests/test_quickstart.py",
+    "python3 examples/quickstart.py": "tests/examples/test_quickstart.py",
     "pip install pooled-serve": "examples/quickstart.py",  # as pip install -e
     "tests/run": ".ci/run",
     "PYTHON=python3.13 tests/run": ".ci/run",
-    "tests/run tests/test_pool.py -k waiters": "test_the_example_of_a_single_test_finds_tests",
+    "tests/run tests/pool/test_pool.py -k waiters": "test_the_example_of_a_single_test_finds_tests",
 }
 
 
@@ -135,7 +135,7 @@ def test_the_options_are_those_of_help(tmp_path: Path) -> None:
 
 
 def test_the_problem_codes_are_those_of_the_code() -> None:
-    package = (ROOT / "pooled_serve").glob("*.py")
+    package = (ROOT / "pooled_serve").rglob("*.py")
     told = {code for module in package for code in re.findall(r'"(PS\d{3})\b', module.read_text())}
     listed = re.findall(r"^\| (PS\d{3}) \| [^|]+ \| [^|]+ \|$", README, re.M)
     assert listed == sorted(told)
@@ -327,12 +327,12 @@ def test_the_example_of_a_single_test_finds_tests() -> None:
 
 
 def test_what_pins_a_lease_is_what_the_code_says() -> None:
-    from pooled_serve import sql
+    from pooled_serve.driver import statements as sql
 
     table = README.partition("| what pins a connection | reason |\n|---|---|\n")[2]
     told = {row.strip("| ").split(" | ")[-1] for row in table.partition("\n\n")[0].splitlines()}
     reasons = {reason for _, reason in (*sql._NAMED, *sql._TOUCHES)}
-    for module in ("session", "sql"):
+    for module in ("backend/lease", "driver/statements"):
         source = (ROOT / "pooled_serve" / f"{module}.py").read_text()
         reasons |= set(re.findall(r'(?:_pin\(|return )"([\w ]+)"', source))
     assert told == reasons | {"unknown"}

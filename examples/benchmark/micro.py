@@ -23,9 +23,9 @@ import gevent  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pooled_serve.board import Board  # noqa: E402
-from pooled_serve.mysql import MySQLConnection  # noqa: E402
+from pooled_serve.driver.connection import MySQLConnection  # noqa: E402
 from pooled_serve.pool import ConnectionPool  # noqa: E402
+from pooled_serve.status.scoreboard import Board  # noqa: E402
 from private_database import PrivateDatabase  # noqa: E402
 from pymysql.connections import Connection  # noqa: E402
 

@@ -93,7 +93,7 @@ def names(cap: int | None) -> dict[str, Any]:
     import gevent
     from django.db import connection, connections, transaction
 
-    from pooled_serve import patch
+    from pooled_serve.backend import patch
 
     def report(value: object) -> None:
         print("report", json.dumps(value), flush=True)

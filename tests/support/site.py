@@ -20,7 +20,7 @@ VIEWS = """
     from django.http import HttpResponse, JsonResponse
     from gevent.event import Event
 
-    from pooled_serve import patch
+    from pooled_serve.backend import patch
 
     guests = []
     everyone = Event()

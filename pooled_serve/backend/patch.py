@@ -1,0 +1,256 @@
+"""The Django seam: where pooled connections enter, and where they leave a request.
+
+Two functions of Django are replaced, ``ConnectionHandler.create_connection`` and
+``response_for_exception``; no signal is connected, because the test client disconnects Django's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pymysql
+from django.core.handlers import exception as handlers
+from django.db import connections
+from django.db.utils import ConnectionHandler, load_backend
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+
+from pooled_serve import compat as seam
+from pooled_serve.backend.lease import leases_here
+from pooled_serve.errors import PoolTimeout, refuse
+from pooled_serve.pool import get_thread
+from pooled_serve.preflight.plan import Plan
+from pooled_serve.status.scoreboard import Place
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that got a 503 may try again."""
+
+_databases: dict[str, Any] = {}  # alias -> backend.Database, for MySQL aliases in use
+_plan: Plan | None = None
+_thread = 0  # the OS thread whose event loop the pools belong to
+_place_for: Callable[[str], Place | None] | None = None  # on the board, if there is one
+
+_create_connection = ConnectionHandler.create_connection
+_response_for_exception = handlers.response_for_exception
+
+
+def install(plan: Plan) -> None:
+    """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
+
+    :raises Refusal: mysqlclient is loaded, somebody else patched Django before, or Django or
+        PyMySQL has changed where we plug in.
+    """
+    global _plan, _thread
+    use_pymysql()
+    refuse_other_pools()
+    if _plan is None:  # else our own functions stand there
+        seam.check("django", "pymysql")
+    _import_backend()
+    _plan, _thread = plan, get_thread()
+    ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
+    handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
+
+
+def _import_backend() -> None:
+    """Now, while nobody else does.
+
+    Under gevent OS threads that import a module for the first time, all at once, can wait for
+    each other for ever: a wake-up of the import lock is lost.
+    """
+    from pooled_serve.backend import database as backend  # noqa: F401 - PyMySQL must be in the place of MySQLdb
+
+
+def use_pymysql() -> None:
+    """Let Django's MySQL backend find PyMySQL.
+
+    :raises Refusal: it has found mysqlclient already, which blocks a gevent worker: ten queries
+        of half a second take five seconds.
+    """
+    loaded = sys.modules.get("MySQLdb")
+    if loaded is not None and loaded is not pymysql:
+        raise refuse(
+            "PS502",
+            "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
+            "remove the import of MySQLdb from the configuration file or the project",
+        )
+    pymysql.install_as_MySQLdb()
+
+
+def refuse_other_pools() -> None:
+    """Two pools on top of each other lose connections.
+
+    :raises Refusal: naming the module that replaced a part of Django that we rely on.
+    """
+    for name in ("__getitem__", "create_connection"):
+        found = getattr(ConnectionHandler, name)
+        if found is create_connection or found.__module__.startswith("django."):
+            continue
+        raise refuse(
+            "PS503",
+            f"{found.__module__} has replaced Django's ConnectionHandler.{name}",
+            f"remove the call that applies the patch of {found.__module__}; "
+            "pooled-serve needs no line in the project",
+        )
+
+
+def create_connection(handler: ConnectionHandler, alias: str) -> Any:
+    """In place of ``ConnectionHandler.create_connection``."""
+    if handler is not connections or _plan is None:
+        return _create_connection(handler, alias)
+    database = _databases.get(alias) or _make_database(_plan, handler.settings[alias], alias)
+    return _create_connection(handler, alias) if database is None else database.wrapper()
+
+
+def _make_database(plan: Plan, settings_dict: dict[str, Any], alias: str) -> Any:
+    """None if it is not for us to pool."""
+    engine = load_backend(settings_dict["ENGINE"]).DatabaseWrapper
+    if not is_poolable(engine):
+        return None
+    from pooled_serve.backend.database import Database
+
+    pool_plan = plan.pool(alias, settings_dict["CONN_MAX_AGE"])
+    database = Database(alias, settings_dict, engine, pool_plan, _thread)
+    # Another greenlet or thread may have come first, while this one imported.
+    if _databases.setdefault(alias, database) is database:
+        _report_on_board(database)
+    return _databases[alias]
+
+
+def _report_on_board(database: Any) -> None:
+    if _place_for is not None and (place := _place_for(database.alias)) is not None:
+        database.report_on(place)
+
+
+def is_poolable(engine: type[Any]) -> bool:
+    """Whether a DatabaseWrapper class is Django's MySQL wrapper or extends it."""
+    if engine.vendor != "mysql":
+        return False
+    from django.db.backends.mysql.base import DatabaseWrapper
+
+    return issubclass(engine, DatabaseWrapper)
+
+
+def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponseBase:
+    """In place of Django's: a request that got no connection in time is told to come back.
+
+    No middleware can do that, because Django has made a 500 of the exception before any sees it.
+    """
+    if not isinstance(exc, PoolTimeout):
+        return _response_for_exception(request, exc)
+    if exc.pool in _databases:
+        _databases[exc.pool].journal.refused(str(exc))  # not itself, which holds the request
+    response = HttpResponse(
+        b"The server is busy. Please try again.\n",
+        status=503,
+        content_type="text/plain; charset=utf-8",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+    # Django would log each of them, and mail it to ADMINS: an overload made worse. The journal
+    # tells of them.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
+def begin_request(request: Any) -> None:
+    """What follows in this greenlet is for a request, gunicorn's; for the log to name it."""
+    leases_here().request = request
+
+
+def end_request() -> None:
+    """Leave nothing of this request to the next one in the same greenlet.
+
+    Django hands connections back at ``request_finished``, which a request that was killed, timed
+    out or never closed its response does not reach. And gunicorn serves all requests of a
+    keep-alive client in one greenlet: wrappers with their flags must not pass from one to the
+    other.
+
+    :raises BaseException: what has interrupted a hand-back, but only once all are done.
+    """
+    leases = leases_here()
+    leases.request = None
+    interrupted: BaseException | None = None
+    for session in tuple(leases):
+        try:
+            session.close()
+        except BaseException as error:
+            interrupted = interrupted or error
+    mine = connections._connections  # type: ignore[attr-defined]
+    for alias in _databases:
+        try:  # in every request, and it costs less than hasattr()
+            wrapper = getattr(mine, alias)
+        except AttributeError:
+            continue
+        delattr(mine, alias)
+        spares = getattr(wrapper, "_spares", None)  # the project may have put one of its own there
+        if spares is not None:
+            spares.give_back(wrapper)
+    if interrupted is not None:
+        raise interrupted
+
+
+def pools() -> dict[str, Any]:
+    """alias -> :class:`ConnectionPool`, of the databases used so far.
+
+    Where nobody has asked anything yet the pool is made now, so that its size and cap can be told.
+    """
+    return {alias: database.pool for alias, database in _databases.items()}
+
+
+def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str]) -> None:
+    """Put this worker's pools on the board, those there are and those to come.
+
+    :param place_for: room on the board for an alias.
+    :param unreachable: databases that could not be reached; asked again until they can.
+    """
+    global _place_for
+    _place_for = place_for
+    for database in _databases.values():
+        _report_on_board(database)
+    for alias in unreachable:
+        if alias in connections.settings:
+            connections[alias]  # makes it, if it is not there yet
+            _databases[alias].pool  # noqa: B018 - made at first use
+            _databases[alias].journal.lose()
+    end_request()
+
+
+def _leave_board() -> None:
+    """In a forked child: the numbers there are the parent's."""
+    global _place_for
+    _place_for = None
+    for database in _databases.values():
+        database.leave_board()
+
+
+os.register_at_fork(after_in_child=_leave_board)
+
+
+def end_load(*, fork_follows: bool) -> None:
+    """Import the engines, see :func:`_import_backend`, and give back what the project asked the
+    database for while it was imported.
+
+    Else the main greenlet, which never ends a request, would hold a connection for the life of
+    the worker. Before a fork nothing is kept: no child could use it.
+    """
+    for settings_dict in connections.settings.values():
+        with contextlib.suppress(Exception):  # told to whoever uses it
+            load_backend(settings_dict["ENGINE"])
+    end_request()
+    if fork_follows:
+        for database in _databases.values():
+            database.clear()
+
+
+def drain() -> None:
+    """The worker is about to stop: keep no connection idle."""
+    for database in _databases.values():
+        database.drain()
+
+
+def close() -> None:
+    """The worker stops: close what is idle, with a goodbye to the server."""
+    for database in _databases.values():
+        database.close()

@@ -1,0 +1,1 @@
+"""Everything that speaks to MySQL: connecting, results, reset and replay, statements."""

@@ -1,0 +1,472 @@
+"""The MySQL connection that the pool holds: connecting, liveness, clean hand-back.
+
+What differs from PyMySQL's own connection, each for a failure seen with PyMySQL 1.1 to 1.2:
+
+* TLS contexts are cached. PyMySQL builds one per connect, 43 ms of CPU during which no other
+  greenlet runs, even if the server has no TLS.
+* The whole handshake is bounded, not just the TCP connect: a stopped server accepts, and is
+  silent.
+* Whatever interrupts a command closes the socket. PyMySQL does that when a read is interrupted;
+  half a packet written, or half a result parsed, it leaves for the next user to trip over.
+* ``close()`` neither blocks nor raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import select
+import ssl
+import struct
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import gevent
+from gevent.monkey import get_original
+from pymysql import connections
+from pymysql.connections import Connection
+from pymysql.constants.COMMAND import COM_INIT_DB, COM_QUERY
+from pymysql.constants.CR import (
+    CR_AUTH_PLUGIN_ERR,
+    CR_COMMANDS_OUT_OF_SYNC,
+    CR_CONN_HOST_ERROR,
+    CR_SERVER_LOST,
+)
+from pymysql.constants.ER import UNKNOWN_COM_ERROR as ER_UNKNOWN_COM_ERROR
+from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
+from pymysql.cursors import Cursor
+from pymysql.err import InterfaceError, MySQLError, OperationalError
+from pymysql.protocol import FieldDescriptorPacket
+
+from pooled_serve.driver.statements import classify
+from pooled_serve.pool import DIRTY, MOVED
+from pooled_serve.tuning import send as sending
+from pooled_serve.tuning import switches as savings
+
+log = logging.getLogger("gunicorn.error")
+
+GONE = frozenset(
+    {
+        1053,  # server shutdown in progress
+        1927,  # connection was killed (MariaDB)
+        2006,  # server has gone away
+        2013,  # lost connection during query
+        2014,  # commands out of sync
+        2055,  # lost connection, with the system error
+        4031,  # disconnected by the server because of inactivity (MySQL)
+    }
+)
+"""Errors after which a connection is of no use."""
+
+READ_ONLY = frozenset({1290, 1792, 1836})
+"""Errors that tell of a server which became read-only; a new connect may reach the new primary."""
+
+RESET_TIMEOUT = 5.0
+
+_STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
+_IN_TRANS_READONLY = 0x2000  # SERVER_STATUS_IN_TRANS_READONLY, unknown to PyMySQL
+COM_RESET_CONNECTION = 0x1F  # unknown to PyMySQL
+_COM_QUIT = b"\x01\x00\x00\x00\x01"
+
+# gevent's poll switches greenlets; this question must not.
+_new_poll = get_original("select", "poll")
+
+
+class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
+    """A PyMySQL connection that can tell whether the next user may have it."""
+
+    _sock: Any
+    _result: Any
+    _read_timeout: float | None
+    _write_timeout: float | None
+
+    wait_timeout: int | None = None
+    """Seconds after which the server hangs up on an idle connection; None if it did not say."""
+
+    _fault: str | None = None
+    lessee: Any = None  # who has it, see pooled_serve.backend.lease.Leases
+    spoiled = False  # given back while another greenlet runs a statement on it
+    suspect = False  # an error left open whether a transaction is
+    touched: str | None = None
+    """Why the state of the session may not be the one of a fresh connection; None if it is."""
+    _setup: list[bytes] | None = None  # what was run to set it up, to be run again after a reset
+    _home = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
+    _recorded: tuple[bytes, ...] | None = ()  # None: cannot be run again
+    _names: tuple[str, str | None, str] | None = None  # charset, collation, Python's encoding
+    _role: str | None = None  # as SET ROLE takes it; None where there are no roles
+    _cannot_reset: set[str] = set()  # noqa: RUF012 - servers, or proxies, that said so; shared
+    _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
+
+    # --- Connecting ----------------------------------------------------------------------------
+
+    def connect(self, sock: Any = None) -> None:
+        """Connect and log in within ``connect_timeout`` seconds, all in all.
+
+        :raises OperationalError: with the server's error, or 2003 if it did not answer in time.
+        """
+        self._setup, self._recorded = [], ()
+        seconds = self.connect_timeout
+        patience = self._read_timeout, self._write_timeout
+        # Without gevent's patches the Timeout below cannot interrupt a blocking read; a timeout
+        # per read can.
+        self._read_timeout = min(patience[0] or math.inf, seconds)
+        self._write_timeout = min(patience[1] or math.inf, seconds)
+        try:
+            with _limit(
+                seconds,
+                CR_CONN_HOST_ERROR,
+                f"Can't connect to MySQL server on {self.host!r} "
+                f"(no complete handshake within {seconds:g}s)",
+            ):
+                super().connect(sock)
+                self._learn()
+        except RuntimeError as error:
+            if "cryptography" not in str(error):
+                raise
+            raise OperationalError(
+                CR_AUTH_PLUGIN_ERR,
+                "this login needs the cryptography package: pip install 'pooled-serve[rsa]', "
+                "or use TLS",
+            ) from error
+        finally:
+            self._read_timeout, self._write_timeout = patience
+
+    def _learn(self) -> None:
+        """What the rest of this class wants to know of a fresh connection."""
+        poll = _new_poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        self._readable = poll.poll
+        self._home = self.server_status & _STATUS_MASK
+        try:
+            wait_timeout, role = self._ask("SELECT @@wait_timeout, CURRENT_ROLE()")
+            self.wait_timeout, self._role = int(wait_timeout), _as_role(role)
+        except MySQLError:
+            # A proxy may know no roles, or not that variable. But that time was up, or the server
+            # gone, must not go unnoticed.
+            if self._sock is None:
+                raise
+            with contextlib.suppress(MySQLError):
+                self.wait_timeout = int(self._ask("SELECT @@wait_timeout")[0])
+            if self._sock is None:
+                raise
+        self._fault, self.suspect = None, False
+
+    def _ask(self, sql: str) -> tuple[Any, ...]:
+        with self.cursor(Cursor) as cursor:
+            cursor.execute(sql)
+            row: tuple[Any, ...] = cursor.fetchone()
+        return row
+
+    def set_up(self) -> None:
+        """Setting up is over: what comes now is the users', and is undone after them."""
+        if self._recorded is not None:
+            self._recorded = tuple(self._setup or ())
+        self._setup = self.touched = None
+        self._names = (self.charset, self.collation, self.encoding)
+
+    def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
+        """PyMySQL's context for these arguments, made once per process and set of files."""
+        if isinstance(sslp, ssl.SSLContext):
+            return sslp
+        # gevent replaces SSLContext when it patches; a context from before would recurse. The
+        # files' dates are in the key so that renewed certificates are taken up.
+        files = [sslp.get(name) for name in ("ca", "cert", "key")]
+        dates = tuple(os.stat(file).st_mtime_ns for file in files if file)
+        key = (ssl.SSLContext, tuple(sorted((k, repr(v)) for k, v in sslp.items())), dates)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = super()._create_ssl_ctx(sslp)
+        return context
+
+    # --- Commands ------------------------------------------------------------------------------
+
+    def query(self, sql: Any, unbuffered: bool = False) -> Any:
+        """Run a statement, as PyMySQL does, and remember what it left behind."""
+        if isinstance(sql, str):
+            # Outside the guard: what cannot be encoded was not sent, and harms nobody.
+            sql = sql.encode(self.encoding)
+        if unbuffered or not self._home:
+            # Without autocommit any statement opens a transaction, and result sets do not
+            # refresh the status flag that would say so. Errors while unbuffered rows are fetched
+            # do not pass here.
+            self.suspect = True
+        try:
+            rows = super().query(sql, unbuffered)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        if self._setup is not None and classify(sql).touches:
+            if not self._result.field_count:
+                self._setup.append(sql)
+            else:
+                self._recorded = None  # its rows would be in the way
+        return rows
+
+    def next_result(self, unbuffered: bool = False) -> Any:
+        """Read the next result of a statement that has several."""
+        try:
+            return super().next_result(unbuffered)
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def select_db(self, db: Any) -> None:
+        """Use another database."""
+        if self._setup is None:
+            self.touched = "database"
+        else:
+            self._recorded = None  # it would have to be done again, but is no statement
+        super().select_db(db)
+
+    def set_character_set(self, charset: Any, collation: Any = None) -> None:
+        """SET NAMES."""
+        if self._setup is None:
+            self.touched = "variable"
+        super().set_character_set(charset, collation)
+
+    def ping(self, reconnect: bool = False) -> None:
+        """Ask the server. Never connects anew, as PyMySQL 1.1 does: the set-up would be lost."""
+        super().ping(reconnect=False)
+
+    def commit(self) -> None:
+        """COMMIT."""
+        super().commit()
+        self.suspect = False
+
+    def rollback(self) -> None:
+        """ROLLBACK."""
+        super().rollback()
+        self.suspect = False
+
+    def _read_ok_packet(self) -> Any:
+        try:
+            return super()._read_ok_packet()
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def _write_bytes(self, data: bytes) -> None:
+        try:
+            if rest := sending.unsent(self._sock, data):
+                super()._write_bytes(rest)
+        except BaseException:
+            # GreenletExit or Timeout after part of a packet: the rest will never be sent.
+            self._force_close()
+            raise
+
+    def _force_close(self) -> None:
+        result = self._result
+        if result is not None and result.unbuffered_active:
+            # Or its finalizer would read from here, and its cursor take this for the last row.
+            result.unbuffered_active = False
+            result._read_rowdata_packet_unbuffered = _lost
+        super()._force_close()
+
+    def _failed(self, error: BaseException) -> None:
+        if not isinstance(error, MySQLError):
+            self._force_close()  # the rest of the result is still on its way
+            return
+        self.suspect = True  # a procedure may open a transaction and fail after it
+        code = error.args[0] if error.args else None
+        if code in GONE or isinstance(error, InterfaceError):
+            self._force_close()
+        elif code in READ_ONLY and not self._expected(code, str(error)):
+            self._fault = MOVED
+
+    def _expected(self, code: int, message: str) -> bool:
+        """Whether the error says less than that the server became read-only: 1290 also stands for
+        options that forbid a single statement, 1792 for a transaction that was opened READ ONLY."""
+        if code == 1792:
+            return bool(self.server_status & _IN_TRANS_READONLY)
+        return code == 1290 and "read-only" not in message
+
+    # --- For the pool --------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        """Whether the server still has this connection, as far as the socket tells. No I/O.
+
+        Nothing is due on an idle connection: if its socket is readable, the server said goodbye
+        (KILL, restart, wait_timeout). Under 2 us, for plain and TLS sockets.
+        """
+        return self._sock is not None and not self._readable(0)
+
+    def condition(self) -> str | None:
+        """None if the next user may have it as it is, DIRTY if after :meth:`reset`, else why
+        it must be closed. No I/O."""
+        if self._sock is None:
+            return "lost"
+        if self._fault is not None:
+            return self._fault
+        if self.spoiled:
+            return "killed"
+        if self.unread():
+            return "unread"
+        if self.touched or self.suspect or self.server_status & _STATUS_MASK != self._home:
+            return DIRTY
+        return None
+
+    def in_transaction(self) -> bool:
+        """Whether the server last said so, or will open one with the next statement."""
+        return bool(self.server_status & _STATUS_MASK != SERVER_STATUS_AUTOCOMMIT)
+
+    def unread(self) -> bool:
+        """Whether rows or results of the last statement are still to be read."""
+        result = self._result
+        return result is not None and bool(result.unbuffered_active or result.has_next)
+
+    def reset(self) -> None:
+        """End what the last user left open, and undo what it set.
+
+        :raises MySQLError: the connection must be closed.
+        """
+        with _limit(RESET_TIMEOUT, CR_SERVER_LOST, "no answer to a reset"):
+            if self.touched is None:
+                # First: to switch autocommit on would commit.
+                self.rollback()
+                self.autocommit(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
+            else:
+                self._reset_session()
+
+    def _reset_session(self) -> None:
+        """COM_RESET_CONNECTION, and again all that set the connection up, in one round trip.
+
+        The server ends the transaction and forgets variables, temporary tables, locks and
+        prepared statements. It does not go back to the first database, nor to the first role;
+        and it returns to its own defaults for everything else, not to ours: character set,
+        sql_mode, isolation level, init_command. Found with MariaDB 10.11 and MySQL 9.7.
+        """
+        if self.host_info in self._cannot_reset:
+            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the server cannot reset a session")
+        if self._recorded is None:
+            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the set-up cannot be run again")
+        if not self.db:
+            # Whatever was touched, a USE may have been there too.
+            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "there is no database to return to")
+        if self._names is not None:
+            # Of these, the ones of the client: set_character_set() changes both sides.
+            self.charset, self.collation, self.encoding = self._names
+        names = f"SET NAMES {self.charset}"
+        if self.collation:
+            names += f" COLLATE {self.collation}"
+        database = self.db if isinstance(self.db, bytes) else self.db.encode(self.encoding)
+        commands = [(COM_RESET_CONNECTION, b"")]
+        if self._role is not None:
+            commands.append((COM_QUERY, f"SET ROLE {self._role}".encode()))
+        autocommit = int(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
+        # In the order of connecting: the set-up may have gone to another database.
+        commands += [
+            (COM_INIT_DB, database),
+            (COM_QUERY, names.encode()),
+            *((COM_QUERY, sql) for sql in self._recorded),
+            (COM_QUERY, b"SET autocommit=%d" % autocommit),
+        ]
+        self._result = None
+        self._write_bytes(b"".join(_packet(command, text) for command, text in commands))
+        for command, _ in commands:
+            self._next_seq_id = 1
+            try:
+                while self._read_ok_packet().has_next:
+                    pass  # several statements in one
+            except MySQLError as error:
+                if command == COM_RESET_CONNECTION and error.args[0] == ER_UNKNOWN_COM_ERROR:
+                    self._cannot_reset.add(self.host_info)
+                    log.warning(
+                        "%s cannot reset sessions (COM_RESET_CONNECTION): connections whose "
+                        "session was touched are closed instead",
+                        self.host_info,
+                    )
+                raise
+        self.suspect, self.touched = False, None
+
+    def holder(self) -> str:
+        """Who has it, in words."""
+        return "" if self.lessee is None else str(self.lessee)
+
+    @property
+    def engine(self) -> str:
+        """ "MariaDB 10.11.19", "MySQL 9.7.0"."""
+        version = self.server_version.removeprefix("5.5.5-")  # MariaDB, to be let in by old clients
+        kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
+        return f"{kind} {version.partition('-')[0]}"
+
+    @property
+    def server(self) -> str:
+        """host:port or the path of a socket. What stands before an "@" in a host is a password
+        in the wrong place, and left out."""
+        host = self.host.rpartition("@")[2]
+        return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The server and the database on it."""
+        database = self.db.decode() if isinstance(self.db, bytes) else self.db
+        return f"{self.server}/{database or ''}"
+
+    def usable(self) -> bool:
+        """What Django asks after an error: can this user go on with it? No I/O."""
+        return self._fault is None and self.alive()
+
+    def close(self) -> None:
+        """Say goodbye, if that is possible without waiting, and close the socket.
+
+        The COM_QUIT is what keeps the server from counting an aborted client.
+        """
+        self._closed = True
+        if self._sock is None:
+            return
+        with contextlib.suppress(Exception):
+            self._sock.settimeout(0)
+            self._sock.send(_COM_QUIT)
+        self._force_close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor, and write nothing to the parent's server."""
+        self._closed = True
+        if self._sock is not None:
+            os.close(self._sock.detach())
+            self._force_close()
+
+
+class _Column(FieldDescriptorPacket):  # type: ignore[misc]
+    """A column of a result, as the server describes it."""
+
+    def __init__(self, data: bytes, encoding: str) -> None:
+        super().__init__(data, encoding)
+        self._description: tuple[Any, ...] = super().description()
+
+    def description(self) -> tuple[Any, ...]:
+        """What cursors tell of it."""
+        return self._description
+
+
+# Belongs upstream. A server describes each column of each result, nearly always in the very bytes
+# of the last time, and PyMySQL takes them apart with 25 calls each: a tenth of the calls of a
+# request with one query of three columns. Not by way of _read_packet(), which reads rows too.
+if savings.on("columns"):
+    connections.FieldDescriptorPacket = functools.lru_cache(maxsize=4096)(_Column)
+
+
+def _packet(command: int, text: bytes) -> bytes:
+    return struct.pack("<iB", len(text) + 1, command) + text
+
+
+def _as_role(role: str | None) -> str:
+    """CURRENT_ROLE() as SET ROLE takes it: MySQL quotes, and may have several; MariaDB does not,
+    and has NULL for none."""
+    if role is None or role == "NONE":
+        return "NONE"
+    return role if role.startswith("`") else "`" + role.replace("`", "``") + "`"
+
+
+def _lost() -> NoReturn:
+    raise InterfaceError(0, "the connection was closed before all rows were read")
+
+
+@contextlib.contextmanager
+def _limit(seconds: float, code: int, message: str) -> Iterator[None]:
+    """Raise OperationalError in the body after that many seconds."""
+    with gevent.Timeout(seconds, OperationalError(code, message)):
+        yield

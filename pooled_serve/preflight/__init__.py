@@ -1,0 +1,1 @@
+"""Before the start: the project loaded in a child, servers asked, the plan."""

@@ -1,0 +1,142 @@
+"""The plan as text: the start banner and ``--check``."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pooled_serve import __version__
+from pooled_serve.errors import Level, Verdict
+from pooled_serve.preflight.plan import DatabaseReport, Plan, ProjectReport, plural
+
+SKIP = "–"
+
+
+def versions(django: str | None = None) -> str:
+    """What this command drives, in one line."""
+    parts = [
+        f"pooled-serve {__version__}",
+        f"Django {django or version('django')}",
+        f"gunicorn {version('gunicorn')}",
+        f"gevent {version('gevent')}",
+        f"PyMySQL {version('pymysql')}",
+        f"Python {platform.python_version()}",
+    ]
+    return " · ".join(parts)
+
+
+def check(
+    plan: Plan,
+    report: ProjectReport,
+    *,
+    workers: int,
+    worker_connections: int,
+    addresses: Sequence[str],
+    status: Sequence[str] = (),
+) -> str:
+    """The whole plan, as ``--check`` prints it, without the closing line."""
+    settings = f"settings {report.settings_module}   " if report.settings_module else ""
+    lines = [
+        versions(report.django),
+        "",
+        f"Project   {report.app}   {settings}loaded in {report.load_seconds:.2f}s",
+        f"Server    {plural(workers, 'worker')} × {worker_connections} greenlets on "
+        + ", ".join(addresses),
+        *(f"Status    {address}" for address in status),
+    ]
+    if report.databases:
+        lines += ["", "Databases", *_table(*_databases(plan, report))]
+    if plan.budget:
+        lines += ["", "Connection budget", *_table(*_budget(plan))]
+    lines += ["", "Checks", *verdicts(plan.verdicts), *_problems(report)]
+    return "\n".join(lines)
+
+
+def banner(plan: Plan, report: ProjectReport) -> str:
+    """What a start prints: versions, a line for each pool, and whatever is not well."""
+    lines = [versions(report.django)]
+    by_alias = {database.alias: database for database in report.databases}
+    for alias, pool in plan.pools.items():
+        lines.append(
+            f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
+            f"age {_seconds(pool.max_age)} · wait {_seconds(pool.timeout)}"
+        )
+    lines += verdicts([v for v in plan.verdicts if v.level is not Level.OK])
+    lines += _problems(report)
+    return "\n".join(lines)
+
+
+def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[str]]]:
+    head = ["alias", "server", "pool", "cap", "age limit", "wait_timeout", "answer"]
+    rows = []
+    for database in report.databases:
+        if not database.pooled:
+            rows.append([database.alias, database.label, *[SKIP] * 4, "not pooled"])
+            continue
+        pool, facts = plan.pools[database.alias], database.facts
+        rows.append(
+            [
+                database.alias,
+                _server(database),
+                str(pool.size),
+                _cap(pool.cap),
+                _seconds(pool.max_age),
+                _seconds(facts.wait_timeout) if facts else SKIP,
+                f"{facts.answer_seconds * 1000:.1f}ms" if facts else "none",
+            ]
+        )
+    return head, rows
+
+
+def _budget(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    head = ["server", "at most", "limit", "in use now", "left"]
+    rows = []
+    for row in plan.budget:
+        product = f"{row.workers} × {row.cap:.0f} = {row.most:.0f}"
+        if row.replicas > 1:
+            product = f"{row.replicas} × {product}"
+        left = row.limit - row.in_use - row.most
+        rows.append([row.server, product, str(row.limit), str(row.in_use), f"{left:.0f}"])
+    return head, rows
+
+
+def verdicts(found: Sequence[Verdict]) -> list[str]:
+    """Two lines each at most: the verdict, and its remedy under it."""
+    width = max((len(v.subject) for v in found), default=0)
+    lines = []
+    for v in found:
+        lines.append(f"  {v.level:<4}  {v.subject:<{width}}  {v.text}")
+        if v.remedy:
+            lines.append(f"  {'':<4}  {'':<{width}}  → {v.remedy}")
+    return lines
+
+
+def _server(database: DatabaseReport) -> str:
+    return f"{database.facts.engine} {database.address}" if database.facts else database.address
+
+
+def _problems(report: ProjectReport) -> list[str]:
+    return verdicts([d.problem for d in report.databases if d.problem])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Columns of text: the first two to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in [head, *rows]:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def _cap(cap: float) -> str:
+    return "unlimited" if cap == math.inf else f"{cap:.0f}"
+
+
+def _seconds(seconds: float) -> str:
+    return "never" if seconds == math.inf else f"{seconds:g}s"

@@ -1,0 +1,295 @@
+"""Load the project and ask its database servers what they allow, before anything starts.
+
+All of it happens in a forked child: importing Django in the master, which gevent has not
+patched, would let all greenlets of a worker share one connection wrapper. The child is plain:
+no gevent, real threads, and it ends without running anybody's exit handlers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gevent.monkey import get_original
+from gevent.os import fork_gevent
+
+from pooled_serve import compat as seam
+from pooled_serve import pooling
+from pooled_serve.errors import Level, Refusal, Verdict, refuse
+from pooled_serve.preflight import project
+from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
+
+ANSWER_WITHIN = 5.0
+"""Seconds for all database servers together."""
+
+
+def run(app: str, setup: Callable[[], None]) -> ProjectReport:
+    """Load the project in a child process and report on it.
+
+    :param setup: called in the child first, to apply --chdir, --env and the like.
+    :raises Refusal: the project cannot be served.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Also where the configuration file has let gevent patch this process: its os.fork() and
+    # os.waitpid() want a running event loop, and this would wait for ever.
+    child = fork_gevent()
+    if child == 0:
+        _child(reader, writer, app, setup)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    _, status = get_original("os", "waitpid")(child, 0)
+    if not answer:
+        code = os.waitstatus_to_exitcode(status)
+        how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
+        raise refuse(
+            "PS102",
+            f"loading {app} ended the process {how}",
+            "look for os._exit(), a crash in a C extension, or a memory limit",
+        )
+    result = pickle.loads(answer)
+    if isinstance(result, Refusal):
+        raise result
+    assert isinstance(result, ProjectReport)
+    return result
+
+
+def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> None:
+    """Never returns."""
+    try:
+        os.close(reader)
+        # What the project prints while it loads, the workers will print again.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        errors = os.dup(2)
+        os.dup2(silence, 2)
+        result: ProjectReport | Refusal
+        try:
+            setup()
+            result = _report(app)
+        except Refusal as refusal:
+            result = refusal
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(pickle.dumps(result))
+        os._exit(0)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass  # the parent was interrupted too, or has been ended
+    except BaseException:
+        os.write(errors, traceback.format_exc().encode())
+    finally:
+        os._exit(70)
+
+
+def _report(app: str) -> ProjectReport:
+    began = time.monotonic()
+    with seam.imports():
+        from pooled_serve.backend import patch  # and Django, part of the project's time
+
+    pooling.under_command = True
+    patch.use_pymysql()
+    seam.check("django", "pymysql", "gunicorn")  # first, or it would look like the project's fault
+    project.load(app)
+    seconds = time.monotonic() - began
+    patch.refuse_other_pools()
+
+    import django
+    from django.db import connections
+
+    with _databases("DATABASES cannot be used"):
+        found = [
+            _describe(alias, settings)
+            for alias, settings in connections.settings.items()
+            if settings["ENGINE"] != "django.db.backends.dummy"
+        ]
+    databases = _ask_all(found)
+    connections.close_all()  # what the project opened on its own account
+    return ProjectReport(
+        app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
+        settings_module=os.environ.get(project.SETTINGS_VARIABLE, ""),
+        load_seconds=seconds,
+        django=django.get_version(),
+        databases=databases,
+        warnings=(*_pooling_warning(), *project.async_warnings()),
+    )
+
+
+def _pooling_warning() -> Iterator[Verdict]:
+    if pooling.ignored:
+        yield Verdict(
+            Level.WARN,
+            "PS207",
+            "the project calls pooled_serve.pooling; under this command its numbers do not count",
+            "delete the calls, and use --pool-size and --max-outstanding",
+        )
+
+
+@contextlib.contextmanager
+def _databases(problem: str) -> Iterator[None]:
+    """Around what fails where DATABASES is wrong.
+
+    :raises Refusal: with the problem, and the user's own error.
+    """
+    remedy = "correct DATABASES in the settings, or install what it needs"
+    try:
+        yield
+    except Refusal:
+        raise
+    except UnicodeError as error:  # which shows what could not be encoded
+        raise refuse("PS102", f"{problem}: a password that is not latin-1", remedy) from error
+    except Exception as error:
+        raise refuse("PS102", problem, remedy, project.where(error)) from error
+
+
+def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:
+    """A database, and a connection that is still to be made; None if it is not for us to ask."""
+    from django.db import connections
+
+    from pooled_serve.backend import patch
+
+    engine = settings["ENGINE"]
+    with _databases(f"the engine {engine!r} of the database {alias!r} cannot be loaded"):
+        wrapper = connections[alias]
+    if not patch.is_poolable(type(wrapper)):
+        label = wrapper.display_name if wrapper.vendor != "mysql" else engine
+        return DatabaseReport(alias, False, label), None
+    from pooled_serve.driver.connection import MySQLConnection
+
+    with _databases(f"PyMySQL cannot use the settings of the database {alias!r}"):
+        params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
+        params["connect_timeout"] = min(params["connect_timeout"], ANSWER_WITHIN)
+        connection = MySQLConnection(**params)
+    report = DatabaseReport(
+        alias,
+        pooled=True,
+        label="MySQL",
+        # As the connection has it: OPTIONS and option files may name it, too.
+        address=connection.address,
+        server=connection.server,
+        conn_max_age=settings["CONN_MAX_AGE"],
+        problem=_no_answer(connection.server),  # until there is one
+    )
+    return report, connection
+
+
+def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseReport, ...]:
+    """The reports, with what the servers answered by ANSWER_WITHIN."""
+    reports = {report.alias: report for report, _ in found}
+
+    def ask(report: DatabaseReport, connection: Any) -> None:
+        try:
+            answer = replace(report, facts=_ask(connection), problem=None)
+        except Exception as error:
+            answer = replace(report, problem=classify(error, report.server))
+        reports[report.alias] = answer
+
+    threads = [
+        threading.Thread(target=ask, args=(report, connection), daemon=True)
+        for report, connection in found
+        if connection is not None
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + ANSWER_WITHIN
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return tuple(reports.values())
+
+
+def _ask(connection: Any) -> ServerFacts:
+    connection.connect()
+    began = time.monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT @@wait_timeout, @@max_connections, @@max_user_connections, "
+            "SUBSTRING_INDEX(USER(), '@', 1), "
+            "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id)"
+        )
+        wait_timeout, most, most_of_user, user, identity = cursor.fetchone()
+        seconds = time.monotonic() - began
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        connected = int(cursor.fetchone()[1])
+        cursor.execute("SHOW PROCESSLIST")  # without rights: of this user only
+        own = sum(row[1] == user for row in cursor.fetchall())
+    connection.close()
+    return ServerFacts(
+        engine=connection.engine,
+        wait_timeout=int(wait_timeout),
+        max_connections=int(most),
+        max_user_connections=int(most_of_user),
+        in_use=connected - 1,
+        in_use_by_user=own - 1,
+        identity=identity,
+        answer_seconds=seconds,
+    )
+
+
+def _no_answer(server: str) -> Verdict:
+    return Verdict(
+        Level.WARN,
+        "PS307",
+        f"{server} gave no answer within {ANSWER_WITHIN:g}s",
+        "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
+    )
+
+
+def classify(error: Exception, server: str) -> Verdict:
+    """The problem and remedy for an error of a connect. Holds no password."""
+    number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
+    cause = getattr(error, "original_exception", None)
+    problem = f"{server}: {text}"
+    match number:
+        case 1045 | 1698:
+            code = "PS303"
+            remedy = (
+                "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
+                "certificate wants the ssl options of OPTIONS, too"
+            )
+        case 1044 | 1049:
+            code, remedy = "PS304", "create the database, or GRANT the user rights on it"
+        case 1040 | 1203 | 1226:
+            code = "PS305"
+            remedy = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
+        case _ if "cryptography" in text:
+            code, remedy = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
+            problem = (
+                f"{server}: the login needs the cryptography package (caching_sha2_password "
+                "without TLS)"
+            )
+        case _ if number in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
+            code, remedy = "PS309", "correct the ssl options of OPTIONS in DATABASES"
+        case 2003 | 2013 if "timed out" in text or "handshake" in text:
+            return _no_answer(server)
+        case 2003 if isinstance(cause, socket.gaierror):
+            code, remedy = "PS302", "correct HOST in DATABASES, or the name service"
+            problem = f"the host of {server} is unknown ({cause.strerror})"
+        case 2003:
+            code = "PS301"
+            remedy = "start the database server, or correct HOST and PORT in DATABASES"
+            why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
+            problem = f"{server} does not accept connections ({why})"
+        case 2006 | 2013:
+            # With TLS 1.3 a client certificate is refused after the handshake; that message is
+            # often lost with the connection.
+            code = "PS308"
+            remedy = (
+                "see the server's error log; if it refused a client certificate, correct the ssl "
+                "options of OPTIONS in DATABASES"
+            )
+            problem = f"{server} hung up during the login: {text}"
+        case _:
+            code, remedy = "PS308", "see the server's error log"
+            problem = f"{server}: {text} (error {number})"
+    return Verdict(Level.WARN, code, problem, remedy)

@@ -1,0 +1,1 @@
+"""Gunicorn, embedded: application, settings and hooks, worker."""

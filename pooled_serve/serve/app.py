@@ -1,0 +1,527 @@
+"""Gunicorn, embedded: its configuration with our options in it, its application with our start.
+
+Imports no Django: gevent must patch first, in the worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import io
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from glob import glob, iglob
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gunicorn import util
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.config import Config as GunicornConfig
+
+from pooled_serve import compat as seam
+from pooled_serve import options
+from pooled_serve.errors import (
+    EXIT_DATABASE,
+    EXIT_PLAN,
+    EXIT_SERVER,
+    EXIT_USAGE,
+    Level,
+    Refusal,
+    Verdict,
+    refuse,
+)
+from pooled_serve.options import OPTIONS, PoolOptions
+from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan
+from pooled_serve.preflight.project import where
+from pooled_serve.status.scoreboard import Board
+from pooled_serve.tuning import gc as garbage
+
+log = logging.getLogger("gunicorn.error")
+
+PROGRAM = "pooled-serve"
+WORKER = "pooled_serve.serve.worker.PooledWorker"
+
+options.register_settings()
+
+
+class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
+
+    _source = ""  # of the arguments that are parsed, if they were not typed
+
+    @property
+    def address(self) -> list[Any]:
+        """What gunicorn listens on: the addresses of the application, and the status page's."""
+        return self.app_address + self.status_address
+
+    @property
+    def app_address(self) -> list[Any]:
+        """Where the application is served."""
+        addresses: list[Any] = super().address
+        return addresses
+
+    @property
+    def status_address(self) -> list[Any]:
+        """Where the status page is served; empty if it is not."""
+        text = self.settings["pool_status"].value
+        if text is None:
+            return []
+        return [util.parse_address(f"0.0.0.0{text}" if text.startswith(":") else text)]
+
+    def is_status_listener(self, sock: Any) -> bool:
+        """Whether a listening socket, perhaps an inherited one, is the status page's."""
+        return any(_is_at(sock.getsockname(), address) for address in self.status_address)
+
+    def when_ready(self, arbiter: Any) -> None:
+        """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
+
+        :raises Refusal: the listeners were inherited, and none is for the status page.
+        """
+        # With reuse_port there are none here: each worker makes its own.
+        found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
+        if self.status_address and arbiter.LISTENERS and not found:
+            if arbiter.pidfile is not None:
+                arbiter.pidfile.unlink()
+            raise refuse(
+                "PS406",
+                f"the sockets were inherited, and none listens on --status "
+                f"{_text(self.status_address[0])}",
+                "add it where the others come from (systemd, fd://), or leave out --status",
+            )
+        for address in self.status_address:
+            if isinstance(address, tuple) and not _is_loopback(address[0]):
+                log.warning(
+                    "Whoever reaches %s can read the status page: names of databases, and load",
+                    _text(address),
+                )
+        self.settings["when_ready"].get()(arbiter)
+
+    def pre_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker is about to be forked. First the user's.
+
+        From here to post_fork() a TERM waits. The worker would take it with the arbiter's handler,
+        which the fork copies: nobody would hear of it, and the worker be killed in the end.
+        """
+        self.settings["pre_fork"].get()(arbiter, worker)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def post_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook, in the worker. Then the user's."""
+        signal.signal(signal.SIGTERM, worker.handle_exit)
+        _let_term_in()
+        self.settings["post_fork"].get()(arbiter, worker)
+
+    def child_exit(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker has died, however. Then the user's."""
+        if worker.board is not None:
+            worker.board.retire(worker.slot)
+        self.settings["child_exit"].get()(arbiter, worker)
+
+    def get_cmd_args_from_env(self) -> list[str]:
+        """Gunicorn's variable, then ours: of two values for an option the last counts."""
+        try:
+            arguments: list[str] = super().get_cmd_args_from_env()
+        except ValueError as error:
+            raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
+        self._source = "GUNICORN_CMD_ARGS: "
+        try:
+            for option, text in options.from_environment(self.env_orig):
+                if not option.is_flag:
+                    arguments.append(f"{option.flag}={text}")
+                else:
+                    on = option.parse(text)
+                    arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
+        except ValueError as error:
+            raise bad_value(str(error)) from None
+        return arguments
+
+    def set(self, name: str, value: object) -> None:
+        """As gunicorn, whose complaint does not always name the option."""
+        try:
+            super().set(name, value)
+        except Exception as error:
+            cli = self.settings[name].cli if name in self.settings else None
+            raise bad_value(f"{cli[-1] if cli else name}: {error}") from None
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Gunicorn's parser; its complaints in our form."""
+        parser: argparse.ArgumentParser = super().parser()
+
+        def complain(message: str) -> NoReturn:
+            if message.startswith("unrecognized arguments: --"):
+                name = message.split()[2].partition("=")[0]
+                known = parser._option_string_actions
+                raise Refusal(EXIT_USAGE, [unknown_option(name, known, self._source)])
+            name, _, problem = message.removeprefix("argument ").partition(": ")
+            name = name.partition("/--no-")[0].split("/")[-1]
+            said = f"{name}: {problem}" if problem else message
+            raise bad_value(f"{self._source}{said}")
+
+        parser.error = complain  # type: ignore[method-assign]
+        return parser
+
+    def pool_options(self) -> PoolOptions:
+        """What was written for the pool, from all sources."""
+        return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
+
+
+def _let_term_in() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+os.register_at_fork(after_in_parent=_let_term_in)
+
+
+def bad_value(problem: str) -> Refusal:
+    """A usage error about one option."""
+    return refuse("PS401", problem, f"see {PROGRAM} --help")
+
+
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:
+    """A usage error about an option that neither gunicorn nor we have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    what = "option" if name.startswith("-") else "variable"
+    hint = f"did you mean {near[0]}? " if near else ""
+    text = f"{source}there is no {what} {name}"
+    return Verdict(Level.WARN, "PS402", text, f"{hint}see {PROGRAM} --help")
+
+
+class Application(WSGIApplication):  # type: ignore[misc]
+    """Load the configuration, run the preflight, run gunicorn's arbiter.
+
+    :param arguments: a command line for gunicorn's parser.
+    :raises Refusal: the configuration cannot be used.
+    """
+
+    plan: Plan
+    cfg: Config
+    board: Board | None = None  # made before the first fork, if there is a status page
+    app_uri: Any  # a string, once there is a configuration
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = list(arguments)
+        self._report = ProjectReport()
+        super().__init__("%(prog)s APP [OPTIONS]", prog=PROGRAM)
+
+    # --- Configuration -------------------------------------------------------------------------
+
+    def do_load_config(self) -> None:
+        """Load it all; what gunicorn answers with exit 1 is a usage error here."""
+        try:
+            self.load_default_config()
+            self.load_config()
+            if hasattr(self.cfg, "validate"):  # gunicorn 27
+                self.cfg.validate()
+        except Refusal:
+            raise
+        except Exception as error:
+            if "application module" in str(error):
+                raise refuse(
+                    "PS405",
+                    "no application was given",
+                    f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
+                ) from None
+            raise bad_value(str(error)) from error
+
+    def load_config_from_module_name_or_filename(self, location: str) -> dict[str, Any]:
+        """Gunicorn's, without its traceback: the user's file, line and error say it all."""
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
+        except Refusal as refusal:
+            (bad,) = refusal.problems
+            raise bad_value(f"{location}: {bad.text}") from None
+        except (Exception, SystemExit) as error:
+            # gunicorn made its exit of the file's error
+            cause = error.__context__ if isinstance(error, SystemExit) else None
+            raise refuse(
+                "PS403",
+                f"the configuration file {location} cannot be used",
+                "correct it, or name another with -c FILE",
+                where(cause or error),
+            ) from error
+        sys.stderr.write(said.getvalue())  # what the file itself had to say
+        return found
+
+    def load_default_config(self) -> None:
+        """Start from our own defaults."""
+        self.cfg = Config(self.usage, prog=self.prog)
+        self.cfg.set("worker_class", WORKER)
+        if "control_socket" in self.cfg.settings:  # gunicorn 25.1
+            self.cfg.settings["control_socket"].value = None
+
+    def load_config(self) -> None:
+        """Read command line, environment and file, as gunicorn does."""
+        # Only here: USR2 starts a new master from sys.argv, which must stay what the user typed.
+        typed, sys.argv = sys.argv, [PROGRAM, *self._arguments]
+        try:
+            super().load_config()
+        finally:
+            sys.argv = typed
+        _ = self.cfg.env, self.cfg.address  # gunicorn would look at these too late, and crash
+        self._use_pooled_worker()
+        self._disable_control_socket()
+        self._check_numbers()
+        self._check_status_address()
+        self._make_plan()
+
+    def _use_pooled_worker(self) -> None:
+        name = self.cfg.settings["worker_class"].value
+        if name not in (WORKER, "gevent"):
+            raise refuse(
+                "PS404",
+                f"the worker class is {name!r}; the pool needs gevent's event loop",
+                "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
+            )
+        self.cfg.set("worker_class", WORKER)
+
+    def _disable_control_socket(self) -> None:
+        """Off unless the user named one: it is one per user, so two instances fight over it, and
+        it breaks on read-only file systems."""
+        setting = self.cfg.settings.get("control_socket")
+        if setting is not None and setting.value is None:
+            setting.value = setting.default
+            self.cfg.set("control_socket_disable", True)
+
+    def _check_numbers(self) -> None:
+        """What gunicorn answers with a traceback, or with a division by zero here."""
+        if self.cfg.workers < 1:
+            raise bad_value(f"--workers: must be a whole number above 0, not {self.cfg.workers}")
+        for address in self.cfg.address:
+            if isinstance(address, tuple) and not 0 <= address[1] < 65536:
+                raise bad_value(f"--bind: there is no port {address[1]}")
+
+    def _check_status_address(self) -> None:
+        for address in self.cfg.status_address:
+            if address in self.cfg.app_address:
+                text = _text(address)
+                raise bad_value(f"--status: {text} is where the application is served (-b)")
+
+    @property
+    def unreachable(self) -> list[str]:
+        """The databases that did not answer the preflight."""
+        return [d.alias for d in self._report.databases if d.pooled and d.problem]
+
+    def _make_plan(self) -> None:
+        unknown = (
+            unknown_option(name, options.VARIABLES)
+            for name in options.unknown_variables(self.cfg.env_orig)
+        )
+        self.plan = make_plan(
+            self.cfg.pool_options(),
+            replace(self._report, warnings=(*self._report.warnings, *unknown)),
+            workers=self.cfg.workers,
+            worker_connections=self.cfg.worker_connections,
+        )
+
+    def reload(self) -> None:
+        """HUP: take up the new configuration; keep the old one if it cannot be used."""
+        before = self.cfg, self.plan, self.app_uri
+        try:
+            super().reload()
+            if self.plan.contradictions:
+                raise Refusal(EXIT_PLAN, self.plan.contradictions)
+            self._keep_listeners(before[0])
+        except Refusal as refusal:
+            self.cfg, self.plan, self.app_uri = before
+            log.error("Not reloaded, the old configuration stays: %s", refusal)
+
+    def _keep_listeners(self, before: Config) -> None:
+        """Where an address changes, gunicorn closes all its listeners and binds them anew. That
+        fails, and ends it, for those that stay: the old workers still listen there. The status
+        page's would."""
+        if not (before.status_address or self.cfg.status_address):
+            return
+        for name in ("pool_status", "bind"):
+            new, old = (cfg.settings[name] for cfg in (self.cfg, before))
+            if new.value != old.value:
+                new.value = old.value
+                log.warning(
+                    "%s stays as it was: with a status page it takes a restart to change it",
+                    new.cli[-1],
+                )
+
+    # --- Start ---------------------------------------------------------------------------------
+
+    def preflight(self) -> None:
+        """Load the project in a child and ask the servers; decide the numbers.
+
+        :raises Refusal: the project cannot be loaded.
+        """
+        # The last two for the sake of time: imported before the fork, they are there in the
+        # child and in all workers.
+        with seam.imports():
+            from pooled_serve.driver import connection  # noqa: F401
+            from pooled_serve.preflight import runner
+            from pooled_serve.serve import worker  # noqa: F401
+
+        self._report = runner.run(self.app_uri, self._enter_project)
+        self._make_plan()
+
+    def _enter_project(self) -> None:
+        """What gunicorn does to a process before it loads an application."""
+        os.environ.update(self.cfg.env)
+        self.chdir()
+        for path in (self.cfg.pythonpath or "").split(","):
+            if path and os.path.abspath(path) not in sys.path:
+                sys.path.insert(0, os.path.abspath(path))
+
+    def describe(self) -> str:
+        """The plan in full."""
+        from pooled_serve.preflight import render as report
+
+        scheme = "https" if self.cfg.is_ssl else "http"
+        binds = [f"{scheme}://{_text(address)}" for address in self.cfg.app_address]
+        return report.check(
+            self.plan,
+            self._report,
+            workers=self.cfg.workers,
+            worker_connections=self.cfg.worker_connections,
+            addresses=binds,
+            status=[f"http://{_text(address)}/" for address in self.cfg.status_address],
+        )
+
+    def banner(self) -> str:
+        """The plan in short."""
+        from pooled_serve.preflight import render as report
+
+        return report.banner(self.plan, self._report)
+
+    def refuse_problems(self, *, strict: bool) -> None:
+        """Stop here if the plan contradicts itself; if strict, also for a mere warning.
+
+        :raises Refusal: with no text, because the plan was shown.
+        """
+        if self.plan.contradictions:
+            raise Refusal(EXIT_PLAN, ())
+        if self.plan.options.strict and self.plan.warnings:
+            raise Refusal(EXIT_PLAN, ())
+        if strict and any(database.problem for database in self._report.databases):
+            raise Refusal(EXIT_DATABASE, ())
+
+    def run(self) -> None:
+        """Run the arbiter until it is told to stop; ends in SystemExit."""
+        if self.cfg.preload_app:
+            # The project is loaded in this process; Django must find gevent's locals.
+            from gevent import monkey
+
+            monkey.patch_all()
+        if self.cfg.status_address:
+            self.board = Board()
+        master = os.getpid()
+        try:
+            super().run()
+        except SystemExit as end:
+            if os.getpid() == master and end.code == 1:
+                traceback.clear_frames(end.__traceback__)  # which hold the ports that were free
+                self._explain_address()
+            raise
+
+    def load(self) -> Any:
+        """The WSGI application, pooled. In a worker, or before the fork with --preload."""
+        from pooled_serve import pooling
+        from pooled_serve.backend import patch
+
+        pooling.under_command = True
+        patch.install(self.plan)
+        application = super().load()
+        patch.refuse_other_pools()
+        patch.end_load(fork_follows=self.cfg.preload_app)
+        garbage.leave_out_what_stays()
+        return application
+
+    def _explain_address(self) -> None:
+        """gunicorn has given up on a port: say whose it is, if that can be told."""
+        for address in filter(_is_busy, self.cfg.address):
+            what, flag = "", "-b"
+            if address in self.cfg.status_address:
+                what, flag = " (--status)", "--status"
+            text = f"{_text(address)}{what} is in use{_listener(address[1])}"
+            remedy = f"stop that process, or listen elsewhere with {flag} HOST:PORT"
+            print(Verdict(Level.FAIL, "PS501", text, remedy), file=sys.stderr)
+
+
+def _is_at(name: Any, address: Any) -> bool:
+    """Whether a socket of this name listens on a configured address."""
+    if not isinstance(address, tuple) or not isinstance(name, tuple):
+        return bool(name == address)
+    if name[1] != address[1]:
+        return False
+    with contextlib.suppress(OSError):
+        return name[0] in {found[4][0] for found in socket.getaddrinfo(*address)}
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(OSError):
+        found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        return all(address.is_loopback for address in found)
+    return False
+
+
+def _text(address: Any) -> str:
+    if not isinstance(address, tuple):
+        return str(address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_busy(address: Any) -> bool:
+    """Whether somebody listens on a TCP port."""
+    if not isinstance(address, tuple):
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address[:2])
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _listener(port: int) -> str:
+    """ " by process PID (NAME)", as Linux's /proc has it; "" if that is not for us to see."""
+    tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
+    rows = [line.split() for line in tables.splitlines()]
+    listening = "0A"
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == listening and row[1].endswith(f":{port:04X}")
+    }
+    for fd in iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is gone
+            if os.readlink(fd) in sockets:
+                process = Path(fd).parents[1]
+                return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
+
+
+def serve(application: Application, *, check: bool) -> NoReturn:
+    """Preflight, banner, serve. Or, to check, preflight and plan.
+
+    :raises Refusal: it will not start.
+    :raises SystemExit: with the exit code of the contract.
+    """
+    cfg = application.cfg
+    if not (cfg.check_config or cfg.print_config):
+        application.preflight()
+        if check:
+            print(application.describe())
+            application.refuse_problems(strict=True)
+            print("\nReady. Nothing was started.")
+            sys.exit(0)
+        print(application.banner(), file=sys.stderr, flush=True)
+        application.refuse_problems(strict=application.plan.options.strict)
+    application.run()
+    sys.exit(EXIT_SERVER)  # the arbiter ends by itself, with a code of its own

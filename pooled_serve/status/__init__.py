@@ -1,0 +1,1 @@
+"""What a running instance tells: scoreboard of all workers, page, metrics, log lines."""

@@ -1,0 +1,288 @@
+"""The status listener of a worker: a page for people, numbers for programs, health for
+orchestrators. GET and HEAD, nothing that changes anything, nothing secret."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn.config import Config
+from gunicorn.http.parser import RequestParser
+
+from pooled_serve import __version__
+from pooled_serve.backend import patch
+from pooled_serve.pool import stats as tally
+from pooled_serve.status.scoreboard import Board, Reading
+
+CONNECTIONS = 100
+"""At a time and worker; greenlets of the main port do not count."""
+
+PATIENCE = 5.0
+"""Seconds that a client has for its request and for taking the answer."""
+
+MARK_EVERY = 0.25
+"""Seconds between two looks at how many connections there are and who waits: as old may be what
+a worker tells of the others. What it counts is always up to date."""
+
+_LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
+
+
+class Answer(NamedTuple):
+    """A response, but for what all have in common."""
+
+    status: str
+    body: str
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[str, ...] = ()
+
+
+OK = "200 OK"
+UNAVAILABLE = "503 Service Unavailable"
+
+
+class StatusServer:
+    """Serves the status listener in one worker; what it tells is of all workers.
+
+    :param listener: a listening socket, TCP or Unix.
+    :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a board.
+    """
+
+    def __init__(self, listener: Any, worker: Any) -> None:
+        self._worker = worker
+        self._board: Board = worker.board
+        # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
+        self._parsing = Config()
+        for name in _LIMITS:
+            self._parsing.set(name, getattr(worker.cfg, name))
+        listener.setblocking(1)
+        self._server = StreamServer(listener, handle=self._handle, spawn=Pool(CONNECTIONS))
+        if worker.cfg.workers > 1:
+            self._server.max_accept = 1
+        self._marker: Any = None
+        self._routes: dict[str, Callable[[], Answer]] = {
+            "/": _page,
+            "/stats.json": self._stats,
+            "/metrics": self._metrics,
+            "/livez": lambda: Answer(OK, "ok\n"),  # an event loop answers, and asks no database
+            "/readyz": self._readyz,
+        }
+
+    def start(self) -> None:
+        """Serve from now on."""
+        self._server.start()
+        self._marker = gevent.spawn(self._mark)
+
+    def stop(self) -> None:
+        """Stop, without waiting for anybody."""
+        self._server.stop(timeout=0)
+        self._marker.kill(block=False)
+
+    def _mark(self) -> None:
+        while True:
+            _mark_ours()
+            gevent.sleep(MARK_EVERY)
+
+    def _read(self) -> list[Reading]:
+        _mark_ours()
+        return self._board.read()
+
+    # --- HTTP ----------------------------------------------------------------------------------
+
+    def _handle(self, client: Any, address: Any) -> None:
+        with contextlib.suppress(OSError), gevent.Timeout(PATIENCE, False):
+            try:
+                request = next(RequestParser(self._parsing, client, address))
+            except StopIteration:
+                return
+            except OSError:
+                raise
+            except Exception as error:  # gunicorn has a dozen for what is no HTTP
+                name = type(error).__name__
+                client.sendall(_encode(Answer("400 Bad Request", f"{name}\n"), body=True))
+                return
+            client.sendall(_encode(self._answer(request), body=request.method != "HEAD"))
+
+    def _answer(self, request: Any) -> Answer:
+        route = self._routes.get(request.path)
+        if route is None:
+            return Answer("404 Not Found", "There is " + ", ".join(self._routes) + "\n")
+        if request.method not in ("GET", "HEAD"):
+            allow = "Allow: GET, HEAD"
+            return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))
+        return route()
+
+    # --- What it tells -------------------------------------------------------------------------
+
+    def _readyz(self) -> Answer:
+        if self._board.stopping:
+            return Answer(UNAVAILABLE, "stopping\n")
+        lost = {r.alias for r in self._board.read() if r.live[tally.REACHABLE] == tally.NO}
+        if lost:
+            names = ", ".join(sorted(lost))
+            return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
+        return Answer(OK, "ok\n")
+
+    def _stats(self) -> Answer:
+        # First: of who dies in between, there are no gauges any more that would be in the sum only.
+        workers = self._board.workers()
+        stats = {
+            "version": __version__,
+            "app": self._worker.app.app_uri,
+            "uptime_seconds": self._board.uptime,
+            **as_stats(self._read(), workers, time.monotonic()),
+        }
+        return Answer(OK, json.dumps(stats), "application/json")
+
+    def _metrics(self) -> Answer:
+        try:
+            from prometheus_client import CollectorRegistry, generate_latest
+            from prometheus_client.exposition import CONTENT_TYPE_LATEST
+        except ImportError:
+            return Answer(
+                "501 Not Implemented",
+                "this needs the prometheus-client package\n"
+                "→ pip install 'pooled-serve[metrics]', and restart\n",
+            )
+        registry = CollectorRegistry()
+        registry.register(_Collector(self._read()))
+        return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
+
+
+@functools.cache
+def _page() -> Answer:
+    html = (files("pooled_serve.status") / "page.html").read_text("utf-8")
+    # The page may run what is written in it and talk to its own server, and nothing else.
+    policy = (
+        f"default-src 'none'; style-src {_hashes('style', html)}; "
+        f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (f"Content-Security-Policy: {policy}",)
+    return Answer(OK, html, "text/html; charset=utf-8", headers)
+
+
+def _mark_ours() -> None:
+    for pool in patch.pools().values():
+        pool.mark()
+
+
+def _encode(answer: Answer, *, body: bool) -> bytes:
+    content = answer.body.encode()
+    head = (
+        f"HTTP/1.1 {answer.status}",
+        f"Content-Type: {answer.content_type}",
+        f"Content-Length: {len(content)}",
+        "Connection: close",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Referrer-Policy: no-referrer",
+        *answer.headers,
+        "\r\n",
+    )
+    return "\r\n".join(head).encode() + (content if body else b"")
+
+
+def _hashes(element: str, html: str) -> str:
+    """The sources that a Content-Security-Policy allows: these texts, to the letter."""
+    texts = re.findall(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
+    digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -> dict[str, Any]:
+    """``workers`` and ``pools`` of ``/stats.json``.
+
+    :param workers: slot -> process id, of those that live.
+    :param now: monotonic seconds.
+    """
+
+    def told(reading: Reading, row: Sequence[float]) -> dict[str, Any]:
+        about = {"engine": reading.engine, "server": reading.server}
+        return about | tally.by_name(row, now)
+
+    readings = list(readings)
+    pools = {}
+    for alias in sorted({r.alias for r in readings}):
+        of_alias = [r for r in readings if r.alias == alias]
+        known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
+        pools[alias] = told(known, tally.total(r.row for r in of_alias))
+    return {
+        "workers": [
+            {
+                "slot": slot,
+                "pid": pid,
+                "pools": {
+                    r.alias: told(r, r.live) for r in readings if (r.slot, r.pid) == (slot, pid)
+                },
+            }
+            for slot, pid in workers.items()
+        ],
+        "pools": pools,
+    }
+
+
+class _Collector:
+    """The board in the words of OpenTelemetry's semantic conventions for database clients.
+
+    The worker label is the slot, not the process id: a new worker goes on with the counters of
+    the one before it.
+    """
+
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = list(readings)
+
+    def collect(self) -> Iterable[Any]:
+        """What prometheus_client asks for."""
+        from prometheus_client.metrics_core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+
+        name, labels = "db_client_connection_", ["db_client_connection_pool_name", "worker"]
+        state = [*labels, "db_client_connection_state"]
+        count = GaugeMetricFamily(f"{name}count", "Connections by state.", labels=state)
+        most = GaugeMetricFamily(f"{name}max", "Most connections allowed.", labels=labels)
+        idle = GaugeMetricFamily(f"{name}idle_max", "Most idle connections kept.", labels=labels)
+        pending = GaugeMetricFamily(
+            f"{name}pending_requests", "Requests that wait for a connection.", labels=labels
+        )
+        timeouts = CounterMetricFamily(
+            f"{name}timeouts", "Requests that waited in vain.", labels=labels
+        )
+        histograms = [
+            (
+                HistogramMetricFamily(f"{name}{what}_time_seconds", text, labels=labels),
+                buckets,
+                total,
+            )
+            for what, text, buckets, total in (
+                ("create", "Opening a connection.", tally.CREATES, tally.CREATE_SECONDS),
+                ("wait", "Waiting for a connection.", tally.WAITS, tally.WAIT_SECONDS),
+                ("use", "Between hand-out and return.", tally.HOLDS, tally.HELD_SECONDS),
+            )
+        ]
+        for reading in self._readings:
+            row, values = reading.row, [reading.alias, str(reading.slot)]
+            if reading.pid:
+                count.add_metric([*values, "idle"], row[tally.IDLE])
+                count.add_metric([*values, "used"], row[tally.OPEN] - row[tally.IDLE])
+                most.add_metric(values, row[tally.CAP])
+                idle.add_metric(values, row[tally.SIZE])
+                pending.add_metric(values, row[tally.WAITING])
+            timeouts.add_metric(values, row[tally.TIMEOUTS])
+            for family, buckets, total in histograms:
+                counts = list(tally.buckets(row, buckets).items())
+                family.add_metric(values, counts, row[total])
+        return [count, most, idle, pending, timeouts, *(family for family, _, _ in histograms)]

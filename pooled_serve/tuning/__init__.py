@@ -1,0 +1,1 @@
+"""What makes a request cheaper than stock, each with a switch."""

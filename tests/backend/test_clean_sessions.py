@@ -1,0 +1,651 @@
+"""Nothing leaks from one user of a connection to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from pymysql.err import MySQLError, OperationalError
+
+from conftest import lasting_server
+from pooled_serve.driver.connection import COM_RESET_CONNECTION, MySQLConnection
+from pooled_serve.pool import DIRTY
+from support import TORTURE, servers
+from support.django_project import write_project
+from support.netproxy import NetProxy
+from support.script import run_script
+from support.servers import Database, Server
+
+COM_INIT_DB, COM_QUERY = 2, 3
+
+SERVERS = ["mariadb", "mysql"]
+MODES = ["request", "transaction"]
+
+KINDS = {
+    "open transaction": 'run("BEGIN"); run("INSERT INTO t VALUES (1)")',
+    "open transaction of Django": """
+        transaction.set_autocommit(False)
+        run("INSERT INTO t VALUES (1)")
+    """,
+    "XA transaction": """run("XA START 'x'"); run("INSERT INTO t VALUES (1)")""",
+    "LOCK TABLES": 'run("LOCK TABLES t WRITE")',
+    "GET_LOCK": """run("SELECT GET_LOCK(CONCAT(DATABASE(), 'x'), 0)")""",
+    "HANDLER": 'run("HANDLER t OPEN AS h")',
+    "temporary table": 'run("CREATE TEMPORARY TABLE tmp (n INT)")',
+    "temporary table over another": 'run("CREATE TEMPORARY TABLE t (m INT)")',
+    "user variable": 'run("SET @x = 1")',
+    "user variable in a select": 'run("SELECT 1 INTO @x")',
+    "session variable": 'run("SET SESSION sort_buffer_size = 1048576")',
+    "sql_mode": """run("SET sql_mode = 'ANSI_QUOTES'")""",
+    "time_zone": """run("SET time_zone = '+05:00'")""",
+    "isolation level": 'run("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE")',
+    "isolation level of the next transaction": """
+        run("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    """,
+    "read only": 'run("SET SESSION TRANSACTION READ ONLY")',
+    "SET NAMES": 'run("SET NAMES latin1")',
+    "set_character_set()": 'connection.connection.set_character_set("latin1")',
+    "USE": 'run("USE " + other)',
+    "select_db()": "connection.connection.select_db(other)",
+    "prepared statement": """run("PREPARE s FROM 'SELECT 1'")""",
+    "SET ROLE": 'run("SET ROLE " + role)',
+    "SET ROLE, and then a variable": 'run("SET ROLE " + role); run("SET @x = 1")',
+    "SET ROLE, prepared": """
+        run("SET @x = CONCAT('SET ROLE ', %s)", role)
+        run("PREPARE s FROM @x")
+        run("EXECUTE s")
+    """,
+    "autocommit=0": 'run("SET autocommit = 0"); run("INSERT INTO t VALUES (1)")',
+    "foreign_key_checks=0": 'run("SET foreign_key_checks = 0")',
+    "procedure": 'run("CALL p()")',
+    "callproc()": 'connection.cursor().callproc("p")',
+    "procedure that begins": 'run("CALL begins()")',
+    "several": """
+        run("USE " + other)
+        run("SET NAMES latin1")
+        run("SET @x = 1, sql_mode = '', autocommit = 0")
+        run("CREATE TEMPORARY TABLE tmp (n INT)")
+        run("LOCK TABLES " + home + ".t WRITE")
+    """,
+}
+
+ENDINGS = ["ok", "exception", "killed", "killed in a query", "forgotten"]
+"""How the user before goes: at the end of a request, after an error that the server told, and
+without giving the connection back in three ways."""
+
+
+def cases(server: str, mode: str) -> list[tuple[str, str]]:
+    """The pairs of a kind of state and an ending that are tried on this server in this mode.
+
+    With TORTURE=1 these are all. Else each pair is tried in one of the four places, the next one
+    in the next place, so that each place meets each kind and each ending.
+    """
+    places = [(s, m) for s in SERVERS for m in MODES]
+    return [
+        (kind, ending)
+        for n, kind in enumerate(KINDS)
+        for m, ending in enumerate(ENDINGS)
+        if TORTURE or places[(n + m) % len(places)] == (server, mode)
+    ]
+
+
+# Counters, clocks, and what tells of the last statement.
+VOLATILE = {
+    "error_count",
+    "external_user",
+    "gtid_executed",
+    "identity",
+    "insert_id",
+    "last_insert_id",
+    "pseudo_thread_id",
+    "rand_seed1",
+    "rand_seed2",
+    "statement_id",
+    "timestamp",
+    "warning_count",
+}
+
+MATRIX = """
+    import pymysql
+    from django.core.signals import request_finished
+    from django.db import DatabaseError
+
+    account = {
+        "host": settings["HOST"], "port": settings["PORT"], "user": settings["USER"],
+        "password": settings["PASSWORD"], "database": home, "autocommit": True,
+    }
+    witness = pymysql.connect(**account)
+
+    def see(sql, *args):
+        with witness.cursor() as cursor:
+            cursor.execute(sql, args or None)
+            return list(cursor.fetchall())
+
+    see("SET lock_wait_timeout = 30, innodb_lock_wait_timeout = 30")
+
+    def error_of(sql):
+        try:
+            return run(sql)
+        except DatabaseError as error:
+            return error.args[0]
+
+    def snapshot(kind):
+        state = {
+            name: value
+            for name, value in run("SHOW SESSION VARIABLES")
+            if name not in volatile
+        }
+        state["columns of t"] = [row[0] for row in run("SHOW COLUMNS FROM t")]
+        state["database"] = one("SELECT DATABASE()")
+        state["role"] = one("SELECT CURRENT_ROLE()")
+        state["rows"] = run("SELECT * FROM t")
+        state["text"] = one("SELECT %s", "\\u017c\\u65e5")
+        state["bytes"] = one("SELECT HEX(%s)", "\\u017c\\u65e5")
+        run("INSERT INTO texts VALUES (%s)", "\\u017c\\u65e5")
+        state["stored"] = run("SELECT HEX(s) FROM texts")
+        run("DELETE FROM texts")
+        state["encoding"] = connection.connection.encoding
+        state["django's autocommit"] = connection.get_autocommit()
+        with transaction.atomic():
+            run("SELECT * FROM t")
+            if kind == "isolation level of the next transaction":
+                gevent.sleep(0.12)  # that table is a cached one
+                state["isolation"] = see(
+                    "SELECT trx_isolation_level FROM information_schema.innodb_trx"
+                    " WHERE trx_mysql_thread_id = %s",
+                    one("SELECT CONNECTION_ID()"),
+                )[0][0]
+        state["variable"] = one("SELECT @x")
+        state["prepared"] = error_of("EXECUTE s")
+        state["handler"] = error_of("HANDLER h READ FIRST")
+        state["temporary"] = error_of("SELECT * FROM tmp")
+        return state
+
+    def in_greenlet(function, *args):
+        greenlet = gevent.spawn(function, *args)
+        gevent.joinall([greenlet])
+        return greenlet.get()
+
+    def next_user(kind):
+        try:
+            number = one("SELECT CONNECTION_ID()")
+            return number, snapshot(kind)
+        finally:
+            patch.end_request()
+
+    def user_before(code, ending):
+        numbers.append(one("SELECT CONNECTION_ID()"))
+        exec(code, globals())
+        if ending == "exception":
+            with contextlib.suppress(DatabaseError):
+                run("SELECT nonsense")
+            request_finished.send(None)
+            patch.end_request()
+            raise gevent.GreenletExit  # which nobody prints
+        if ending == "ok":
+            request_finished.send(None)
+            patch.end_request()
+        elif ending == "killed":
+            resting.append(numbers[-1])
+            gevent.sleep(3600)
+        elif ending == "killed in a query":
+            run("SELECT SLEEP(3600)")
+
+    def is_asleep(number):
+        return any(
+            row[0] == number and "SLEEP" in str(row[7]) for row in see("SHOW FULL PROCESSLIST")
+        )
+
+    def outside():
+        see("LOCK TABLES t WRITE")
+        see("INSERT INTO t VALUES (7)")
+        see("DELETE FROM t WHERE n = 7")
+        see("UNLOCK TABLES")
+        settle(lambda: see("SELECT IS_FREE_LOCK(CONCAT(DATABASE(), 'x'))")[0][0] == 1)
+        return see("SELECT * FROM t")
+
+    def fresh(kind):
+        patch.end_request()
+        if patch._databases:
+            pool().clear()
+        return in_greenlet(next_user, kind)[1]
+
+    numbers = [0]
+    resting = []
+    baselines = {}
+    results = []
+    for kind, ending in cases:
+        special = kind if "next" in kind else ""
+        if special not in baselines:
+            baselines[special] = fresh(special)
+        expected = baselines[special]
+        result = {"kind": kind, "ending": ending}
+        try:
+            greenlet = gevent.spawn(user_before, kinds[kind], ending)
+            if ending == "killed":
+                settle(lambda: greenlet.ready() or resting[-1:] == numbers[-1:])
+            elif ending == "killed in a query":
+                settle(lambda: greenlet.ready() or is_asleep(numbers[-1]))
+            if ending.startswith("killed"):
+                assert not greenlet.ready(), greenlet.exception
+                greenlet.kill()
+            if ending == "killed in a query":
+                see("KILL QUERY %s", numbers[-1])  # by itself the server notices at its end
+            gevent.joinall([greenlet])
+            if greenlet.exception:
+                raise greenlet.exception
+            number, found = in_greenlet(next_user, special)
+            result["same"] = number == numbers[-1]
+            result["differs"] = {
+                name: [repr(expected.get(name)), repr(found.get(name))]
+                for name in {*expected, *found}
+                if expected.get(name) != found.get(name)
+            }
+            result["outside"] = outside()
+        except Exception as error:
+            result["error"] = repr(error)
+        if result.get("error") or result.get("differs"):
+            pool().clear()
+            see("UNLOCK TABLES")
+        results.append(result)
+    report(results)
+    witness.close()
+"""
+
+
+def run_cases(server: Server, folder: Path, mode: str, pairs: list[tuple[str, str]]) -> Any:
+    """What was found for each of them."""
+    home, other = database_and_more(server)
+    project = write_project(folder, databases={"default": home.django()})
+    given = {
+        "kinds": {name: dedent(code).strip() for name, code in KINDS.items()},
+        "cases": pairs,
+        "volatile": sorted(VOLATILE),
+        "settings": home.django(),
+        "home": home.name,
+        "other": other,
+        "role": f"{home.name}_role",
+    }
+    source = f"import json; globals().update(json.loads({json.dumps(given)!r}))\n"
+    source += dedent(MATRIX)
+    return run_script(
+        project, source, size=1, cap=1, within=5.0 * len(pairs), POOLED_SERVE_POOL_MODE=mode
+    )
+
+
+def database_and_more(server: Server) -> tuple[Database, str]:
+    """A database with what the kinds of state need, and the name of a second one."""
+    home = server.create_database()
+    other, role = f"{home.name}_other", f"{home.name}_role"
+    run = server.admin.query
+    run(f"CREATE DATABASE {other}")
+    run(f"CREATE ROLE {role}")
+    run(f"CREATE TABLE {home.name}.t (n INT) ENGINE=InnoDB")
+    run(f"CREATE TABLE {other}.t (other INT) ENGINE=InnoDB")
+    run(f"CREATE TABLE {home.name}.texts (s VARCHAR(20)) ENGINE=InnoDB CHARSET=utf8mb4")
+    run(
+        f"CREATE PROCEDURE {home.name}.p() BEGIN SET @x = 1; SET SESSION sort_buffer_size = 65536;"
+        " SET time_zone = '+03:00'; CREATE TEMPORARY TABLE tmp (n INT); END"
+    )
+    run(
+        f"CREATE PROCEDURE {home.name}.begins()"
+        f" BEGIN START TRANSACTION; INSERT INTO {home.name}.t VALUES (1); END"
+    )
+    for host in ("127.0.0.1", "localhost"):
+        account = f"{home.user}@{host}"
+        run(f"GRANT ALL ON {other}.* TO {account}")
+        run(f"GRANT PROCESS ON *.* TO {account}")
+        run(f"GRANT {role} TO {account}")
+    return home, other
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def latin1(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose own character set is not the one that Django asks for."""
+    folder = tmp_path_factory.mktemp("latin1")
+    start = getattr(servers, engine)
+    try:
+        server = start(folder, "--character-set-server=latin1")
+    except servers.ServerMissing as missing:
+        pytest.skip(str(missing))
+    yield from lasting_server(server)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_leaks(
+    engine: str, latin1: Server, mode: str, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    pairs = cases(engine, mode)
+    results = run_cases(latin1, tmp_path / "project", mode, pairs)
+    assert len(results) == len(pairs)
+    for result in results:
+        with subtests.test(result["kind"], ending=result["ending"]):
+            assert "error" not in result, result
+            assert result["differs"] == {}
+            assert result["outside"] == []
+            if result["ending"] in ("ok", "exception"):
+                assert result["same"], "it was closed, where a reset would do"
+
+
+# --- What it costs, and what comes back --------------------------------------------------------
+
+
+@pytest.fixture
+def database(mariadb: Server) -> Database:
+    return mariadb.create_database()
+
+
+@pytest.fixture
+def proxy(mariadb: Server) -> Iterator[NetProxy]:
+    with NetProxy(mariadb.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def connect(database: Database) -> Iterator[Callable[..., MySQLConnection]]:
+    """Connects, and sets up, as the pool does."""
+    made: list[MySQLConnection] = []
+
+    def connect(**options: Any) -> MySQLConnection:
+        connection = MySQLConnection(**{**database.connect_args(), "autocommit": True, **options})
+        made.append(connection)
+        connection.set_up()
+        return connection
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+Connect = Callable[..., MySQLConnection]
+
+
+def run(connection: MySQLConnection, sql: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+
+def touch(connection: MySQLConnection, sql: str = "SET @x = 1") -> None:
+    run(connection, sql)
+    connection.touched = "variable"  # a session tells it
+
+
+def test_what_connecting_set_comes_back_after_a_reset(connect: Connect) -> None:
+    connection = connect(
+        init_command="SET @greeting = 'hello', time_zone = '+02:00'",
+        sql_mode="ANSI_QUOTES",
+        charset="latin1",
+        collation="latin1_german1_ci",
+    )
+    ask = (
+        "SELECT CONNECTION_ID(), @greeting, @@time_zone, @@sql_mode, @@collation_connection,"
+        " @@character_set_client, @@autocommit, DATABASE(), @x"
+    )
+    before = run(connection, ask)
+    touch(connection, "SET @greeting = 'bye', time_zone = '+05:00', sql_mode = '', autocommit = 0")
+    connection.set_character_set("utf8mb4")
+    connection.select_db("information_schema")
+    connection.reset()
+    assert connection.condition() is None
+    assert run(connection, ask) == before
+    assert (connection.charset, connection.encoding) == ("latin1", "cp1252")
+
+
+def test_a_set_up_that_goes_to_another_database_does_so_again(
+    connect: Connect, mariadb: Server, database: Database
+) -> None:
+    connection = connect(init_command="USE information_schema")
+    touch(connection, f"USE {database.name}")
+    connection.reset()
+    assert run(connection, "SELECT DATABASE()") == (("information_schema",),)
+
+
+def test_several_statements_in_one_are_run_again(connect: Connect) -> None:
+    from pymysql.constants.CLIENT import MULTI_STATEMENTS
+
+    connection = connect(init_command="SET @a = 1; SET @b = 2", client_flag=MULTI_STATEMENTS)
+    touch(connection, "SET @a = 7, @b = 8")
+    connection.reset()
+    assert run(connection, "SELECT @a, @b") == ((1, 2),)
+
+
+@pytest.mark.parametrize("init_command", ["SELECT @a := 1", "SELECT GET_LOCK('set up', 0)"])
+def test_a_set_up_with_rows_is_not_run_again(connect: Connect, init_command: str) -> None:
+    connection = connect(init_command=init_command)
+    touch(connection)
+    with pytest.raises(OperationalError, match="cannot be run again"):
+        connection.reset()
+    assert connection.condition() == DIRTY
+
+
+def test_without_a_first_database_there_is_none_to_return_to(connect: Connect) -> None:
+    connection = connect(database=None)
+    touch(connection)
+    with pytest.raises(OperationalError, match="no database to return to"):
+        connection.reset()
+
+
+def test_the_default_role_comes_back(connect: Connect, mariadb: Server, database: Database) -> None:
+    for role in ("one", "two"):
+        mariadb.admin.query(f"CREATE ROLE `{database.name} {role}`")
+        mariadb.admin.query(f"GRANT `{database.name} {role}` TO {database.user}@127.0.0.1")
+    role = f"{database.name} one"
+    mariadb.admin.query(f"SET DEFAULT ROLE `{role}` FOR {database.user}@127.0.0.1")
+    connection = connect()
+    touch(connection, f"SET ROLE `{database.name} two`")
+    connection.reset()
+    assert run(connection, "SELECT CURRENT_ROLE()") == ((role,),)
+
+
+def test_what_giving_back_costs(connect: Connect, proxy: NetProxy) -> None:
+    connection = connect(port=proxy.port)
+
+    def commands(function: Callable[[], object]) -> dict[int, int]:
+        before = proxy.traffic().commands
+        function()
+        return dict(proxy.traffic().commands - before)
+
+    assert connection.condition() is None
+    run(connection, "BEGIN")
+    assert commands(connection.reset) == {COM_QUERY: 1}
+    touch(connection)
+    # The role, the character set, autocommit.
+    assert commands(connection.reset) == {COM_RESET_CONNECTION: 1, COM_INIT_DB: 1, COM_QUERY: 3}
+    assert connection.condition() is None
+
+
+def test_a_reset_takes_one_round_trip(connect: Connect, proxy: NetProxy) -> None:
+    connection = connect(port=proxy.port, sql_mode="ANSI_QUOTES", init_command="SET @a = 1")
+    touch(connection)
+    before = proxy.traffic().turns
+    connection.reset()
+    assert proxy.traffic().turns - before == 1
+
+
+@pytest.mark.parametrize("how", ["the server goes", "a statement fails"])
+def test_a_reset_that_fails_half_way_leaves_nothing_to_use(
+    connect: Connect, proxy: NetProxy, how: str
+) -> None:
+    connection = connect(port=proxy.port)
+    touch(connection)
+    if how == "the server goes":
+        proxy.cut_after(15)
+    else:
+        connection._recorded = (b"SET nonsense = 1", *(connection._recorded or ()))
+    with pytest.raises(MySQLError):
+        connection.reset()
+    assert connection.condition() is not None
+
+
+def test_a_server_that_cannot_reset_is_told_of_once(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: MySQLConnection) -> None:
+        raise OperationalError(1047, "Unknown command")
+
+    monkeypatch.setattr(MySQLConnection, "_cannot_reset", set())
+    connections = [connect() for _ in range(3)]
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "gunicorn.error"):
+        patched.setattr(MySQLConnection, "_read_ok_packet", refuse)
+        for connection in connections:
+            touch(connection)
+            with pytest.raises(OperationalError):
+                connection.reset()
+            assert connection.condition() is not None
+    (record,) = caplog.records
+    assert "cannot reset sessions" in record.getMessage()
+
+
+# --- In a project ------------------------------------------------------------------------------
+
+
+def script_on(
+    folder: Path,
+    database: Database,
+    source: str,
+    *,
+    mode: str = "request",
+    reset: str = "auto",
+    **settings: Any,
+) -> Any:
+    project = write_project(folder, databases={"default": database.django(**settings)})
+    return run_script(
+        project, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode, POOLED_SERVE_POOL_RESET=reset
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_plain_orm_work_costs_nothing_on_return(
+    mode: str, tmp_path: Path, database: Database, proxy: NetProxy
+) -> None:
+    source = """
+        from django.db import models
+        class Item(models.Model):
+            name = models.CharField(max_length=50)
+            class Meta:
+                app_label = "shop"
+        with connection.schema_editor() as editor:
+            editor.create_model(Item)
+        patch.end_request()
+        resets = pool().stats()["reset_total"]
+        def work():
+            with transaction.atomic():
+                Item.objects.create(name="a")
+                with transaction.atomic():
+                    Item.objects.bulk_create([Item(name=str(n)) for n in range(3)])
+            Item.objects.update(name="'; SET @x = 1 -- \\\\")
+            assert len(Item.objects.filter(name__contains="@x").order_by("pk")[:3]) == 3
+            assert Item.objects.filter(name__contains="SET").exists()
+            Item.objects.all().delete()
+        work()
+        work()
+        def questions():
+            return int(run("SHOW STATUS LIKE 'Questions'")[0][1])
+        before = questions()
+        patch.end_request()
+        assert questions() == before + 1  # itself
+        patch.end_request()
+        stats = pool().stats()
+        assert stats["reset_total"] == resets and not stats["closed_total"], (resets, stats)
+        assert stats["opened_total"] == 1
+        report(resets)
+    """
+    before = proxy.traffic().commands
+    resets = script_on(tmp_path / "project", database.via(proxy.port), source, mode=mode)
+    used = proxy.traffic().commands - before
+    assert set(used) <= {1, COM_QUERY, COM_INIT_DB, COM_RESET_CONNECTION}
+    assert used[COM_RESET_CONNECTION] == resets  # for what made the table
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("reset", "count"), [("always", 3), ("auto", 0), ("rollback", 0)])
+def test_pool_reset_always_resets_what_nobody_touched(
+    mode: str, reset: str, count: int, tmp_path: Path, database: Database
+) -> None:
+    source = """
+        for _ in range(3):
+            run("SELECT 1")
+            patch.end_request()
+        report(pool().stats()["reset_total"])
+        assert_sound()
+    """
+    found = script_on(tmp_path / "project", database, source, mode=mode, reset=reset)
+    assert found == count
+
+
+def test_pool_reset_rollback_only_rolls_back(tmp_path: Path, database: Database) -> None:
+    source = """
+        run("CREATE TABLE t (n INT) ENGINE=InnoDB")
+        run("SET @x = 1")
+        connection.connection.select_db("information_schema")
+        connection.connection.select_db(connection.settings_dict["NAME"])
+        run("BEGIN")
+        run("INSERT INTO t VALUES (1)")
+        patch.end_request()
+        assert one("SELECT @x") == 1
+        assert run("SELECT * FROM t") == []
+        patch.end_request()
+        assert pool().stats()["opened_total"] == 1
+    """
+    script_on(tmp_path / "project", database, source, reset="rollback")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_django_and_the_engine_set_comes_back(
+    mode: str, tmp_path: Path, database: Database
+) -> None:
+    source = """
+        ask = ("SELECT CONNECTION_ID(), @own, @@tx_isolation, @@sql_mode, @@time_zone,"
+               " @@collation_connection")
+        first = run(ask)
+        assert first[0][1:4] == ("set", "SERIALIZABLE", "ANSI_QUOTES,STRICT_TRANS_TABLES"), first
+        patch.end_request()
+        run("SET @own = 'mine', time_zone = '+01:00', sql_mode = ''")
+        run("SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
+        run("SET NAMES latin1")
+        patch.end_request()
+        assert run(ask) == first
+        assert_sound()
+    """
+    folder = tmp_path / "project"
+    engine = folder / "mysite" / "engine"
+    write_project(
+        folder,
+        databases={
+            "default": database.django(
+                ENGINE="mysite.engine",
+                OPTIONS={
+                    "sql_mode": "ANSI_QUOTES,STRICT_TRANS_TABLES",
+                    "isolation_level": "serializable",
+                    "init_command": "SET time_zone = '+07:00'",
+                    "charset": "utf8mb4",
+                    "collation": "utf8mb4_polish_ci",
+                },
+            )
+        },
+    )
+    engine.mkdir()
+    (engine / "__init__.py").touch()
+    (engine / "base.py").write_text(
+        dedent("""
+            from django.db.backends.mysql import base
+
+            class DatabaseWrapper(base.DatabaseWrapper):
+                def init_connection_state(self):
+                    super().init_connection_state()
+                    with self.cursor() as cursor:
+                        cursor.execute("SET @own = 'set'")
+        """)
+    )
+    run_script(folder, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode)

@@ -1,0 +1,404 @@
+"""The plan: defaults yield, written values refuse."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pooled_serve.errors import Level, Verdict
+from pooled_serve.options import AliasSize, PoolOptions
+from pooled_serve.preflight.plan import (
+    DatabaseReport,
+    Plan,
+    PoolPlan,
+    ProjectReport,
+    ServerFacts,
+    make_plan,
+)
+
+
+def facts(
+    *, wait_timeout: int = 28800, limit: int = 151, of_user: int = 0, in_use: int = 0, own: int = 0
+) -> ServerFacts:
+    return ServerFacts("MariaDB 10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
+
+
+def database(
+    alias: str = "default",
+    *,
+    server: str = "db:3306",
+    age: float | None = 0,
+    found: ServerFacts | None = None,
+    **more: Any,
+) -> DatabaseReport:
+    return DatabaseReport(
+        alias, True, "MySQL", f"{server}/{alias}", server, age, found or facts(**more)
+    )
+
+
+def plan_for(
+    *databases: DatabaseReport, workers: int = 1, connections: int = 1000, **written: Any
+) -> Plan:
+    report = ProjectReport(app="mysite.wsgi:application", databases=databases or (database(),))
+    return make_plan(
+        PoolOptions(**written), report, workers=workers, worker_connections=connections
+    )
+
+
+def the(plan: Plan, level: Level) -> Verdict:
+    (verdict,) = (v for v in plan.verdicts if v.level is level)
+    return verdict
+
+
+def levels(plan: Plan) -> set[Level]:
+    return {verdict.level for verdict in plan.verdicts}
+
+
+# --- Sizes -------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    plan = plan_for()
+    assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "request", "auto")}
+    assert levels(plan) == {Level.OK}
+    assert [v.text for v in plan.verdicts] == [
+        "connections retire at 60s, MariaDB hangs up at 28800s",
+        "12 of 151 on db:3306",
+    ]
+
+
+def test_the_cap_follows_the_size() -> None:
+    assert plan_for(size=5).pools["default"].cap == 15
+
+
+def test_a_default_size_yields_to_a_written_cap() -> None:
+    plan = plan_for(cap=3)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (3, 3)
+    assert the(plan, Level.NOTE).text == "pool size lowered from 4 to 3, the cap"
+
+
+def test_a_written_size_above_a_written_cap_is_refused() -> None:
+    verdict = the(plan_for(size=5, cap=4), Level.FAIL)
+    assert verdict.subject == "PS204 default"
+    assert verdict.remedy == "use --pool-size 4, or --max-outstanding 5 or more"
+
+
+def test_one_database_may_have_its_own() -> None:
+    plan = plan_for(
+        database(),
+        database("replica", server="db2:3306"),
+        database("third", server="db3:3306"),
+        aliases=(AliasSize("replica", 8, 16), AliasSize("third", 2)),
+        cap=10,
+    )
+    assert [(p.size, p.cap) for p in plan.pools.values()] == [(4, 10), (8, 16), (2, 10)]
+
+
+def test_the_last_word_on_a_database_counts() -> None:
+    plan = plan_for(aliases=(AliasSize("default", 8, 16), AliasSize("default", 2, 3)))
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 3)
+
+
+def test_unknown_database() -> None:
+    plan = plan_for(database("b"), database("a"), aliases=(AliasSize("nosuch", 1),))
+    assert the(plan, Level.FAIL).subject == "PS205 nosuch"
+    assert the(plan, Level.FAIL).remedy == "use one of: b, a"
+
+
+# --- Age ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wait_timeout", "age"), [(76, 60), (75, 60), (74, 59), (60, 48), (1, 0.8)]
+)
+def test_a_default_age_yields(wait_timeout: int, age: float) -> None:
+    plan = plan_for(database(wait_timeout=wait_timeout))
+    assert plan.pools["default"].max_age == age
+    assert Level.FAIL not in levels(plan)
+    if age < 60:
+        assert the(plan, Level.NOTE).text.startswith(f"age limit lowered from 60s to {age:g}s")
+
+
+@pytest.mark.parametrize("where", ["option", "settings"])
+def test_a_written_age_is_obeyed_or_refused(where: str) -> None:
+    def plan(age: float) -> Plan:
+        if where == "option":
+            return plan_for(database(wait_timeout=60), max_age=age)
+        return plan_for(database(wait_timeout=60, age=age))
+
+    assert plan(59.5).pools["default"].max_age == 59.5
+    assert levels(plan(59.5)) == {Level.OK}
+    verdict = the(plan(60), Level.FAIL)
+    assert verdict.subject == "PS203 default"
+    assert verdict.text == "connections live 60s but MariaDB hangs up after wait_timeout=60s"
+    assert verdict.remedy == (
+        "use --conn-max-age 48, or on the server: SET GLOBAL wait_timeout = 75"
+    )
+
+
+def test_never_retiring_is_allowed_with_a_warning() -> None:
+    plan = plan_for(max_age=math.inf)
+    assert plan.pools["default"].max_age == math.inf
+    assert the(plan, Level.WARN).subject == "PS206 default"
+
+
+def test_no_conn_max_age_means_the_default_here() -> None:
+    plan = plan_for(database(age=None))
+    assert plan.pools["default"].max_age == 60
+    assert the(plan, Level.NOTE).text.startswith("CONN_MAX_AGE=None means 60s here")
+
+
+def test_where_nobody_could_ask_a_default_age_yields_later() -> None:
+    default = plan_for().pools["default"]
+    assert default.safe_age(None) == 60
+    assert default.safe_age(28800) == 60
+    assert default.safe_age(50) == 40
+    written = plan_for(max_age=45.0).pools["default"]
+    assert written.safe_age(50) == 45
+
+
+# --- Budget ------------------------------------------------------------------------------------
+
+
+def test_a_default_cap_yields() -> None:
+    plan = plan_for(database(limit=20), workers=3)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 6)
+    assert the(plan, Level.NOTE).text == "cap lowered from 12 to 6 to fit max_connections=20"
+    assert plan.budget[0].most == 18
+
+
+def test_a_default_cap_yields_to_other_hosts() -> None:
+    plan = plan_for(database(limit=20), replicas=4)
+    assert plan.pools["default"].cap == 5
+    assert Level.FAIL not in levels(plan)
+
+
+def test_a_default_size_yields_with_it() -> None:
+    plan = plan_for(database(limit=20), workers=10)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 2)
+
+
+def test_a_written_size_does_not() -> None:
+    plan = plan_for(database(limit=20), workers=10, size=3)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (3, 3)
+    assert the(plan, Level.FAIL).text == (
+        "10 workers × 3 connections = 30, the server allows 20 (0 in use)"
+    )
+
+
+def test_a_written_cap_is_refused() -> None:
+    plan = plan_for(database(in_use=9), workers=8, cap=48)
+    verdict = the(plan, Level.FAIL)
+    assert verdict.subject == "PS201 db:3306"
+    assert verdict.text == ("8 workers × 48 connections = 384, the server allows 151 (9 in use)")
+    assert verdict.remedy == "use --max-outstanding 17, or --workers 2, or raise max_connections"
+
+
+def test_remedies_that_would_not_help_are_not_named() -> None:
+    verdict = the(plan_for(database(limit=10), workers=20), Level.FAIL)
+    assert verdict.remedy == "use --workers 10, or raise max_connections"
+    verdict = the(plan_for(database(limit=10), workers=3, replicas=11), Level.FAIL)
+    assert verdict.remedy == "raise max_connections"
+    verdict = the(plan_for(database(limit=10), workers=4, size=5), Level.FAIL)
+    assert verdict.remedy == (
+        "use --pool-size 2 --max-outstanding 2, or --workers 2, or raise max_connections"
+    )
+
+
+def test_hosts_multiply() -> None:
+    plan = plan_for(database(limit=100), workers=2, replicas=5, cap=11)
+    assert plan.budget[0].most == 110
+    assert the(plan, Level.FAIL).text.startswith("5 replicas × 2 workers × 11 connections = 110")
+
+
+def test_databases_on_one_server_share_its_limit() -> None:
+    plan = plan_for(database("a"), database("b"), database("c", server="db2:3306"), cap=80)
+    assert [(row.server, row.most) for row in plan.budget] == [("db:3306", 160), ("db2:3306", 80)]
+    assert the(plan, Level.FAIL).subject == "PS201 db:3306"
+    assert "--max-outstanding 75" in the(plan, Level.FAIL).remedy
+
+
+def test_a_default_cap_yields_to_a_written_one_on_the_same_server() -> None:
+    plan = plan_for(
+        database("a", limit=20), database("b", limit=20), aliases=(AliasSize("a", 4, 15),)
+    )
+    assert (plan.pools["a"].cap, plan.pools["b"].cap) == (15, 5)
+
+
+def test_what_is_in_use_now_is_a_warning() -> None:
+    plan = plan_for(database(in_use=145))
+    verdict = the(plan, Level.WARN)
+    assert verdict.subject == "PS202 db:3306"
+    assert verdict.text == (
+        "1 worker × 12 connections = 12, but 145 of 151 are in use now "
+        "(by a running instance of this project, perhaps)"
+    )
+
+
+def test_the_limit_of_the_user_counts_the_users_connections() -> None:
+    plan = plan_for(database(of_user=20, in_use=100, own=2))
+    assert levels(plan) == {Level.OK}
+    (row,) = plan.budget
+    assert (row.limit, row.limit_name, row.in_use) == (20, "max_user_connections", 2)
+    plan = plan_for(database(of_user=20, own=15))
+    assert the(plan, Level.WARN).remedy.endswith("or raise max_user_connections")
+
+
+def test_no_cap_counts_greenlets() -> None:
+    plan = plan_for(database(in_use=1), connections=1000, workers=2, cap=math.inf)
+    verdict = the(plan, Level.FAIL)
+    assert verdict.text.startswith(
+        "2 workers × 1000 connections (no cap: one per greenlet, --worker-connections) = 2000"
+    )
+    assert verdict.remedy == (
+        "use --max-outstanding 75, or --worker-connections 75, or raise max_connections"
+    )
+    plan = plan_for(connections=75, workers=2, cap=math.inf)
+    assert levels(plan) == {Level.OK}
+
+
+def test_a_server_that_did_not_answer_has_no_budget() -> None:
+    report = DatabaseReport(
+        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Verdict(Level.WARN, "PS301", "")
+    )
+    plan = plan_for(report, workers=99)
+    assert plan.pools["default"].cap == 12
+    assert plan.budget == ()
+    assert plan.verdicts == ()
+
+
+# --- What is not pooled ------------------------------------------------------------------------
+
+
+def test_other_engines_are_left_alone() -> None:
+    plan = plan_for(DatabaseReport("default", False, "SQLite"), size=4)
+    assert the(plan, Level.NOTE).text == "SQLite is not pooled; Django connects as without us"
+    assert plan.pools == {}
+
+
+def test_no_databases() -> None:
+    plan = make_plan(PoolOptions(), ProjectReport(app="x"), workers=1, worker_connections=1)
+    assert the(plan, Level.NOTE).text == "no database: nothing to pool"
+
+
+def test_warnings_of_the_project_are_passed_on() -> None:
+    warning = Verdict(Level.WARN, "PS108", "async", "plain")
+    report = ProjectReport(warnings=(warning,))
+    plan = make_plan(PoolOptions(), report, workers=1, worker_connections=1)
+    assert plan.warnings == [warning]
+
+
+def test_a_database_that_the_preflight_did_not_see() -> None:
+    plan = Plan(PoolOptions(size=2))
+    assert plan.pool("late", 30) == PoolPlan(
+        2, 6, 10, 30, "request", "auto", size_written=True, age_written=True
+    )
+    planned = plan_for(database(wait_timeout=50), size=2)
+    assert planned.pool("default", 0).max_age == 40
+    assert planned.pool("default", 30).max_age == 30
+
+
+# --- Whatever the numbers ----------------------------------------------------------------------
+
+small = st.integers(1, 200)
+caps = st.none() | small | st.just(math.inf)
+ages = st.floats(0.1, 1e6) | st.integers(1, 10**6) | st.just(math.inf)
+aliases = st.sampled_from(["default", "replica", "third"])
+
+
+@st.composite
+def any_facts(draw: st.DrawFn) -> ServerFacts:
+    return facts(
+        wait_timeout=draw(st.integers(1, 31536000) | st.integers(1, 100)),
+        limit=draw(st.integers(1, 100000) | st.integers(1, 300)),
+        of_user=draw(st.just(0) | st.integers(1, 100)),
+        in_use=draw(st.integers(0, 400)),
+        own=draw(st.integers(0, 100)),
+    )
+
+
+@st.composite
+def any_plan(draw: st.DrawFn) -> tuple[Plan, ProjectReport, PoolOptions, int, int]:
+    names = draw(st.lists(aliases, unique=True, max_size=3))
+    servers = {name: draw(st.sampled_from(["db:3306", "db2:3306"])) for name in names}
+    found = {server: draw(any_facts()) for server in sorted(set(servers.values()))}
+    report = ProjectReport(
+        app="x",
+        databases=tuple(
+            database(
+                name,
+                server=servers[name],
+                age=draw(st.none() | st.just(0) | st.integers(1, 10**6)),
+                found=found[servers[name]],
+            )
+            for name in names
+        ),
+    )
+    options = PoolOptions(
+        size=draw(st.none() | small),
+        cap=draw(caps),
+        max_age=draw(st.none() | ages),
+        aliases=tuple(draw(st.lists(st.builds(AliasSize, aliases, small, caps), max_size=2))),
+        replicas=draw(st.integers(1, 5)),
+    )
+    workers, connections = draw(st.integers(1, 40)), draw(st.integers(1, 2000))
+    plan = make_plan(options, report, workers=workers, worker_connections=connections)
+    return plan, report, options, workers, connections
+
+
+@given(any_plan())
+def test_what_is_not_refused_fits(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) -> None:
+    plan, report, options, workers, connections = made
+    for verdict in plan.verdicts:
+        assert bool(verdict.remedy) == (verdict.level in (Level.WARN, Level.FAIL))
+        assert "\n" not in verdict.text + verdict.remedy
+        assert bool(re.match(r"PS2\d\d ", verdict.subject)) == bool(verdict.remedy)
+    if plan.contradictions:
+        return
+    most: dict[str, float] = {}
+    for found in report.databases:
+        pool = plan.pools[found.alias]
+        assert found.facts
+        assert 1 <= pool.size <= pool.cap
+        assert pool.max_age < found.facts.wait_timeout or options.max_age == math.inf
+        most.setdefault(found.server, 0)
+        most[found.server] += connections if pool.cap == math.inf else pool.cap
+    for found in report.databases:
+        assert found.facts
+        total = options.replicas * workers * most[found.server]
+        assert total <= found.facts.max_connections
+        assert total <= (found.facts.max_user_connections or math.inf)
+
+
+@given(any_plan())
+def test_remedies_work(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) -> None:
+    plan, report, options, workers, connections = made
+    if options.aliases or len(plan.budget) > 1:
+        return  # what is said of one server or database need not help the other
+    for verdict in plan.contradictions:
+        for remedy in verdict.remedy.removeprefix("use ").split(", or "):
+            changed, number, clients = dict(vars(options)), workers, connections
+            for flag, value in re.findall(r"--([a-z-]+) ([0-9.]+)", remedy):
+                match flag:
+                    case "max-outstanding":
+                        changed["cap"] = int(value)
+                    case "pool-size":
+                        changed["size"] = int(value)
+                    case "conn-max-age":
+                        changed["max_age"] = float(value)
+                    case "workers":
+                        number = int(value)
+                    case "worker-connections":
+                        clients = int(value)
+            if (changed, number, clients) == (vars(options), workers, connections):
+                continue
+            again = make_plan(
+                PoolOptions(**changed), report, workers=number, worker_connections=clients
+            )
+            codes = {v.subject for v in again.contradictions}
+            assert verdict.subject not in codes, remedy

@@ -1,0 +1,87 @@
+"""The plan as text."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pooled_serve.errors import Level, Verdict
+from pooled_serve.options import PoolOptions
+from pooled_serve.preflight import render as report
+from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
+
+FACTS = ServerFacts("MySQL 9.7.1", 600, 151, 0, 3, 0.0012)
+DATABASES = (
+    DatabaseReport("default", True, "MySQL", "db:3306/shop", "db:3306", 0, FACTS),
+    DatabaseReport(
+        "reports",
+        True,
+        "MySQL",
+        "far:3306/shop",
+        "far:3306",
+        0,
+        problem=Verdict(Level.WARN, "PS301", "far:3306 does not accept connections", "start it"),
+    ),
+    DatabaseReport("legacy", False, "SQLite"),
+)
+
+
+def banner(**written: object) -> str:
+    found = ProjectReport(app="shop.wsgi:application", databases=DATABASES)
+    plan = make_plan(
+        PoolOptions(**written),  # type: ignore[arg-type]
+        found,
+        workers=1,
+        worker_connections=100,
+    )
+    return report.banner(plan, found)
+
+
+def test_banner() -> None:
+    first, *lines = banner().splitlines()
+    assert first == report.versions()
+    assert lines == [
+        "  default: MySQL 9.7.1 db:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
+        "  reports: far:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
+        "  note  legacy  SQLite is not pooled; Django connects as without us",
+        "  WARN  PS301  far:3306 does not accept connections",
+        "               → start it",
+    ]
+
+
+def test_banner_without_limits() -> None:
+    text = banner(cap=math.inf, max_age=math.inf, timeout=0.25)
+    assert "· pool 4 · cap unlimited · age never · wait 0.25s" in text
+    assert "WARN  PS206 default" in text
+
+
+def test_what_is_fine_needs_no_line_at_the_start() -> None:
+    assert "ok  " not in banner()
+
+
+@pytest.mark.parametrize(("workers", "said"), [(1, "1 worker × "), (2, "2 workers × ")])
+def test_check_without_databases(workers: int, said: str) -> None:
+    found = ProjectReport("shop.wsgi:application", "shop.settings", 0.4, "6.1.3")
+    plan = make_plan(PoolOptions(), found, workers=workers, worker_connections=1000)
+    text = report.check(
+        plan, found, workers=workers, worker_connections=1000, addresses=["http://a", "unix:/b"]
+    )
+    assert text.splitlines()[1:] == [
+        "",
+        "Project   shop.wsgi:application   settings shop.settings   loaded in 0.40s",
+        f"Server    {said}1000 greenlets on http://a, unix:/b",
+        "",
+        "Checks",
+        "  note  DATABASES  no database: nothing to pool",
+    ]
+    assert "Django 6.1.3" in text
+
+
+def test_columns_are_as_wide_as_they_need() -> None:
+    lines = report._table(["a", "server", "n"], [["default", "x", "1"], ["b", "longer one", "100"]])
+    assert lines == [
+        "  a        server        n",
+        "  default  x             1",
+        "  b        longer one  100",
+    ]
