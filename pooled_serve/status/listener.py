@@ -10,12 +10,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import gevent
-from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
@@ -26,7 +25,11 @@ from pooled_serve.pool import stats as tally
 from pooled_serve.status.scoreboard import Board, Reading
 
 CONNECTIONS = 100
-"""At a time and worker; greenlets of the main port do not count."""
+"""At a time and worker; greenlets of the main port do not count. One more takes the place of the
+one that has been silent for longest: however many say nothing, a probe is answered."""
+
+ACCEPTED = 10
+"""New ones in one turn, before those that they replace are gone."""
 
 PATIENCE = 5.0
 """Seconds that a client has for its request and for taking the answer."""
@@ -66,9 +69,9 @@ class StatusServer:
         for name in _LIMITS:
             self._parsing.set(name, getattr(worker.cfg, name))
         listener.setblocking(1)
-        self._server = StreamServer(listener, handle=self._handle, spawn=Pool(CONNECTIONS))
-        if worker.cfg.workers > 1:
-            self._server.max_accept = 1
+        self._clients = _Clients()
+        self._server = StreamServer(listener, handle=self._handle)
+        self._server.max_accept = 1 if worker.cfg.workers > 1 else ACCEPTED
         self._marker: Any = None
         self._routes: dict[str, Callable[[], Answer]] = {
             "/": _page,
@@ -86,6 +89,7 @@ class StatusServer:
     def stop(self) -> None:
         """Stop, without waiting for anybody."""
         self._server.stop(timeout=0)
+        self._clients.end()
         self._marker.kill(block=False)
 
     def _mark(self) -> None:
@@ -100,7 +104,11 @@ class StatusServer:
     # --- HTTP ----------------------------------------------------------------------------------
 
     def _handle(self, client: Any, address: Any) -> None:
-        with contextlib.suppress(OSError), gevent.Timeout(PATIENCE, False):
+        with (
+            self._clients.place() as place,
+            contextlib.suppress(OSError),
+            gevent.Timeout(PATIENCE, False),
+        ):
             try:
                 request = next(RequestParser(self._parsing, client, address))
             except StopIteration:
@@ -109,9 +117,11 @@ class StatusServer:
                 raise
             except Exception as error:  # gunicorn has a dozen for what is no HTTP
                 name = type(error).__name__
-                client.sendall(_encode(Answer("400 Bad Request", f"{name}\n"), body=True))
-                return
-            client.sendall(_encode(self._answer(request), body=request.method != "HEAD"))
+                answer = _encode(Answer("400 Bad Request", f"{name}\n"), body=True)
+            else:
+                answer = _encode(self._answer(request), body=request.method != "HEAD")
+            place.heard()
+            client.sendall(answer)
 
     def _answer(self, request: Any) -> Answer:
         route = self._routes.get(request.path)
@@ -157,6 +167,42 @@ class StatusServer:
         registry = CollectorRegistry()
         registry.register(_Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
+
+
+class _Clients:
+    """At most CONNECTIONS of them. Each further one ends the oldest without a complete request,
+    whatever bytes it has sent; or if there is none, the oldest that still reads its answer."""
+
+    def __init__(self) -> None:
+        self._silent: dict[Any, None] = {}  # greenlets, the oldest first
+        self._heard: dict[Any, None] = {}
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[_Clients]:
+        """For the client that this greenlet serves."""
+        if len(self._silent) + len(self._heard) >= CONNECTIONS:
+            crowd = self._silent or self._heard
+            oldest = next(iter(crowd))
+            del crowd[oldest]
+            oldest.kill(block=False)
+        this = gevent.getcurrent()
+        self._silent[this] = None
+        try:
+            yield self
+        finally:
+            self._silent.pop(this, None)
+            self._heard.pop(this, None)
+
+    def heard(self) -> None:
+        """The client of this greenlet has sent a whole request."""
+        this = gevent.getcurrent()
+        if this in self._silent:
+            del self._silent[this]
+            self._heard[this] = None
+
+    def end(self) -> None:
+        """Hang up on all, without waiting."""
+        gevent.killall([*self._silent, *self._heard], block=False)
 
 
 @functools.cache
