@@ -26,7 +26,7 @@ from gevent.os import fork_gevent
 from pooled_serve import compat as seam
 from pooled_serve import pooling
 from pooled_serve.errors import Level, Refusal, Verdict, refuse
-from pooled_serve.preflight import project
+from pooled_serve.preflight import databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
 
 ANSWER_WITHIN = 5.0
@@ -113,15 +113,21 @@ def _report(app: str) -> ProjectReport:
             for alias, settings in connections.settings.items()
             if settings["ENGINE"] != "django.db.backends.dummy"
         ]
-    databases = _ask_all(found)
+    reports = _ask_all(found)
+    doubts = [
+        verdict
+        for report in reports
+        if report.pooled
+        for verdict in databases.warnings(report.alias, connections.settings[report.alias])
+    ]
     connections.close_all()  # what the project opened on its own account
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
         settings_module=os.environ.get(project.SETTINGS_VARIABLE, ""),
         load_seconds=seconds,
         django=django.get_version(),
-        databases=databases,
-        warnings=(*_pooling_warning(), *project.async_warnings()),
+        databases=reports,
+        warnings=(*_pooling_warning(), *doubts, *project.async_warnings()),
     )
 
 
@@ -166,6 +172,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         return DatabaseReport(alias, False, label), None
     from pooled_serve.driver.connection import MySQLConnection
 
+    databases.check(alias, settings)
     with _databases(f"PyMySQL cannot use the settings of the database {alias!r}"):
         params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
         params["connect_timeout"] = min(params["connect_timeout"], ANSWER_WITHIN)

@@ -201,6 +201,7 @@ class Case:
     args: tuple[str, ...] = ("mysite.wsgi",)
     sources: dict[str, str] = field(default_factory=dict)  # see write_project()
     databases: dict[str, Any] = field(default_factory=lambda: SQLITE)
+    settings: str = ""
     files: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     output: str = ""
@@ -396,7 +397,41 @@ PROJECTS = {
         databases=mysql_at("127.0.0.1", OPTIONS={"ssl_mode": "REQUIRED"}),
         output="unexpected keyword argument 'ssl_mode'",
     ),
-    "port that is no number": Case("PS102", databases=mysql_at("127.0.0.1", "mysql")),  # type: ignore[arg-type]
+    "port that is no number": Case(
+        "PS110",
+        "PORT of the database 'default' is 'mysql', not a number",
+        "usually 3306",
+        databases=mysql_at("127.0.0.1", "mysql"),  # type: ignore[arg-type]
+    ),
+    "age that is a text": Case(
+        "PS110",
+        "CONN_MAX_AGE of the database 'default' is '60', not a number",
+        "use int(...)",
+        databases=mysql_at("127.0.0.1", CONN_MAX_AGE="60"),
+    ),
+    "age that is a timedelta": Case(
+        "PS110",
+        "CONN_MAX_AGE of the database 'default' is datetime.timedelta(",
+        settings="import datetime\n"
+        "DATABASES['default']['CONN_MAX_AGE'] = datetime.timedelta(minutes=1)",
+        databases=mysql_at("127.0.0.1"),
+    ),
+    "options that are no dict": Case(
+        "PS110",
+        "OPTIONS of the database 'default' is of type str, not a dict",
+        databases=mysql_at("127.0.0.1", OPTIONS=PASSWORD),
+    ),
+    "host that is None": Case(
+        "PS110",
+        "HOST of the database 'default' is of type NoneType, not text",
+        databases=mysql_at(None),  # type: ignore[arg-type]
+    ),
+    "password that is a number": Case(
+        "PS110",
+        "PASSWORD of the database 'default' is of type int, not text",
+        "quotes around PASSWORD",
+        databases=mysql_at("127.0.0.1", PASSWORD=1234),
+    ),
     "password that cannot be sent": Case(
         "PS102",
         "not latin-1",
@@ -427,7 +462,7 @@ PROJECTS = {
 
 @pytest.mark.parametrize("case", PROJECTS.values(), ids=PROJECTS.keys())
 def test_project(project: MakeProject, case: Case) -> None:
-    folder = project(databases=case.databases, **case.sources)
+    folder = project(databases=case.databases, settings=case.settings, **case.sources)
     for name, source in case.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(dedent(source))
@@ -436,6 +471,28 @@ def test_project(project: MakeProject, case: Case) -> None:
     assert case.output in done.output
     assert PASSWORD not in done.output
     assert ("Ready. Nothing was started." in done.output) == (done.code == 0)
+
+
+def test_values_that_count_for_something_else(project: MakeProject, mariadb: Server) -> None:
+    settings = mariadb.create_database().django(CONN_MAX_AGE=True, ATOMIC_REQUESTS="False")
+    folder = project(databases={"default": settings})
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    assert "CONN_MAX_AGE is True, which counts as 1s" in done.output
+    assert "ATOMIC_REQUESTS is 'False', a text, which counts as True" in done.output
+    assert done.output.count("PS110 default") == 2
+
+
+@pytest.mark.parametrize("age", [0, -1, 1.5, float("inf"), None, 60])
+def test_ages_that_django_takes(project: MakeProject, mariadb: Server, age: float | None) -> None:
+    settings = mariadb.create_database().django()
+    written = "float('inf')" if age == float("inf") else repr(age)
+    folder = project(
+        databases={"default": settings},
+        settings=f"DATABASES['default']['CONN_MAX_AGE'] = {written}",
+    )
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    assert "Traceback" not in done.output
+    assert "PS110" not in done.output
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
