@@ -14,6 +14,7 @@ import click
 
 from pooled_serve import options
 from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
+from pooled_serve.serve import signals
 
 EPILOG = """\b
 Examples:
@@ -205,6 +206,7 @@ def main() -> None:
         print(_usage_problem(error), file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
+        signals.ignore_interrupts()
         sys.exit(130)
 
 

@@ -8,22 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import io
-import ipaddress
 import logging
 import os
-import signal
-import socket
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from glob import glob, iglob
-from pathlib import Path
 from typing import Any, NoReturn
 
-from gunicorn import util
+from gunicorn import systemd, util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
@@ -42,6 +35,7 @@ from pooled_serve.errors import (
 from pooled_serve.options import OPTIONS, PoolOptions
 from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan
 from pooled_serve.preflight.project import where
+from pooled_serve.serve import addresses, signals
 from pooled_serve.status.scoreboard import Board
 from pooled_serve.tuning import gc as garbage
 
@@ -66,8 +60,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     @property
     def app_address(self) -> list[Any]:
         """Where the application is served."""
-        addresses: list[Any] = super().address
-        return addresses
+        found: list[Any] = super().address
+        return found
 
     @property
     def status_address(self) -> list[Any]:
@@ -79,7 +73,31 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def is_status_listener(self, sock: Any) -> bool:
         """Whether a listening socket, perhaps an inherited one, is the status page's."""
-        return any(_is_at(sock.getsockname(), address) for address in self.status_address)
+        return any(addresses.is_at(sock.getsockname(), address) for address in self.status_address)
+
+    def on_starting(self, arbiter: Any) -> None:
+        """Gunicorn's hook: it is about to listen. First the user's. Then do it, in its place.
+
+        :raises Refusal: an address cannot be listened on.
+        """
+        self.settings["on_starting"].get()(arbiter)
+        if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
+            return  # USR2's old master has them, or systemd
+        descriptors = [address for address in self.address if isinstance(address, int)]
+        try:
+            if descriptors:  # gunicorn ignores all others then
+                addresses.check_inherited(descriptors)
+            elif self.reuse_port:  # each worker makes its own
+                addresses.check(self.address, self.status_address, reuse_port=True)
+            else:
+                arbiter.LISTENERS = addresses.listen(
+                    self.address, self.status_address, self, arbiter.log
+                )
+        except Refusal as refusal:
+            if self.errorlog != "-":
+                log.error("%s", refusal)
+            _remove_pidfile(arbiter)
+            raise
 
     def when_ready(self, arbiter: Any) -> None:
         """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
@@ -89,36 +107,42 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         # With reuse_port there are none here: each worker makes its own.
         found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
         if self.status_address and arbiter.LISTENERS and not found:
-            if arbiter.pidfile is not None:
-                arbiter.pidfile.unlink()
+            _remove_pidfile(arbiter)
             raise refuse(
                 "PS406",
                 f"the sockets were inherited, and none listens on --status "
-                f"{_text(self.status_address[0])}",
+                f"{addresses.text(self.status_address[0])}",
                 "add it where the others come from (systemd, fd://), or leave out --status",
             )
         for address in self.status_address:
-            if isinstance(address, tuple) and not _is_loopback(address[0]):
+            if isinstance(address, tuple) and not addresses.is_loopback(address[0]):
                 log.warning(
                     "Whoever reaches %s can read the status page: names of databases, and load",
-                    _text(address),
+                    addresses.text(address),
                 )
         self.settings["when_ready"].get()(arbiter)
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker is about to be forked. First the user's.
 
-        From here to post_fork() a TERM waits. The worker would take it with the arbiter's handler,
-        which the fork copies: nobody would hear of it, and the worker be killed in the end.
+        From here to post_fork() what ends a worker waits. It would take it with the arbiter's
+        handler, which the fork copies: nobody would hear of it, and the worker be killed in the
+        end.
         """
         self.settings["pre_fork"].get()(arbiter, worker)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signals.hold()
 
     def post_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook, in the worker. Then the user's."""
-        signal.signal(signal.SIGTERM, worker.handle_exit)
-        _let_term_in()
+        signals.handle_with(worker)
+        signals.release()
         self.settings["post_fork"].get()(arbiter, worker)
+
+    def worker_exit(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook, in a worker that leaves. Then the user's."""
+        if worker.pid == os.getpid():  # else it is the master that buries one
+            signals.ignore_interrupts()
+        self.settings["worker_exit"].get()(arbiter, worker)
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker has died, however. Then the user's."""
@@ -174,11 +198,9 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
 
 
-def _let_term_in() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-
-
-os.register_at_fork(after_in_parent=_let_term_in)
+def _remove_pidfile(arbiter: Any) -> None:
+    if arbiter.pidfile is not None:
+        arbiter.pidfile.unlink()
 
 
 def bad_value(problem: str) -> Refusal:
@@ -301,10 +323,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
             if isinstance(address, tuple) and not 0 <= address[1] < 65536:
                 raise bad_value(f"--bind: there is no port {address[1]}")
 
+    def _check_files(self) -> None:
+        for name in ("certfile", "keyfile"):
+            path = getattr(self.cfg, name)
+            if path and not os.path.exists(path):
+                raise bad_value(f"--{name}: there is no file {path}")
+
     def _check_status_address(self) -> None:
         for address in self.cfg.status_address:
             if address in self.cfg.app_address:
-                text = _text(address)
+                text = addresses.text(address)
                 raise bad_value(f"--status: {text} is where the application is served (-b)")
 
     @property
@@ -329,26 +357,43 @@ class Application(WSGIApplication):  # type: ignore[misc]
         before = self.cfg, self.plan, self.app_uri
         try:
             super().reload()
+            self._check_files()
             if self.plan.contradictions:
                 raise Refusal(EXIT_PLAN, self.plan.contradictions)
-            self._keep_listeners(before[0])
+            self._check_listeners(before[0])
         except Refusal as refusal:
             self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", refusal)
 
-    def _keep_listeners(self, before: Config) -> None:
-        """Where an address changes, gunicorn closes all its listeners and binds them anew. That
-        fails, and ends it, for those that stay: the old workers still listen there. The status
-        page's would."""
-        if not (before.status_address or self.cfg.status_address):
+    def _check_listeners(self, before: Config) -> None:
+        """Where an address changes, gunicorn closes all its listeners and binds them anew, and ends
+        if that fails. It does for TCP addresses that stay: the old workers still listen there.
+        With reuse_port it would itself listen, and never accept.
+
+        :raises Refusal: a new address cannot be listened on.
+        """
+        new, old = self.cfg.address, before.address
+        reuse_port = self.cfg.reuse_port or before.reuse_port
+        if new == old and self.cfg.reuse_port == before.reuse_port:
             return
-        for name in ("pool_status", "bind"):
+        stays = any(isinstance(address, tuple) and address in old for address in new)
+        status = before.status_address or self.cfg.status_address
+        if status:
+            self._keep_listeners(before, "with a status page")
+        elif reuse_port:
+            self._keep_listeners(before, "with --reuse-port")
+        elif stays:
+            self._keep_listeners(before, "where another address stays")
+        else:
+            addresses.check(new, [], reuse_port=False)
+
+    def _keep_listeners(self, before: Config, why: str) -> None:
+        for name in ("pool_status", "bind", "reuse_port"):
             new, old = (cfg.settings[name] for cfg in (self.cfg, before))
             if new.value != old.value:
                 new.value = old.value
                 log.warning(
-                    "%s stays as it was: with a status page it takes a restart to change it",
-                    new.cli[-1],
+                    "%s stays as it was: %s it takes a restart to change it", new.cli[-1], why
                 )
 
     # --- Start ---------------------------------------------------------------------------------
@@ -358,6 +403,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
         :raises Refusal: the project cannot be loaded.
         """
+        self._check_files()
         # The last two for the sake of time: imported before the fork, they are there in the
         # child and in all workers.
         with seam.imports():
@@ -381,14 +427,14 @@ class Application(WSGIApplication):  # type: ignore[misc]
         from pooled_serve.preflight import render as report
 
         scheme = "https" if self.cfg.is_ssl else "http"
-        binds = [f"{scheme}://{_text(address)}" for address in self.cfg.app_address]
+        binds = [f"{scheme}://{addresses.text(address)}" for address in self.cfg.app_address]
         return report.check(
             self.plan,
             self._report,
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             addresses=binds,
-            status=[f"http://{_text(address)}/" for address in self.cfg.status_address],
+            status=[f"http://{addresses.text(address)}/" for address in self.cfg.status_address],
         )
 
     def banner(self) -> str:
@@ -418,14 +464,10 @@ class Application(WSGIApplication):  # type: ignore[misc]
             monkey.patch_all()
         if self.cfg.status_address:
             self.board = Board()
-        master = os.getpid()
         try:
             super().run()
-        except SystemExit as end:
-            if os.getpid() == master and end.code == 1:
-                traceback.clear_frames(end.__traceback__)  # which hold the ports that were free
-                self._explain_address()
-            raise
+        finally:  # of the master, and of each worker, which it has forked in there
+            signals.block_interrupts()
 
     def load(self) -> Any:
         """The WSGI application, pooled. In a worker, or before the fork with --preload."""
@@ -439,72 +481,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
         patch.end_load(fork_follows=self.cfg.preload_app)
         garbage.leave_out_what_stays()
         return application
-
-    def _explain_address(self) -> None:
-        """gunicorn has given up on a port: say whose it is, if that can be told."""
-        for address in filter(_is_busy, self.cfg.address):
-            what, flag = "", "-b"
-            if address in self.cfg.status_address:
-                what, flag = " (--status)", "--status"
-            text = f"{_text(address)}{what} is in use{_listener(address[1])}"
-            remedy = f"stop that process, or listen elsewhere with {flag} HOST:PORT"
-            print(Verdict(Level.FAIL, "PS501", text, remedy), file=sys.stderr)
-
-
-def _is_at(name: Any, address: Any) -> bool:
-    """Whether a socket of this name listens on a configured address."""
-    if not isinstance(address, tuple) or not isinstance(name, tuple):
-        return bool(name == address)
-    if name[1] != address[1]:
-        return False
-    with contextlib.suppress(OSError):
-        return name[0] in {found[4][0] for found in socket.getaddrinfo(*address)}
-    return False
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(OSError):
-        found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
-        return all(address.is_loopback for address in found)
-    return False
-
-
-def _text(address: Any) -> str:
-    if not isinstance(address, tuple):
-        return str(address)
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_busy(address: Any) -> bool:
-    """Whether somebody listens on a TCP port."""
-    if not isinstance(address, tuple):
-        return False
-    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address[:2])
-        except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
-
-
-def _listener(port: int) -> str:
-    """ " by process PID (NAME)", as Linux's /proc has it; "" if that is not for us to see."""
-    tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
-    rows = [line.split() for line in tables.splitlines()]
-    listening = "0A"
-    sockets = {
-        f"socket:[{row[9]}]"
-        for row in rows
-        if row[3] == listening and row[1].endswith(f":{port:04X}")
-    }
-    for fd in iglob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # it is gone
-            if os.readlink(fd) in sockets:
-                process = Path(fd).parents[1]
-                return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
-    return ""
 
 
 def serve(application: Application, *, check: bool) -> NoReturn:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
+from pooled_serve.serve import signals
 from pooled_serve.status.scoreboard import Board
 from pooled_serve.tuning import response
 
@@ -25,6 +27,26 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Become a worker."""
         response.install()
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Set the handlers; in between, the default action would end the process."""
+        with signals.held():
+            super().init_signals()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """INT or QUIT: leave at once. The first one counts.
+
+        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later. One
+        for a second signal would do so while Python ends, which prints its traceback.
+        """
+        signals.ignore_interrupts()
+        if self.booted:
+            super().handle_quit(sig, frame)
+            return
+        # Nobody runs greenlets while the project is loaded, which may take long.
+        self.alive = False
+        self.cfg.worker_int(self)
+        sys.exit(0)
 
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:
         """One request of HTTP/1."""

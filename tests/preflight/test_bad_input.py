@@ -756,10 +756,7 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
 
 
 def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
-    # gunicorn tries five times, with a second in between.
-    at_once = "def on_starting(server):\n    import time\n    time.sleep = lambda seconds: None\n"
     folder = project(databases=SQLITE)
-    (folder / "gunicorn.conf.py").write_text(at_once)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = f"127.0.0.1:{free_port()}"
         with pytest.raises(ServerExited) as ended:

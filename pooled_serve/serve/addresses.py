@@ -1,0 +1,223 @@
+"""Where to listen: addresses as text, sockets on them, and why there can be none.
+
+Gunicorn tries an address five times, with a second and two log lines in between, and has a
+traceback for what is no OSError. Here it is tried once. The retries are meant for an old instance
+that is just leaving; the preflight has lasted for longer than its workers take to stop listening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterable, Sequence
+from glob import glob, iglob
+from pathlib import Path
+from typing import Any
+
+from gunicorn import util
+from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
+
+from pooled_serve.errors import EXIT_SERVER, Level, Refusal, Verdict
+
+Address = Any
+"""As gunicorn parses it: (host, port), the path of a Unix socket, or the number of a descriptor."""
+
+
+def text(address: Address) -> str:
+    """As a person writes it."""
+    if not isinstance(address, tuple):
+        return str(address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_at(name: Any, address: Address) -> bool:
+    """Whether a socket of this name listens on a configured address."""
+    if not isinstance(address, tuple) or not isinstance(name, tuple):
+        return bool(name == address)
+    if name[1] != address[1]:
+        return False
+    with contextlib.suppress(OSError):
+        return name[0] in {found[4][0] for found in socket.getaddrinfo(*address)}
+    return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    with contextlib.suppress(OSError):
+        found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        return all(address.is_loopback for address in found)
+    return False
+
+
+def listen(
+    addresses: Iterable[Address], status: Sequence[Address], cfg: Any, log: Any
+) -> list[Any]:
+    """Gunicorn's sockets, listening; all or none.
+
+    :param status: those of them which are the status page's, for the messages.
+    :raises Refusal: with a PS501 for each address that cannot be listened on.
+    """
+    sockets, problems = [], []
+    for address in addresses:
+        try:
+            sockets.append(_listen(address, cfg, log))
+        except (OSError, ValueError) as error:
+            problems.append(_problem(address, address in status, error))
+    if problems:
+        for made in sockets:
+            made.close()
+            if isinstance(made, UnixSocket):
+                util.unlink(made.cfg_addr)
+        raise Refusal(EXIT_SERVER, problems)
+    return sockets
+
+
+def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port: bool) -> None:
+    """See whether one could listen, without listening: no client is accepted, no file removed.
+
+    :raises Refusal: as :func:`listen`.
+    """
+    problems, probes = [], []
+    for address in addresses:
+        try:
+            probes.append(_bind(address, reuse_port=reuse_port))
+        except (OSError, ValueError) as error:
+            problems.append(_problem(address, address in status, error))
+    for probe in probes:  # not before: two of them may exclude each other
+        if probe is not None:
+            probe.close()
+    if problems:
+        raise Refusal(EXIT_SERVER, problems)
+
+
+def check_inherited(descriptors: Iterable[int]) -> None:
+    """See whether they are sockets.
+
+    :raises Refusal: with a PS501 for each that is none.
+    """
+    problems = []
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+        why = f"fd://{descriptor} is no socket that this process has inherited"
+        remedy = "see what starts it, or listen elsewhere with -b HOST:PORT"
+        problems.append(Verdict(Level.FAIL, "PS501", why, remedy))
+    if problems:
+        raise Refusal(EXIT_SERVER, problems)
+
+
+def _listen(address: Address, cfg: Any, log: Any) -> Any:
+    if isinstance(address, tuple):
+        kind = TCP6Socket if util.is_ipv6(address[0]) else TCPSocket
+        return kind(address, cfg, log)
+    there = _exists(address)
+    try:
+        return UnixSocket(address, cfg, log)
+    except OSError:
+        if not there and _exists(address):  # bound, and could not be given to --user
+            os.unlink(address)
+        raise
+
+
+def _bind(address: Address, *, reuse_port: bool) -> socket.socket | None:
+    if isinstance(address, tuple):
+        family = socket.AF_INET6 if util.is_ipv6(address[0]) else socket.AF_INET
+        probe = socket.socket(family)
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port and hasattr(socket, "SO_REUSEPORT"):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(address)
+        except BaseException:
+            probe.close()
+            raise
+        return probe
+    if not _exists(address):  # else gunicorn removes what is there, if it is a socket
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(address)
+        if not address.startswith("\0"):
+            os.unlink(address)
+    elif not stat.S_ISSOCK(os.stat(address).st_mode):
+        raise ValueError("not a socket")
+    elif not os.access(os.path.dirname(address) or ".", os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return None
+
+
+def _exists(address: str) -> bool:
+    return not address.startswith("\0") and os.path.lexists(address)
+
+
+# --- Why not -----------------------------------------------------------------------------------
+
+
+def _problem(address: Address, is_status: bool, error: Exception) -> Verdict:
+    flag = "--status" if is_status else "-b"
+    name = text(address) + (" (--status)" if is_status else "")
+    said = getattr(error, "strerror", None) or str(error)
+    why, remedy = _explain(address, flag, getattr(error, "errno", None), error)
+    return Verdict(Level.FAIL, "PS501", f"{name} {why or f'cannot be listened on: {said}'}", remedy)
+
+
+def _explain(address: Address, flag: str, number: int | None, error: Exception) -> tuple[str, str]:
+    """What is wrong ("" for what the system says), and the remedy."""
+    if isinstance(address, tuple):
+        return _explain_tcp(address, flag, number, error)
+    folder = os.path.dirname(os.path.abspath(address))
+    elsewhere = f"listen elsewhere with {flag} unix:PATH"
+    if isinstance(error, ValueError):
+        return "exists and is no socket", f"remove that file, or {elsewhere}"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return f"is in {folder}, which is no directory", f"create it, or {elsewhere}"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "", f"let user {os.geteuid()} write to {folder}, or {elsewhere}"
+    return "", elsewhere
+
+
+def _explain_tcp(
+    address: Address, flag: str, number: int | None, error: Exception
+) -> tuple[str, str]:
+    host, port = address[:2]
+    elsewhere = f"listen elsewhere with {flag} HOST:PORT"
+    if isinstance(error, socket.gaierror):
+        why = f"cannot be listened on: the host is unknown ({error.strerror})"
+        return why, f"correct the name, or use {flag} 0.0.0.0:{port} for all addresses"
+    if number == errno.EADDRINUSE:
+        found = _listener(port)
+        if found is None:
+            return "is in use", f"stop the process that listens there, or {elsewhere}"
+        pid, command = found
+        if pid == os.getpid():
+            return "is listened on by this server already", f"leave it out, or {elsewhere}"
+        return f"is in use by process {pid} ({command})", f"stop that process, or {elsewhere}"
+    if number == errno.EADDRNOTAVAIL:
+        remedy = f"use {flag} 0.0.0.0:{port} for all of them, or one that it has (ip addr)"
+        return f"cannot be listened on: {host} is no address of this machine", remedy
+    if number in (errno.EACCES, errno.EPERM):
+        remedy = f"use a port from 1024 on, or give it CAP_NET_BIND_SERVICE; or {elsewhere}"
+        return f"cannot be listened on: user {os.geteuid()} may not use port {port}", remedy
+    return "", elsewhere
+
+
+def _listener(port: int) -> tuple[int, str] | None:
+    """Process id and name, as Linux's /proc has it; None if that is not for us to see."""
+    tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
+    rows = [line.split() for line in tables.splitlines()]
+    listening = "0A"
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == listening and row[1].endswith(f":{port:04X}")
+    }
+    for fd in iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is gone
+            if os.readlink(fd) in sockets:
+                process = Path(fd).parents[1]
+                return int(process.name), (process / "comm").read_text().strip()
+    return None
