@@ -100,6 +100,7 @@ class BudgetRow:
     limit: int
     limit_name: str
     in_use: int
+    aliases: tuple[str, ...] = ()
 
     @property
     def most(self) -> float:
@@ -124,6 +125,18 @@ class Plan:
             return fresh
         return replace(known, max_age=min(known.max_age, fresh.max_age))
 
+    def judge(self, workers: int) -> list[Verdict]:
+        """What is wrong with so many workers of these caps, long after the preflight."""
+        return [
+            verdict
+            for row in self.budget
+            for verdict in _judge_budget(
+                replace(row, workers=workers),
+                [self.pools[alias] for alias in row.aliases],
+                "at the start",
+            )
+        ]
+
     @property
     def contradictions(self) -> list[Verdict]:
         """What refuses the start."""
@@ -136,9 +149,17 @@ class Plan:
 
 
 def make_plan(
-    options: PoolOptions, report: ProjectReport, *, workers: int, worker_connections: int
+    options: PoolOptions,
+    report: ProjectReport,
+    *,
+    workers: int,
+    worker_connections: int,
+    now: str = "now",
 ) -> Plan:
-    """Decide. Nothing is raised: what is wrong stands in the verdicts."""
+    """Decide. Nothing is raised: what is wrong stands in the verdicts.
+
+    :param now: when the report was made.
+    """
     verdicts = list(_unknown_aliases(options, report.databases))
     pooled = [database for database in report.databases if database.pooled]
     pools: dict[str, PoolPlan] = {}
@@ -153,9 +174,18 @@ def make_plan(
         verdicts += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
         plans = [pools[d.alias] for d in group]
         cap = sum(_worst(plan, worker_connections) for plan in plans)
-        row = BudgetRow(group[0].server, options.replicas, workers, cap, limit, limit_name, in_use)
+        row = BudgetRow(
+            group[0].server,
+            options.replicas,
+            workers,
+            cap,
+            limit,
+            limit_name,
+            in_use,
+            tuple(d.alias for d in group),
+        )
         budget.append(row)
-        verdicts += _judge_budget(row, plans)
+        verdicts += _judge_budget(row, plans, now)
     verdicts += [
         Verdict(Level.NOTE, d.alias, f"{d.label} is not pooled; Django connects as without us")
         for d in report.databases
@@ -295,7 +325,8 @@ def plural(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> Iterator[Verdict]:
+def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -> Iterator[Verdict]:
+    """:param now: when the server was asked how many are in use."""
     left = max(0, row.limit - row.in_use)
     if row.most <= left:
         return
@@ -313,15 +344,18 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan]) -> Iterator[Verdict
     uses = [f"{size}--max-outstanding {per_worker}"] if per_worker else []
     uses += [f"--workers {workers}"] if workers else []
     uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
+    in_use, verb = f"{row.in_use} in use", "are"
+    if now != "now":
+        in_use, verb = f"{in_use} {now}", "were"
     remedy = f"raise {row.limit_name}"
     if uses:
         remedy = f"use {', or '.join(uses)}, or {remedy}"
     if row.most > row.limit:
-        text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({row.in_use} in use)"
+        text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({in_use})"
         yield Verdict(Level.FAIL, f"PS201 {row.server}", text, remedy)
     else:
         text = (
-            f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} are in use now "
+            f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} {verb} in use {now} "
             "(by a running instance of this project, perhaps)"
         )
         yield Verdict(Level.WARN, f"PS202 {row.server}", text, remedy)

@@ -33,7 +33,7 @@ from pooled_serve.errors import (
     refuse,
 )
 from pooled_serve.options import OPTIONS, PoolOptions
-from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan
+from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan, plural
 from pooled_serve.preflight.project import where
 from pooled_serve.serve import addresses, signals
 from pooled_serve.status.scoreboard import Board
@@ -121,6 +121,12 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                     addresses.text(address),
                 )
         self.settings["when_ready"].get()(arbiter)
+
+    def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
+        """Gunicorn's hook: TTIN, TTOU, or a HUP. First the user's."""
+        self.settings["nworkers_changed"].get()(arbiter, new, old)
+        if old is not None:  # else it is the start, which has told
+            arbiter.app.judge_workers(new, old)
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker is about to be forked. First the user's.
@@ -232,6 +238,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = list(arguments)
         self._report = ProjectReport()
+        self._started = False
         super().__init__("%(prog)s APP [OPTIONS]", prog=PROGRAM)
 
     # --- Configuration -------------------------------------------------------------------------
@@ -350,6 +357,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             replace(self._report, warnings=(*self._report.warnings, *unknown)),
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
+            now="at the start" if self._started else "now",
         )
 
     def reload(self) -> None:
@@ -395,6 +403,15 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 log.warning(
                     "%s stays as it was: %s it takes a restart to change it", new.cli[-1], why
                 )
+
+    def judge_workers(self, new: int, old: int) -> None:
+        """Warn if so many workers can need more connections than there are; tell that they no
+        longer can. Each running one keeps the caps that it was started with."""
+        found = self.plan.judge(new)
+        for verdict in found:
+            log.warning("%s", verdict)
+        if not found and self.plan.judge(old):
+            log.info("%s fit the connection budget again", plural(new, "worker"))
 
     # --- Start ---------------------------------------------------------------------------------
 
@@ -464,6 +481,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             monkey.patch_all()
         if self.cfg.status_address:
             self.board = Board()
+        self._started = True
         try:
             super().run()
         finally:  # of the master, and of each worker, which it has forked in there
