@@ -255,8 +255,9 @@ ORDER = [
     *("options", "compat", "pool.stats", "pool.pool", "preflight.plan", "preflight.project"),
     *("driver.statements", "driver.connection", "status.leaks", "backend.lease"),
     *("status.scoreboard", "status.pool_log", "backend.spares", "backend.database"),
-    *("backend.patch", "status.listener", "serve.worker", "pooling", "preflight.runner"),
-    *("preflight.render", "serve.app", "cli", "__main__"),
+    *("backend.patch", "status.listener", "serve.signals", "serve.worker", "pooling"),
+    *("preflight.child", "preflight.databases", "preflight.runner", "preflight.render"),
+    *("serve.addresses", "serve.app", "cli", "__main__"),
 ]
 
 

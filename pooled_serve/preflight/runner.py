@@ -1,13 +1,15 @@
 """Load the project and ask its database servers what they allow, before anything starts.
 
 All of it happens in a forked child: importing Django in the master, which gevent has not
-patched, would let all greenlets of a worker share one connection wrapper. The child is plain:
-no gevent, real threads, and it ends without running anybody's exit handlers.
+patched, would let all greenlets of a worker share one connection wrapper. The child is what a
+worker will be, but plain: no gevent, real threads, and it ends without running anybody's exit
+handlers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import socket
@@ -15,81 +17,74 @@ import ssl
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from gevent.monkey import get_original
-from gevent.os import fork_gevent
+from typing import Any, ClassVar
 
 from pooled_serve import compat as seam
 from pooled_serve import pooling
 from pooled_serve.errors import Level, Refusal, Verdict, refuse
-from pooled_serve.preflight import databases, project
+from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
 
 ANSWER_WITHIN = 5.0
 """Seconds for all database servers together."""
 
+SLOW_AFTER = 15.0
+"""Seconds after which it says that it still loads the project."""
+
 
 def run(app: str, setup: Callable[[], None]) -> ProjectReport:
     """Load the project in a child process and report on it.
 
-    :param setup: called in the child first, to apply --chdir, --env and the like.
+    :param setup: called in the child first, to make it what a worker will be: directory, user,
+        environment.
     :raises Refusal: the project cannot be served.
     """
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Also where the configuration file has let gevent patch this process: its os.fork() and
-    # os.waitpid() want a running event loop, and this would wait for ever.
-    child = fork_gevent()
-    if child == 0:
-        _child(reader, writer, app, setup)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    _, status = get_original("os", "waitpid")(child, 0)
-    if not answer:
-        code = os.waitstatus_to_exitcode(status)
+
+    def work() -> bytes:
+        try:
+            setup()
+            return pickle.dumps(_report(app))
+        except Refusal as refusal:
+            return pickle.dumps(refusal)
+
+    def slow() -> None:
+        text = f"{app} is still being loaded after {SLOW_AFTER:g}s"
+        remedy = "look for a loop, or for a server that does not answer; Ctrl-C ends it"
+        print(Verdict(Level.WARN, "PS111", text, remedy), file=sys.stderr, flush=True)
+
+    try:
+        answer = child.call(work, slow_after=SLOW_AFTER, slow=slow)
+    except child.ChildDied as died:
+        code = died.code
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
         raise refuse(
             "PS102",
             f"loading {app} ended the process {how}",
             "look for os._exit(), a crash in a C extension, or a memory limit",
-        )
-    result = pickle.loads(answer)
+        ) from None
+    result = _Answer(io.BytesIO(answer)).load()
     if isinstance(result, Refusal):
         raise result
     assert isinstance(result, ProjectReport)
     return result
 
 
-def _child(reader: int, writer: int, app: str, setup: Callable[[], None]) -> None:
-    """Never returns."""
-    try:
-        os.close(reader)
-        # What the project prints while it loads, the workers will print again.
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        errors = os.dup(2)
-        os.dup2(silence, 2)
-        result: ProjectReport | Refusal
-        try:
-            setup()
-            result = _report(app)
-        except Refusal as refusal:
-            result = refusal
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(pickle.dumps(result))
-        os._exit(0)
-    except (KeyboardInterrupt, BrokenPipeError):
-        pass  # the parent was interrupted too, or has been ended
-    except BaseException:
-        os.write(errors, traceback.format_exc().encode())
-    finally:
-        os._exit(70)
+class _Answer(pickle.Unpickler):
+    """Reads a report and nothing else: the child may run as another user, whose bytes must not run
+    code in this process."""
+
+    _known: ClassVar = {
+        known.__name__: known
+        for known in (ProjectReport, DatabaseReport, ServerFacts, Refusal, Verdict, Level)
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class of that name."""
+        if name not in self._known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of a report")
+        return self._known[name]
 
 
 def _report(app: str) -> ProjectReport:

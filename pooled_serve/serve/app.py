@@ -12,11 +12,11 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from gunicorn import systemd, util
+from gunicorn import SERVER_SOFTWARE, systemd, util
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import Config as GunicornConfig
 
@@ -43,6 +43,8 @@ log = logging.getLogger("gunicorn.error")
 
 PROGRAM = "pooled-serve"
 WORKER = "pooled_serve.serve.worker.PooledWorker"
+
+DAEMON_UMASK = 0o22  # of gunicorn's --daemon
 
 options.register_settings()
 
@@ -428,16 +430,33 @@ class Application(WSGIApplication):  # type: ignore[misc]
             from pooled_serve.preflight import runner
             from pooled_serve.serve import worker  # noqa: F401
 
-        self._report = runner.run(self.app_uri, self._enter_project)
+        self._report = runner.run(self.app_uri, self._become_worker)
         self._make_plan()
 
-    def _enter_project(self) -> None:
-        """What gunicorn does to a process before it loads an application."""
-        os.environ.update(self.cfg.env)
+    def _become_worker(self) -> None:
+        """What gunicorn does to a process before it loads an application there.
+
+        :raises Refusal: it may not become that user.
+        """
+        cfg = self.cfg
+        os.environ.update(cfg.env, SERVER_SOFTWARE=SERVER_SOFTWARE)
         self.chdir()
-        for path in (self.cfg.pythonpath or "").split(","):
+        for path in (cfg.pythonpath or "").split(","):
             if path and os.path.abspath(path) not in sys.path:
                 sys.path.insert(0, os.path.abspath(path))
+        if cfg.daemon:
+            os.umask(DAEMON_UMASK)
+        if cfg.preload_app:
+            return  # by the master, which remains who it is
+        try:
+            util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
+        except OSError as error:
+            raise refuse(
+                "PS401",
+                f"--user, --group: the workers cannot run as user {cfg.uid}, group {cfg.gid} "
+                f"({error.strerror})",
+                "start it as root, or leave them out",
+            ) from None
 
     def describe(self) -> str:
         """The plan in full."""
@@ -494,11 +513,33 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
         pooling.under_command = True
         patch.install(self.plan)
-        application = super().load()
+        with loggers_stay_enabled():
+            application = super().load()
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
         garbage.leave_out_what_stays()
         return application
+
+
+@contextlib.contextmanager
+def loggers_stay_enabled() -> Iterator[None]:
+    """Around what loads the project.
+
+    Its LOGGING disables all loggers that there are and that it does not name, unless it says
+    otherwise: dictConfig's default. Gunicorn's would say nothing from then on, nor the pool.
+    """
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+        and name.partition(".")[0] in ("gunicorn", "pooled_serve")
+        and not logger.disabled
+    ]
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
 def serve(application: Application, *, check: bool) -> NoReturn:
