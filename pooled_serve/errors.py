@@ -75,8 +75,9 @@ class PoolError(Exception):
 class PoolTimeout(PoolError):
     """No connection could be handed out before the deadline.
 
-    The counts are those of the moment when the wait ended, and ``state`` has them in words;
-    ``last_error`` is the error of the pool's last failed connect, if it has not connected since.
+    The counts are those of the moment when the wait ended: connections in use (handed out), idle,
+    being opened, and being reset or closed. ``state`` has them in words; ``last_error`` is the
+    error of the pool's last failed connect, if it has not connected since.
     """
 
     def __init__(
@@ -89,12 +90,16 @@ class PoolTimeout(PoolError):
         waiting: int,
         cap: float,
         state: str,
+        connecting: int = 0,
+        closing: int = 0,
         last_error: BaseException | None = None,
     ) -> None:
         self.pool = pool
         self.seconds = seconds
         self.in_use = in_use
         self.idle = idle
+        self.connecting = connecting
+        self.closing = closing
         self.waiting = waiting
         self.cap = cap
         self.state = state

@@ -252,10 +252,13 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 # Each module may import the ones above it.
 ORDER = [
     *("__init__", "errors", "tuning.switches", "tuning.gc", "tuning.send", "tuning.response"),
-    *("options", "compat", "pool.stats", "pool.pool", "preflight.plan", "preflight.project"),
+    *("options", "compat", "preflight.plan", "preflight.project"),
+    *("pool.stats", "pool.backoff", "pool.entry", "pool.listener", "pool.waiters", "pool.base"),
+    *("pool.retiring", "pool.lease", "pool.pool"),
     *("driver.statements", "driver.connection", "status.leaks", "backend.lease"),
-    *("status.scoreboard", "status.pool_log", "backend.spares", "backend.database"),
-    *("backend.patch", "status.listener", "serve.signals", "serve.worker", "pooling"),
+    *("status.scoreboard", "status.pool_log", "status.reachability", "backend.spares"),
+    *("backend.database", "backend.patch", "status.prometheus", "status.listener"),
+    *("serve.signals", "serve.worker", "pooling"),
     *("preflight.child", "preflight.databases", "preflight.runner", "preflight.render"),
     *("serve.addresses", "serve.app", "cli", "__main__"),
 ]
@@ -299,7 +302,9 @@ def test_imports_point_one_way() -> None:
     assert imports("tuning.switches") == imports("pool.stats") == set()
     assert imports("tuning.send") == {"tuning.switches"}
     assert imports("status.scoreboard") == {"pool.stats"}
-    assert imports("pool.pool") == {"errors", "pool.stats"}
+    for module in ("backoff", "entry", "listener", "stats"):
+        assert imports(f"pool.{module}") == set(), module
+    assert {name for name in imports("pool.pool") if not name.startswith("pool.")} == {"errors"}
     assert imports("preflight.plan") <= {"errors", "options"}
 
 

@@ -108,7 +108,7 @@ def main() -> None:
         board = Board()
         place = board.place(board.claim() or 0, "default")
         assert place is not None
-        pool.count_into(place.row)
+        pool.attach_row(place.row)
         rows.append(
             ("the same with --status", *milliseconds(lambda: pool.release(pool.acquire()), 20_000))
         )

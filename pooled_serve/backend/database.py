@@ -25,9 +25,10 @@ from pooled_serve.backend.spares import Spares
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.pool import ConnectionPool, get_thread
-from pooled_serve.pool import stats as tally
+from pooled_serve.pool.stats import new_row
 from pooled_serve.preflight.plan import PoolPlan
-from pooled_serve.status.pool_log import Journal
+from pooled_serve.status.pool_log import PoolLog
+from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.scoreboard import Place
 
 
@@ -140,7 +141,8 @@ class Database:
         self.server_data: dict[str, Any] | None = None  # Django's mysql_server_data
         self._server_version = ""
         self._place: Place | None = None
-        self.journal = Journal(alias)
+        self.log = PoolLog(alias)
+        self.reachability = Reachability(self.log)
 
         members = {"database": self, "__module__": engine.__module__}
         bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
@@ -184,11 +186,11 @@ class Database:
         target = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
         if self._pool is None or target != self._target:
             if self._pool is not None:
-                self._pool.count_into([0.0] * tally.WIDTH)  # the place is its successor's
+                self._pool.attach_row(new_row())  # the place is its successor's
                 self._pool.drain()
             self._pool, self._target = self._make_pool(), target
             self._forget_server()
-            self.journal.pool = self._pool
+            self.log.pool = self.reachability.pool = self._pool
             self._report()
         return self._pool
 
@@ -201,19 +203,18 @@ class Database:
         """Count on the board from now on, and find out without traffic that a lost database is
         back: somebody looks."""
         self._place = place
-        self.journal.probing = True
+        self.reachability.probing = True
         self._report()
-        if self.journal.lost:  # found out while the project was loaded, when nobody probed
-            self.journal.lose()
+        self.reachability.resume()  # it may have been lost while the project was loaded
 
     def leave_board(self) -> None:
         """Count for this process alone again."""
         self._place = None
-        self.journal.probing = False
+        self.reachability.probing = False
 
     def _report(self) -> None:
         if self._place is not None and self._pool is not None:
-            self._pool.count_into(self._place.row)
+            self._pool.attach_row(self._place.row)
 
     def _make_pool(self) -> ConnectionPool[MySQLConnection]:
         plan = self._plan
@@ -236,7 +237,7 @@ class Database:
             reset=MySQLConnection.reset,
             abandon=MySQLConnection.abandon,
             holder=MySQLConnection.holder,
-            observer=self.journal,
+            listeners=(self.log, self.reachability),
             name=self.alias,
         )
 

@@ -175,7 +175,7 @@ class Session:
     def _pin(self, reason: str) -> None:
         if not self._pinned:
             self._pinned = True
-            self._pool.tally[PINNED[reason]] += 1
+            self._pool.count(PINNED[reason])
 
     # --- Statements ----------------------------------------------------------------------------
 

@@ -141,15 +141,15 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
     if exc.pool in _databases:
-        _databases[exc.pool].journal.refused(str(exc))  # not itself, which holds the request
+        _databases[exc.pool].log.refused(str(exc))  # not itself, which holds the request
     response = HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,
         content_type="text/plain; charset=utf-8",
         headers={"Retry-After": RETRY_AFTER},
     )
-    # Django would log each of them, and mail it to ADMINS: an overload made worse. The journal
-    # tells of them.
+    # Django would log each of them, and mail it to ADMINS: an overload made worse. The pool's
+    # log tells about them.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return response
 
@@ -213,7 +213,7 @@ def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str])
         if alias in connections.settings:
             connections[alias]  # makes it, if it is not there yet
             _databases[alias].pool  # noqa: B018 - made at first use
-            _databases[alias].journal.lose()
+            _databases[alias].reachability.lose()
     end_request()
 
 

@@ -42,7 +42,7 @@ from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import FieldDescriptorPacket
 
 from pooled_serve.driver.statements import classify
-from pooled_serve.pool import DIRTY, MOVED
+from pooled_serve.pool import DIRTY, FAILED_OVER
 from pooled_serve.tuning import send as sending
 from pooled_serve.tuning import switches as savings
 
@@ -274,7 +274,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
         elif code in READ_ONLY and not self._expected(code, str(error)):
-            self._fault = MOVED
+            self._fault = FAILED_OVER
 
     def _expected(self, code: int, message: str) -> bool:
         """Whether the error says less than that the server became read-only: 1290 also stands for

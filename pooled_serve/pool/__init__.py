@@ -1,25 +1,29 @@
-"""The pool: policy only. Knows gevent, but neither a database nor Django."""
+"""A bounded, fair connection pool for gevent. Knows neither Django nor PyMySQL.
 
-from pooled_serve.pool.pool import (
-    BACKOFF_FIRST,
-    BACKOFF_MOST,
-    CLOSE_TIMEOUT,
-    DIRTY,
-    MOVED,
-    PING_TIMEOUT,
-    ConnectionPool,
-    Observer,
-    get_thread,
-)
+* pool.py: acquire, release, lease, reclaim: who gets a connection, and when one is opened
+* retiring.py: drain, close, clear: how connections end
+* base.py: a pool's parameters, its numbers, and itself in words
+* entry.py: one unit of the cap, and its states
+* waiters.py: the queue, and direct hand-off
+* backoff.py: when to try to connect again
+* lease.py: a connection for a ``with`` block
+* listener.py: what a pool tells others
+* stats.py: counters, gauges and histograms, each declared once
+"""
+
+from pooled_serve.pool.base import DIRTY, FAILED_OVER, get_thread
+from pooled_serve.pool.entry import Closable
+from pooled_serve.pool.lease import Lease
+from pooled_serve.pool.listener import PoolListener
+from pooled_serve.pool.pool import PING_TIMEOUT_SECONDS, ConnectionPool
 
 __all__ = [
-    "BACKOFF_FIRST",
-    "BACKOFF_MOST",
-    "CLOSE_TIMEOUT",
     "DIRTY",
-    "MOVED",
-    "PING_TIMEOUT",
+    "FAILED_OVER",
+    "PING_TIMEOUT_SECONDS",
+    "Closable",
     "ConnectionPool",
-    "Observer",
+    "Lease",
+    "PoolListener",
     "get_thread",
 ]

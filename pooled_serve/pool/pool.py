@@ -1,246 +1,68 @@
-"""A bounded, fair connection pool for gevent. Knows neither Django nor PyMySQL.
+"""The pool's policy: who gets a connection, when one is opened, and when it is closed.
 
 The rules:
 
-* In use + idle + connecting never exceeds ``max_outstanding``.
-* Waiters are served first come, first served, by direct hand-off: a connection that comes back
-  while somebody waits never becomes idle, so nobody can overtake. Idle connections are taken
-  last in, first out, so that the surplus of a spike ages and retires.
-* A slot is reserved before ``connect`` may switch greenlets, and given back whatever happens.
-  Who need not queue connects itself; for the queue a greenlet of the pool's does.
+* Leased + idle + connecting + resetting + closing never exceed ``max_outstanding``.
+* Waiters are served first come, first served, by direct hand-off (waiters.py). Idle connections
+  are taken last in, first out, so that the surplus of a spike ages and retires.
+* An entry is reserved before ``connect`` may switch greenlets, and given back whatever happens. A
+  caller that need not queue opens the connection itself; for queued callers, a greenlet owned by
+  the pool does.
 * One deadline covers waiting, checking and connecting.
 
-Why it holds without locks: all state belongs to one OS thread, and a greenlet is only switched
+Why this holds without locks: all state belongs to one OS thread, and greenlets are only switched
 where this module says so (waiting, ``ping``, ``connect``, ``reset``). At each such place the
-greenlet can be killed, so each is inside a handler for BaseException that leaves the slot in the
-hands of somebody else. Signal handlers and finalizers can run between any two bytecodes; they
-never touch the state, they call :meth:`ConnectionPool.reclaim`, which enqueues.
+greenlet can be killed, so each is inside a handler for BaseException that passes the entry on.
+Signal handlers and finalizers can run between any two bytecodes; they never touch the state, they
+call :meth:`ConnectionPool.reclaim`, which enqueues.
 
-The split between policy (here) and driver (callables) is the one of HikariCP's HikariPool and
-PoolBase and of psycopg_pool's base classes; direct hand-off is Go's ``database/sql``.
+The split between policy (here) and driver (callables) is that of HikariCP's HikariPool and PoolBase
+and of psycopg_pool's base classes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import os
 import random
-import time
-import weakref
 from bisect import bisect_left
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
 
 import gevent
-from gevent.hub import Waiter
-from gevent.monkey import get_original
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import stats as tally
-from pooled_serve.pool.stats import ACQUIRED, BOUNDS, CLOSED, HELD_SECONDS, HOLDS, Row
+from pooled_serve.pool import stats
+from pooled_serve.pool.base import DIRTY, FAILED_OVER
+from pooled_serve.pool.entry import C, Entry
+from pooled_serve.pool.lease import Lease
+from pooled_serve.pool.retiring import RetiringPool
+from pooled_serve.pool.stats import ACQUIRED, BUCKET_BOUNDS_SECONDS, HELD_BUCKETS, HELD_SECONDS
+from pooled_serve.pool.waiters import Waiter
 
-get_thread = get_original("_thread", "get_ident")
-"""The OS thread, whatever gevent has patched; a pool belongs to one."""
-
-
-class Closable(Protocol):
-    """All that the pool itself asks of a connection."""
-
-    def close(self) -> object:
-        """End the connection."""
-
-
-C = TypeVar("C", bound=Closable)
-
-DIRTY = "dirty"
-"""What ``condition`` answers for a connection that ``reset`` can make clean again."""
-
-MOVED = "moved"
-"""What ``condition`` answers if the server is no longer the one to use: a primary that became
-read-only. Nothing that was opened before is handed out again, or each would cost a request."""
-
-CLOSE_TIMEOUT = 5.0
-"""Seconds that a driver's ``close()`` may take before its slot is given on regardless."""
-
-BACKOFF_FIRST, BACKOFF_MOST = 0.05, 1.0
-"""Seconds between attempts to connect after the first failure, and after many."""
-
-PING_TIMEOUT = 2.0
-"""Seconds that a ping may take. A dead link must leave time to connect anew."""
-
-_SILENCE = TimeoutError("the server did not answer")
+PING_TIMEOUT_SECONDS = 2.0
+"""That a ping may take. A dead link must leave time to connect anew."""
 
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
 
-
-class Slot(Generic[C]):
-    """One unit of the cap: reserved, then in use or idle by turns, then closed."""
-
-    __slots__ = ("conn", "expires", "idle_since", "key", "taken")
-
-    conn: C  # and key, its id: once it is connected
-    key: int
-
-    def __init__(self) -> None:
-        self.expires = math.inf
-        self.idle_since = 0.0
-        self.taken = 0.0
+CONNECT_TIMED_OUT = TimeoutError("the server did not answer")
+"""Stands for an attempt that took all its time. Never raised: the caller that made it gets a
+PoolTimeout, and others may still have the time for an attempt of their own."""
 
 
-class _Ticket(Generic[C]):
-    """One waiter in the queue. Gets its answer, a slot or an error, from whoever takes it out."""
-
-    __slots__ = ("_loop", "_waiter", "answer", "since")
-
-    def __init__(self, since: float) -> None:
-        hub = gevent.get_hub()
-        self._waiter = Waiter(hub)
-        self._loop = hub.loop
-        self.since = since
-        self.answer: Slot[C] | Exception | None = None
-
-    def wake(self, answer: Slot[C] | Exception) -> None:
-        self.answer = answer
-        self._loop.run_callback(self._waiter.switch, None)
-
-    def wait(self, seconds: float, expire: Callable[[_Ticket[C]], None]) -> None:
-        """Sleep until woken; ``expire`` is called in the hub after ``seconds``."""
-        timer = self._loop.timer(max(0.0, seconds))
-        # update: the loop's idea of "now" may be as old as the code that ran since it last
-        # looked, and the timer would fire early by that much.
-        timer.start(expire, self, update=True)
-        try:
-            self._waiter.get()
-        finally:
-            timer.stop()
-            timer.close()
-
-
-class Observer:
-    """Is told what a person may want to know. Does nothing; subclasses do.
-
-    Called on slow paths only; must neither raise nor switch greenlets.
-    """
-
-    def queued(self) -> None:
-        """Somebody has to wait."""
-
-    def connected(self) -> None:
-        """A connection was opened."""
-
-    def connect_failed(self, error: Exception) -> None:
-        """None could be opened."""
-
-
-class ConnectionPool(Generic[C]):
+class ConnectionPool(RetiringPool[C]):
     """Shares at most ``max_outstanding`` connections among any number of greenlets.
 
-    :param connect: opens a connection; any callable that returns an object with ``close()``.
-    :param size: how many idle connections are kept.
-    :param max_outstanding: the most connections that may exist at once; None for no limit.
-    :param timeout: seconds that :meth:`acquire` may take, all in all.
-    :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
-        for never; or a callable that tells it for a connection.
-    :param check: tells at each hand-out, without I/O, whether an idle connection looks alive.
-    :param ping: asks the server itself; raises if it does not answer.
-    :param ping_after: seconds of idleness after which a look is not enough: a half-open link (a
-        host that lost power, a firewall that forgot) looks alive until something is sent.
-    :param condition: called at hand-back, without I/O: None when the connection is fit for the
-        next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it must
-        be closed; :data:`MOVED` closes the others too.
-    :param reset: makes a dirty connection fit; may do I/O and raise.
-    :param abandon: called in a forked child with each connection of the parent; must close the
-        descriptor without writing to it. They are kept, untouched, for ever.
-    :param holder: who has a connection, for messages; "" if that is not known.
-    :param observer: is told when somebody waits, and how connecting goes.
-    :param clock: monotonic seconds.
-    :param name: stands in messages.
+    The parameters are those of :class:`~pooled_serve.pool.base.PoolBase`.
     """
 
-    # Python keeps more than 30 attributes of an instance in a slower way, which made a hand-out
-    # dearer by a tenth.
-    __slots__ = (
-        *("name", "size", "cap", "timeout", "tally", "__weakref__"),
-        *("_open", "_max_age", "_check", "_ping", "_ping_after", "_condition", "_reset"),
-        *("_abandon", "_holder", "_observer", "_clock", "_hub", "_keep_idle", "_closed"),
-        *("_idle", "_in_use", "_returned", "_connecting", "_opening", "_waiters", "_orphans"),
-        *("_parents", "_failures", "_last_error", "_retry_timer", "_age_timer", "_next_expiry"),
-        "_moved_at",
-    )
-
-    def __init__(
-        self,
-        connect: Callable[[], C],
-        *,
-        size: int = 4,
-        max_outstanding: int | None = 12,
-        timeout: float = 10.0,
-        max_age: float | Callable[[C], float | None] | None = None,
-        check: Callable[[C], bool] = lambda conn: True,
-        ping: Callable[[C], None] = lambda conn: None,
-        ping_after: float = 30.0,
-        condition: Callable[[C], str | None] = lambda conn: None,
-        reset: Callable[[C], None] = lambda conn: None,
-        abandon: Callable[[C], None] = lambda conn: None,
-        holder: Callable[[C], str] = lambda conn: "",
-        observer: Observer | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        name: str = "pool",
-    ) -> None:
-        cap = math.inf if max_outstanding is None else max_outstanding
-        if not 1 <= size <= cap:
-            raise ValueError(f"need 1 <= size <= max_outstanding, not {size} and {cap:g}")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be above 0, not {timeout:g}")
-        self.name = name
-        self.size = size
-        self.cap = cap
-        self.timeout = timeout
-        self._open = connect
-        self._max_age = max_age
-        self._check = check
-        self._ping = ping
-        self._ping_after = ping_after
-        self._condition = condition
-        self._reset = reset
-        self._abandon = abandon
-        self._holder = holder
-        self._observer = observer or Observer()
-        self._clock = clock
-
-        self._keep_idle = size
-        self._closed = False
-        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
-        self._hub: Any = gevent.get_hub()
-        self._parents: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
-        self._start()
-        _pools.add(self)
-
-    def _start(self) -> None:
-        """With no connection, and nobody there."""
-        self._idle: list[Slot[C]] = []  # non-empty only while nobody waits
-        self._in_use: dict[int, Slot[C]] = {}  # by id(conn): handed out, and not given back yet
-        self._returned: set[Slot[C]] = set()  # given back, and being reset or closed
-        self._connecting: set[Slot[C]] = set()
-        self._opening: set[Slot[C]] = set()  # of these, those for whoever is first in the queue
-        self._waiters: OrderedDict[_Ticket[C], None] = OrderedDict()
-        self._orphans: deque[C] = deque()
-
-        self._failures = 0  # connects failed in a row
-        self._last_error: Exception | None = None
-        self._retry_timer: Any = None
-        self._age_timer: Any = None
-        self._moved_at = -math.inf
-        self._next_expiry = math.inf  # when the age timer fires
-
-        self.tally: Row = [0.0] * tally.WIDTH
-        self.tally[tally.SIZE], self.tally[tally.CAP] = self.size, self.cap
+    __slots__ = ()
 
     # --- For users -----------------------------------------------------------------------------
+
+    def lease(self, timeout: float | None = None) -> Lease[C]:
+        """A connection for a block: ``with pool.lease() as conn:``. It is given back however the
+        block ends. Takes and raises what :meth:`acquire` does."""
+        return Lease(self, timeout)
 
     def acquire(self, timeout: float | None = None) -> C:
         """Take a connection; give it back with :meth:`release`.
@@ -252,18 +74,19 @@ class ConnectionPool(Generic[C]):
             come back instead.
         """
         now = self._clock()
-        if timeout is None:
-            timeout = self.timeout
+        entry = None
         if self._idle:
-            # The fast path: somebody else's connection, warm. Nobody waits.
-            slot = self._idle.pop()
-            self._in_use[slot.key] = slot
-            slot.taken = now
-            if self._usable(slot, now, now + timeout):
-                self.tally[ACQUIRED] += 1.0
-                return slot.conn
-            return self._acquire(now, timeout, had_turn=True)
-        return self._acquire(now, timeout)
+            # The fast path: somebody else's connection, warm. Nobody waits. The conditions are
+            # those of _usable(), which takes over when one of them fails.
+            entry = self._entries.lease_idle(now)
+            if (
+                now < entry.expires
+                and now - entry.idle_since < self._ping_after
+                and self._check(entry.conn)
+            ):
+                self.row[ACQUIRED] += 1.0
+                return entry.conn
+        return self._acquire(now, self.timeout if timeout is None else timeout, entry)
 
     def release(self, conn: C) -> None:
         """Give a connection back, whatever state it is in.
@@ -272,23 +95,24 @@ class ConnectionPool(Generic[C]):
 
         :raises ValueError: it is not in use, or was given back before.
         """
-        slot = self._in_use.pop(id(conn), None)
-        if slot is None:
-            if id(conn) in self._parents:
+        try:
+            entry = self._leased[id(conn)]
+        except KeyError:
+            if id(conn) in self._inherited:
                 return
-            raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out")
+            raise ValueError(f"pool {self.name!r}: {conn!r} is not handed out") from None
         now = self._clock()
-        held = now - slot.taken
-        counts = self.tally
-        counts[HELD_SECONDS] += held
-        counts[HOLDS + bisect_left(BOUNDS, held)] += 1.0
+        held = now - entry.leased_at
+        row = self.row
+        row[HELD_SECONDS] += held
+        row[HELD_BUCKETS + bisect_left(BUCKET_BOUNDS_SECONDS, held)] += 1.0
         fault = self._condition(conn)
         if fault is not None and fault == DIRTY:  # "is" costs less, and nearly always suffices
-            fault = self._clean(slot)
-            if slot.key in self._parents:
+            fault = self._clean(entry)
+            if entry.conn_id in self._inherited:
                 return  # forked meanwhile
             now = self._clock()
-        self._put_back(slot, fault, now)
+        self._put_back(entry, fault, now)
 
     def reclaim(self, conn: C) -> None:
         """Give back a connection whose holder is gone.
@@ -299,223 +123,135 @@ class ConnectionPool(Generic[C]):
         self._orphans.append(conn)
         self._hub.loop.run_callback_threadsafe(self._adopt_orphans)
 
-    def drain(self) -> None:
-        """Keep no connection idle from now on. Requests in flight and queued are still served."""
-        self._keep_idle = 0
-        self._retire_idle("drain")
-
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Close what is idle, refuse what waits or comes later, wait for closings under way.
-
-        Connections in use are closed as they come back.
-
-        :param timeout: seconds to wait for connections that are being closed.
-        """
-        self._closed = True
-        for timer in (self._retry_timer, self._age_timer):
-            if timer is not None:
-                timer.stop()
-        while self._waiters:
-            self._wake_head(PoolClosed(f"pool {self.name!r} is closed"))
-        self.drain()
-        self._wait_for_closings(timeout)
-
-    def clear(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Close what is idle, and wait for it; the pool goes on.
-
-        :param timeout: seconds to wait at most.
-        """
-        self._retire_idle("cleared")
-        self._wait_for_closings(timeout)
-
-    def _wait_for_closings(self, timeout: float) -> None:
-        deadline = self._clock() + timeout
-        while self._returned and self._clock() < deadline:
-            gevent.sleep(0.001)
-
-    def stats(self) -> dict[str, Any]:
-        """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
-        self.mark()
-        return tally.by_name(list(self.tally), self._clock())
-
-    @property
-    def empty(self) -> bool:
-        """Whether no connection is open."""
-        return not (self._in_use or self._idle or self._returned)
-
-    def longest_wait(self) -> float:
-        """Seconds that the first in the queue has waited; 0 if nobody waits."""
-        first = next(iter(self._waiters), None)
-        return self._clock() - first.since if first else 0.0
-
-    def describe(self) -> str:
-        """In use, idle, waiting, cap and the longest lease, in words."""
-        oldest = self._oldest_lease()
-        held, who = 0.0, ""
-        if oldest is not None:
-            held, who = self._clock() - oldest.taken, self._holder(oldest.conn)
-        cap = "unlimited" if self.cap == math.inf else f"{self.cap:.0f}"
-        return (
-            f"{self._busy()} in use, {len(self._idle)} idle, "
-            f"{len(self._waiters)} waiting, cap {cap}, longest held {held:.1f}s"
-            + (f" by {who}" if who else "")
-        )
-
-    # --- Counting ------------------------------------------------------------------------------
-
-    def count_into(self, row: Row) -> None:
-        """Count there from now on, on top of what was counted here and there so far."""
-        for i, number in enumerate(self.tally):
-            row[i] = number + (row[i] if i < tally.COUNTERS else 0.0)
-        self.tally = row
-
-    def mark(self) -> None:
-        """Bring the gauges up to date. That is up to who wants to read them: at every change it
-        would be the dearest part of a hand-out."""
-        row, oldest, first = self.tally, self._oldest_lease(), next(iter(self._waiters), None)
-        row[tally.IDLE] = len(self._idle)
-        row[tally.OPEN] = len(self._idle) + self._busy()
-        row[tally.WAITING] = len(self._waiters)
-        row[tally.OLDEST_HELD] = oldest.taken if oldest else 0.0
-        row[tally.OLDEST_WAIT] = first.since if first else 0.0
-
-    def _busy(self) -> int:
-        """How much of the cap is taken, but for what is idle."""
-        return len(self._in_use) + len(self._returned) + len(self._connecting)
-
-    def _oldest_lease(self) -> Slot[C] | None:
-        return min(self._in_use.values(), key=lambda slot: slot.taken, default=None)
-
-    def _observe(self, total: int, histogram: int, seconds: float) -> None:
-        self.tally[total] += seconds
-        self.tally[histogram + bisect_left(BOUNDS, seconds)] += 1
-
     # --- Taking --------------------------------------------------------------------------------
 
-    def _acquire(self, began: float, timeout: float, *, had_turn: bool = False) -> C:
+    def _acquire(self, began: float, timeout: float, entry: Entry[C] | None) -> C:
         """The slow path of :meth:`acquire`: wait, check, connect, until one of them works.
 
-        :param had_turn: what it got was of no use. Then only the head of the queue is fair.
+        :param entry: leased already, if it was this caller's turn.
         """
         deadline = began + timeout
         waited = False
-        while True:
-            if self._closed:
-                raise PoolClosed(f"pool {self.name!r} is closed")
-            if self._orphans:
-                self._adopt_orphans()
-            slot = None
-            if had_turn or not self._waiters:
-                slot = self._take()
-            if slot is None:
-                waited = True
-                slot = self._wait(began, timeout, first=had_turn)
-            had_turn = True
-            if slot in self._connecting:
-                if not self._connect(slot, deadline, timeout):
-                    continue  # others may return theirs
-            elif not self._usable(slot, self._clock(), deadline):
-                continue
-            now = slot.taken = self._clock()
-            self.tally[ACQUIRED] += 1
-            if waited:
-                self.tally[tally.WAITED] += 1
-                self._observe(tally.WAIT_SECONDS, tally.WAITS, now - began)
-            return slot.conn
+        # After a turn in which it got nothing of use, only the head of the queue is fair.
+        keep_place = entry is not None
+        try:
+            while True:
+                if entry is None:
+                    if self._closed:
+                        raise PoolClosed(f"pool {self.name!r} is closed")
+                    if self._orphans:
+                        self._adopt_orphans()
+                    if keep_place or not self._queue:
+                        entry = self._take()
+                if entry is None:
+                    waited = True
+                    entry = self._wait(began, timeout, first=keep_place)
+                if entry in self._entries.connecting:
+                    ready = self._connect(entry, deadline, timeout)
+                else:
+                    ready = self._usable(entry, self._clock(), deadline)
+                if ready:
+                    break
+                entry, keep_place = None, True
+        except BaseException as error:
+            # Those who waited in vain waited, too: killed, refused, or failed with the connect.
+            if waited or isinstance(error, PoolTimeout):
+                self._observe(stats.WAIT_SECONDS, self._clock() - began)
+            raise
+        now = entry.leased_at = self._clock()
+        self.count(ACQUIRED)
+        if waited:
+            self.count(stats.WAITED)
+            self._observe(stats.WAIT_SECONDS, now - began)
+        return entry.conn
 
-    def _take(self) -> Slot[C] | None:
+    def _take(self) -> Entry[C] | None:
         """An idle connection, or the right to open one, or None: then wait.
 
         :raises Exception: the last connect error, while backing off with nothing to wait for.
         """
         if self._idle:
-            slot = self._idle.pop()
-            self._in_use[slot.key] = slot
-            slot.taken = self._clock()
-            return slot
+            return self._entries.lease_idle(self._clock())
         if self._may_connect():
-            return self._reserve()
-        error = self._last_error
-        if error not in (None, _SILENCE) and not self._busy():
-            raise _fresh(error)
+            return self._entries.reserve()
+        error = self._backoff.last_error
+        if error not in (None, CONNECT_TIMED_OUT) and not self._entries.busy:
+            raise copy_error(error)
         return None
 
     def _may_connect(self) -> bool:
-        if self._busy() + len(self._idle) >= self.cap:
-            return False
-        # After a failure one attempt at a time, not before the back-off is over: a server that
-        # comes back is not met by a stampede, one that stays away is not hammered.
-        return not self._failures or (self._retry_timer is None and not self._connecting)
+        entries = self._entries
+        return len(entries) < self.cap and self._backoff.allows(len(entries.connecting))
 
-    def _reserve(self) -> Slot[C]:
-        slot: Slot[C] = Slot()
-        self._connecting.add(slot)
-        return slot
-
-    def _wait(self, began: float, timeout: float, *, first: bool) -> Slot[C]:
-        """Queue until a slot is handed over."""
-        ticket: _Ticket[C] = _Ticket(began)
-        self._waiters[ticket] = None
-        if first:
-            self._waiters.move_to_end(ticket, last=False)
-        self._observer.queued()
-
-        def expire(ticket: _Ticket[C]) -> None:
-            # In the hub. Whoever took the ticket out of the queue before has served it.
-            if ticket in self._waiters:
-                ticket.wake(self._timed_out(timeout))
-                del self._waiters[ticket]
-
+    def _wait(self, began: float, timeout: float, *, first: bool) -> Entry[C]:
+        """Queue until an entry is handed over."""
+        waiter: Waiter[C] = Waiter(began, timeout)
+        self._waiters.enter(waiter, first=first)
+        for listener in self._listeners:
+            listener.queued()
         try:
-            ticket.wait(began + timeout - self._clock(), expire)
+            return self._waiters.park(waiter, began + timeout - self._clock(), self._expired)
         except BaseException:
-            # Killed. A slot that was handed over in the meantime goes on to the next.
-            self._waiters.pop(ticket, None)
-            slot = ticket.answer
-            if isinstance(slot, Slot) and slot.key in self._in_use:  # not so in a forked child
-                del self._in_use[slot.key]
-                self._put_back(slot, self._condition(slot.conn), self._clock())
+            # Killed. An entry that was handed over in the meantime goes on to the next.
+            entry = waiter.answer
+            if isinstance(entry, Entry) and entry.conn_id in self._leased:  # not so in a child
+                self._put_back(entry, self._condition(entry.conn), self._clock())
             raise
-        if isinstance(ticket.answer, Slot):
-            return ticket.answer
-        assert ticket.answer is not None
-        raise ticket.answer
 
-    def _usable(self, slot: Slot[C], now: float, deadline: float) -> bool:
-        """Whether a connection can be handed out; if not, it is closed."""
-        if now >= slot.expires:
-            self._discard(slot, "age")
+    def _expired(self, waiter: Waiter[C]) -> PoolTimeout:
+        return self._timed_out(waiter.timeout)
+
+    def _timed_out(self, timeout: float) -> PoolTimeout:
+        self.count(stats.TIMEOUTS)
+        entries = self._entries
+        return PoolTimeout(
+            self.name,
+            timeout,
+            in_use=len(entries.leased),
+            idle=len(entries.idle),
+            connecting=len(entries.connecting),
+            closing=len(entries.resetting) + len(entries.closing),
+            waiting=len(self._queue),
+            cap=self.cap,
+            last_error=self._backoff.last_error,
+            state=self.describe(),
+        )
+
+    def _usable(self, entry: Entry[C], now: float, deadline: float) -> bool:
+        """Whether a leased connection can be handed out; if not, it is closed."""
+        if now >= entry.expires:
+            self._discard(entry, "age")
             return False
-        if not self._check(slot.conn):
-            self._discard(slot, "dead")
+        if not self._check(entry.conn):
+            self._discard(entry, "dead")
             return False
-        if now - slot.idle_since >= self._ping_after:
-            return self._answers(slot, min(PING_TIMEOUT, deadline - now))
+        if now - entry.idle_since >= self._ping_after:
+            return self._answers(entry, min(PING_TIMEOUT_SECONDS, deadline - now))
         return True
 
-    def _answers(self, slot: Slot[C], seconds: float) -> bool:
+    def _answers(self, entry: Entry[C], seconds: float) -> bool:
         """Whether the server answers a ping in time; if not, the connection is closed."""
         limit = gevent.Timeout(max(0.0, seconds))
         try:
             with limit:
-                self._ping(slot.conn)
+                self._ping(entry.conn)
         except BaseException as error:
             dead = error is limit or isinstance(error, Exception)
-            self._discard(slot, "dead" if dead else "killed")
+            self._discard(entry, "dead" if dead else "killed")
             if not dead:
                 raise
             # Those that have been silent for as long are dead too: one wait is enough.
             now = self._clock()
             self._retire_idle("dead", lambda other: now - other.idle_since >= self._ping_after)
             return False
-        return True
+        return entry.conn_id not in self._inherited  # forked meanwhile
 
     # --- Connecting ----------------------------------------------------------------------------
 
-    def _connect(self, slot: Slot[C], deadline: float, timeout: float) -> bool:
-        """Open a connection into a reserved slot. False: it failed, but others may return.
+    def _connect(self, entry: Entry[C], deadline: float, timeout: float) -> bool:
+        """Open a connection into a reserved entry. False: it failed, but others may return.
 
-        :param timeout: all the time that whoever wants it has, of which some may be spent.
+        :param timeout: all the time that the caller has, of which some may be spent.
         """
         began = self._clock()
         limit = gevent.Timeout(max(0.0, deadline - began))
@@ -523,252 +259,157 @@ class ConnectionPool(Generic[C]):
             with limit:
                 conn = self._open()
         except gevent.Timeout as error:
-            if error is limit and (self._failures or self._clock() - began > timeout / 2):
-                # It had the time, so the server is at fault. Without a back-off every waiter
-                # would try, with what time it has left, and a server bans hosts for that.
-                self._connect_failed(_SILENCE)
-            self._free(slot)
+            # Half of the timeout decides who is at fault. A caller that came here early left the
+            # server enough time: it does not answer, and without a back-off each waiter would try
+            # with the time it has left, for which servers ban hosts. One that came late proves
+            # nothing, unless the server fails anyway.
+            enough = self._clock() - began > timeout / 2
+            if error is limit and (enough or self._backoff.failures):
+                self._connect_failed(CONNECT_TIMED_OUT)
+            self._cancel(entry)
             if error is not limit:
                 raise
-            if slot in self._opening:
+            if entry in self._connecting_for_queue:
                 return False
             raise self._timed_out(timeout) from None
         except Exception as error:
-            self._connecting.discard(slot)
+            # A queued caller may still get a connection that comes back. If none can, all get the
+            # error, each its own copy.
+            self._entries.cancel(entry)
             self._connect_failed(error)
-            if self._busy() or self._idle:
+            if len(self._entries):
                 return False
-            while self._waiters:
-                self._wake_head(_fresh(error))
+            while self._queue:
+                self._waiters.answer_head(copy_error(error))
             raise
         except BaseException:
-            self._free(slot)
+            self._cancel(entry)
             raise
-        self.tally[tally.OPENED] += 1
-        self._observe(tally.CREATE_SECONDS, tally.CREATES, self._clock() - began)
-        self._adopt(slot, conn)
+        if entry not in self._entries.connecting:
+            self._inherit(conn)  # forked meanwhile: it is the parent's
+            return False
+        self.count(stats.OPENED)
+        self._observe(stats.CREATE_SECONDS, self._clock() - began)
+        self._opened(entry, conn)
         return True
 
-    def _adopt(self, slot: Slot[C], conn: C) -> None:
+    def _opened(self, entry: Entry[C], conn: C) -> None:
         age = self._max_age(conn) if callable(self._max_age) else self._max_age
+        now = self._clock()
         if age is not None:
-            slot.expires = self._clock() + age * (1 - AGE_JITTER * random.random())
-        slot.conn, slot.key, slot.taken = conn, id(conn), self._clock()
-        self._connecting.discard(slot)
-        self._in_use[slot.key] = slot
-        self._observer.connected()
-        if self._failures:
-            self._failures = 0
-            self._last_error = None
-            self._cancel_retry()
+            entry.expires = now + age * (1 - AGE_JITTER * random.random())
+        entry.idle_since = now
+        self._entries.opened(entry, conn, now)
+        for listener in self._listeners:
+            listener.connected()
+        if self._backoff.succeeded():
+            self._stop_retry()
             self._serve_waiters()  # only one was let through to try
 
     def _connect_failed(self, error: Exception) -> None:
-        self.tally[tally.CONNECT_ERRORS] += 1
-        self._observer.connect_failed(error)
-        self._last_error = error
-        self._failures += 1
-        pause = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._failures - 1, 10))
-        self._cancel_retry()
-        self._retry_timer = self._timer(pause * random.uniform(0.5, 1.0), self._retry)
+        self.count(stats.CONNECT_ERRORS)
+        for listener in self._listeners:
+            listener.connect_failed(error)
+        self._backoff.failed(error)
+        self._stop_retry()
+        self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
 
     def _retry(self) -> None:
-        self._retry_timer = None
+        # The loop's clock and ours may disagree by a little.
+        left = self._backoff.seconds_left
+        self._retry_timer = self._timer(left, self._retry) if left else None
         self._serve_waiters()
 
-    def _cancel_retry(self) -> None:
+    def _stop_retry(self) -> None:
         if self._retry_timer is not None:
             self._retry_timer.stop()
             self._retry_timer = None
 
-    # --- Giving back ---------------------------------------------------------------------------
-
-    def _clean(self, slot: Slot[C]) -> str | None:
-        """Reset a dirty connection; tells why it must be closed all the same, or None."""
-        self._returned.add(slot)
-        failed = None
-        try:
-            self._reset(slot.conn)
-            self.tally[tally.RESET] += 1
-        except Exception:
-            failed = "reset failed"
-        except BaseException:
-            self._discard(slot, "killed")
-            raise
-        self._returned.discard(slot)
-        return self._condition(slot.conn) or failed
-
-    def _put_back(self, slot: Slot[C], fault: str | None, now: float) -> None:
-        """To the first waiter, or to idle, or closed. Does not switch."""
-        if fault is None:
-            if now >= slot.expires:
-                fault = "age"
-            elif self._closed:
-                fault = "closed"
-        elif fault == MOVED and now < slot.expires:
-            self._retire_all(now)
-        if fault is not None:
-            self._discard(slot, fault)
-        elif self._waiters:
-            slot.idle_since = slot.taken = now
-            self._in_use[slot.key] = slot
-            self._wake_head(slot)
-        elif len(self._idle) >= self._keep_idle:
-            self._discard(slot, "drain" if self._keep_idle == 0 else "surplus")
-        else:
-            slot.idle_since = now
-            self._idle.append(slot)
-            if slot.expires < self._next_expiry:
-                self._retire_at(slot.expires, now)
-
-    def _free(self, slot: Slot[C]) -> None:
+    def _cancel(self, entry: Entry[C]) -> None:
         """Undo a reservation."""
-        self._connecting.discard(slot)
+        self._entries.cancel(entry)
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
-        """Free slots are for the head of the queue, but it does not connect itself.
+        """Free entries are for the head of the queue, but it does not connect itself.
 
         In a queue of which requests time out the head has next to no time left: no more than lies
         between two arrivals. If connecting takes longer, each would fail, with a server that is
         well, for as long as the requests keep coming.
         """
-        while len(self._waiters) > len(self._opening) and self._may_connect():
-            slot = self._reserve()
-            self._opening.add(slot)
+        while len(self._queue) > len(self._connecting_for_queue) and self._may_connect():
+            entry = self._entries.reserve()
+            self._connecting_for_queue.add(entry)
             # Raw: it has no handle by which somebody could kill it before it ran.
-            gevent.spawn_raw(self._open_for_queue, slot)
+            gevent.spawn_raw(self._open_for_queue, entry)
 
-    def _open_for_queue(self, slot: Slot[C]) -> None:
-        # An error is told to those who wait, or else leads to the next attempt.
+    def _open_for_queue(self, entry: Entry[C]) -> None:
+        # The waiters get the error, or else it leads to the next attempt.
         with contextlib.suppress(Exception, gevent.Timeout):
             try:
-                if self._connect(slot, self._clock() + self.timeout, self.timeout):
-                    del self._in_use[slot.key]
-                    self._put_back(slot, None, self._clock())
+                if self._connect(entry, self._clock() + self.timeout, self.timeout):
+                    self._put_back(entry, None, self._clock())
             finally:
-                self._opening.discard(slot)
+                self._connecting_for_queue.discard(entry)
                 self._serve_waiters()
 
-    def _wake_head(self, answer: Slot[C] | Exception) -> None:
-        ticket, _ = self._waiters.popitem(last=False)
-        ticket.wake(answer)
+    # --- Giving back ---------------------------------------------------------------------------
+
+    def _clean(self, entry: Entry[C]) -> str | None:
+        """Reset a dirty connection. Returns why it must be closed all the same, or None."""
+        self._entries.begin_reset(entry)
+        failed = None
+        try:
+            self._reset(entry.conn)
+            self.count(stats.RESET)
+        except Exception:
+            failed = "reset failed"
+        except BaseException:
+            self._discard(entry, "killed")
+            raise
+        if entry.conn_id in self._inherited:
+            return None
+        self._entries.end_reset(entry)
+        return self._condition(entry.conn) or failed
+
+    def _put_back(self, entry: Entry[C], fault: str | None, now: float) -> None:
+        """A leased entry to the first waiter, or to idle, or closed. Does not switch."""
+        if fault is not None or now >= entry.expires:
+            if fault == FAILED_OVER and now < entry.expires:
+                self._retire_all(now)
+            self._discard(entry, fault or "age")
+        elif self._queue:
+            entry.idle_since = entry.leased_at = now
+            self._waiters.answer_head(entry)
+        elif len(self._idle) >= self._keep_idle:  # none, once the pool drains or is closed
+            kept = "surplus" if self._keep_idle else "drain"
+            self._discard(entry, "closed" if self._closed else kept)
+        else:
+            # LEASED to IDLE, here and nowhere else. Not a method of Entries: this is the other half
+            # of the fast path, where the call would cost 4 %.
+            del self._leased[entry.conn_id]
+            entry.idle_since = now
+            self._idle.append(entry)
+            if entry.expires < self._next_expiry:
+                self._retire_at(entry.expires, now)
 
     def _adopt_orphans(self) -> None:
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
         while self._orphans:
             conn = self._orphans.popleft()
-            slot = self._in_use.pop(id(conn), None)
-            if slot is None:
+            entry = self._leased.get(id(conn))
+            if entry is None:
                 continue
             now = self._clock()
-            self._observe(HELD_SECONDS, HOLDS, now - slot.taken)
+            self._observe(HELD_SECONDS, now - entry.leased_at)
             fault = self._condition(conn)
-            self._put_back(slot, "abandoned" if fault == DIRTY else fault, now)
-
-    # --- Closing -------------------------------------------------------------------------------
-
-    def _discard(self, slot: Slot[C], reason: str) -> None:
-        """Close a connection that is not idle, in a greenlet of its own; then free its slot.
-
-        In its own greenlet because some callers run in the hub, and because a close that blocks
-        must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
-        that the server never sees more connections than the cap.
-        """
-        self._in_use.pop(slot.key, None)
-        self._returned.add(slot)
-        self.tally[CLOSED.get(reason, CLOSED["other"])] += 1
-        # Raw: it has no handle by which somebody could kill it before it ran.
-        gevent.spawn_raw(self._close_slot, slot)
-
-    def _close_slot(self, slot: Slot[C]) -> None:
-        try:
-            # An error is of no use to anybody: the connection is gone either way.
-            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT, False):
-                slot.conn.close()
-        finally:
-            self._returned.discard(slot)
-            self._serve_waiters()
-
-    def _retire_aged(self) -> None:
-        now = self._clock()
-        self._retire_idle("age", lambda slot: slot.expires <= now)
-        self._next_expiry = math.inf
-        soonest = min((slot.expires for slot in self._idle), default=math.inf)
-        if soonest < math.inf:
-            self._retire_at(soonest, now)
-
-    def _retire_at(self, expiry: float, now: float) -> None:
-        """Look for aged idle connections then. One timer, set again only for a sooner date."""
-        if self._age_timer is not None:
-            self._age_timer.stop()
-        self._next_expiry = expiry
-        self._age_timer = self._timer(expiry - now, self._retire_aged)
-
-    def _retire_all(self, now: float) -> None:
-        """Idle ones go now, those in use when they come back."""
-        # Not for every error: a server may be read-only for long, with nowhere else to go.
-        if now - self._moved_at >= BACKOFF_MOST:
-            self._moved_at = now
-            for slot in (*self._in_use.values(), *self._returned):
-                slot.expires = now
-            self._retire_idle(MOVED)
-
-    def _retire_idle(
-        self, reason: str, which: Callable[[Slot[C]], bool] = lambda slot: True
-    ) -> None:
-        idle, self._idle = self._idle, []
-        for slot in idle:
-            if which(slot):
-                self._discard(slot, reason)
-            else:
-                self._idle.append(slot)
-
-    # --- Small things --------------------------------------------------------------------------
-
-    def _timer(self, seconds: float, callback: Callable[[], None]) -> Any:
-        # ref=False: a timer of ours alone must not keep an event loop running.
-        timer = self._hub.loop.timer(max(0.0, seconds), ref=False)
-        timer.start(callback, update=True)
-        return timer
-
-    def _timed_out(self, timeout: float) -> PoolTimeout:
-        self.tally[tally.TIMEOUTS] += 1
-        return PoolTimeout(
-            self.name,
-            timeout,
-            in_use=self._busy(),
-            idle=len(self._idle),
-            waiting=len(self._waiters),
-            cap=self.cap,
-            last_error=self._last_error,
-            state=self.describe(),
-        )
-
-    def _after_fork_in_child(self) -> None:
-        """The connections are the parent's: forget them, without a byte on their sockets."""
-        slots = (*self._in_use.values(), *self._idle, *self._returned)
-        self._start()
-        for slot in slots:
-            self._parents[slot.key] = slot.conn
-            self._abandon(slot.conn)
+            self._put_back(entry, "abandoned" if fault == DIRTY else fault, now)
 
 
-def _fresh(error: Exception) -> Exception:
-    """A copy of an error for another greenlet: raising one object in many mixes tracebacks."""
+def copy_error(error: Exception) -> Exception:
+    """For another greenlet: raising one object in many mixes tracebacks."""
     try:
         twin = copy.copy(error)
     except Exception:
         twin = error
     return twin.with_traceback(None)
-
-
-_pools: weakref.WeakSet[ConnectionPool[Any]] = weakref.WeakSet()
-
-
-def _forget_in_child() -> None:
-    for pool in list(_pools):
-        pool._after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,29 +1,41 @@
-"""What a pool counts: each statistic named once, and where it lies in a row of numbers.
+"""What a pool counts. Each metric is declared once: its kind, its keys, its meaning, its place.
 
-A pool counts into its row. By default that is a list of its own; where there is a board, it is
-memory that the other workers read, and still each count is a single store. All numbers are
-floats: whole ones are exact up to 2**53, and seconds need no unit of their own.
+A pool counts into its *row*, a sequence of floats. By default that is a list of its own; where
+there is a status listener, it is memory that the other workers read, and still each count is a
+single store. Whole numbers are exact in a float up to 2**53, and seconds need no unit of their own.
+
+``/stats.json`` (:func:`by_name`), the sum over workers (:func:`total`) and ``/metrics`` all derive
+from :data:`METRICS`: a new metric is one line here, and the code that counts it.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 
 class Row(Protocol):
-    """A list, or a piece of the board."""
+    """A list, or a piece of the memory that all workers share."""
 
+    @overload
     def __getitem__(self, index: int, /) -> float: ...
+    @overload
+    def __getitem__(self, part: slice, /) -> Sequence[float]: ...
     def __setitem__(self, index: int, value: float, /) -> None: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[float]: ...
 
 
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the histograms' buckets, in seconds; one more bucket has no bound. A duration
-belongs to ``bisect_left(BOUNDS, seconds)``."""
+BUCKET_BOUNDS_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+"""Upper bounds of the histograms' buckets; one more bucket has no bound. A duration belongs to
+``bisect_left(BUCKET_BOUNDS_SECONDS, seconds)``."""
+
+_BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 
 CLOSE_REASONS = (
     *("age", "surplus", "drain", "cleared", "closed"),  # in good order
@@ -37,97 +49,179 @@ PIN_REASONS = (
     *("several statements", "several results", "unbuffered cursor", "direct use", "unknown"),
 )
 
-# --- Where things lie --------------------------------------------------------------------------
-
-# Counters only grow; the board keeps them when a worker dies.
-(
-    ACQUIRED,
-    WAITED,
-    WAIT_SECONDS,
-    HELD_SECONDS,
-    TIMEOUTS,
-    OPENED,
-    CREATE_SECONDS,
-    CONNECT_ERRORS,
-    RESET,
-    LEAKED,
-    _CLOSED,
-) = range(11)
-_PINNED = _CLOSED + len(CLOSE_REASONS)
-WAITS = _PINNED + len(PIN_REASONS)  # histograms, one number a bucket
-HOLDS = WAITS + len(BOUNDS) + 1
-CREATES = HOLDS + len(BOUNDS) + 1
-COUNTERS = CREATES + len(BOUNDS) + 1
-
-# Gauges are of the moment when they were marked. in_use is what is left of OPEN without IDLE.
-SIZE, CAP, OPEN, IDLE, WAITING, REACHABLE, OLDEST_WAIT, OLDEST_HELD = range(COUNTERS, COUNTERS + 8)
-WIDTH = COUNTERS + 8
-
-CLOSED = {reason: _CLOSED + i for i, reason in enumerate(CLOSE_REASONS)}
-PINNED = {reason: _PINNED + i for i, reason in enumerate(PIN_REASONS)}
-
 UNKNOWN, YES, NO = range(3)
 """Values of REACHABLE, in the order in which one outweighs the other."""
+
+
+class Kind(enum.Enum):
+    """What a number is, and so how those of several workers become one."""
+
+    COUNTER = enum.auto()
+    """Only grows, and is kept when its worker dies. Summed."""
+    HISTOGRAM = enum.auto()
+    """A counter of seconds, then one for each bucket. Summed."""
+    GAUGE = enum.auto()
+    """Of the moment when it was refreshed. Summed."""
+    SINCE = enum.auto()
+    """A gauge: since when something lasts, monotonic seconds; 0 if nothing does. The earliest."""
+    REACHABLE = enum.auto()
+    """A gauge: UNKNOWN, YES or NO. The worst."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a row, or several that belong together."""
+
+    kind: Kind
+    key: str
+    """In ``/stats.json``. A histogram has two: this with ``_total`` and with ``_buckets``."""
+    help: str
+    start: int
+    """Its first index in a row."""
+    width: int
+    """How many numbers it has."""
+    reasons: tuple[str, ...] = ()
+    """If it counts by reason: these, in their order."""
+    otel: str = ""
+    """Its name in OpenTelemetry's conventions, if they know it."""
+    state: str = ""
+    """For metrics that are one there: which label tells them apart."""
+
+    @property
+    def family(self) -> str:
+        """In ``/metrics``, without the ``_total`` that Prometheus puts behind counters."""
+        if self.otel:
+            return f"db_client_connection_{self.otel}"
+        return f"pooled_serve_{self.key}".removesuffix("_total")
+
+
+METRICS: list[Metric] = []
+
+
+def _declare(kind: Kind, key: str, help: str, *, width: int = 1, **more: Any) -> int:
+    start = METRICS[-1].start + METRICS[-1].width if METRICS else 0
+    METRICS.append(Metric(kind, key, help, start, width, **more))
+    return start
+
+
+def _by_reason(key: str, help: str, reasons: tuple[str, ...]) -> dict[str, int]:
+    start = _declare(Kind.COUNTER, key, help, width=len(reasons), reasons=reasons)
+    return {reason: start + i for i, reason in enumerate(reasons)}
+
+
+def _histogram(key: str, help: str, *, otel: str) -> tuple[int, int]:
+    start = _declare(Kind.HISTOGRAM, key, help, width=1 + _BUCKETS, otel=otel)
+    return start, start + 1
+
+
+# --- What is counted. Counters and histograms come first: they outlive a worker. ---------------
+
+ACQUIRED = _declare(Kind.COUNTER, "acquired_total", "Connections handed out.")
+WAITED = _declare(Kind.COUNTER, "waited_total", "Connections handed out after a wait.")
+TIMEOUTS = _declare(
+    Kind.COUNTER, "timeouts_total", "Requests that were refused a connection.", otel="timeouts"
+)
+OPENED = _declare(Kind.COUNTER, "opened_total", "Connections opened.")
+CONNECT_ERRORS = _declare(Kind.COUNTER, "connect_errors_total", "Failed attempts to connect.")
+RESET = _declare(Kind.COUNTER, "reset_total", "Sessions reset for the next user.")
+LEAKED = _declare(Kind.COUNTER, "leaked_total", "Leases longer than --leak-threshold.")
+CLOSED = _by_reason("closed_total", "Connections closed, by reason.", CLOSE_REASONS)
+PINNED = _by_reason(
+    "pinned_total", "Leases of transaction mode that last to the end, by reason.", PIN_REASONS
+)
+WAIT_SECONDS, WAIT_BUCKETS = _histogram(
+    "wait_seconds", "Waiting for a connection, served or not.", otel="wait_time_seconds"
+)
+HELD_SECONDS, HELD_BUCKETS = _histogram(
+    "held_seconds", "Between hand-out and return.", otel="use_time_seconds"
+)
+CREATE_SECONDS, CREATE_BUCKETS = _histogram(
+    "create_seconds", "Opening a connection.", otel="create_time_seconds"
+)
+
+FIRST_GAUGE = SIZE = _declare(
+    Kind.GAUGE, "size", "Most idle connections that are kept.", otel="idle_max"
+)
+CAP = _declare(Kind.GAUGE, "max_outstanding", "Most connections that may exist.", otel="max")
+_COUNT = "Connections by state."
+IN_USE = _declare(Kind.GAUGE, "in_use", _COUNT, otel="count", state="used")
+IDLE = _declare(Kind.GAUGE, "idle", _COUNT, otel="count", state="idle")
+CONNECTING = _declare(Kind.GAUGE, "connecting", "Connections that are being opened.")
+CLOSING = _declare(
+    Kind.GAUGE, "closing", "Connections that came back, and are being reset or closed."
+)
+WAITING = _declare(
+    Kind.GAUGE, "waiting", "Requests that wait for a connection.", otel="pending_requests"
+)
+OLDEST_WAIT = _declare(
+    Kind.SINCE, "oldest_wait_seconds", "How long the first in the queue has waited."
+)
+OLDEST_HELD = _declare(Kind.SINCE, "oldest_held_seconds", "How long the longest lease has lasted.")
+REACHABLE = _declare(
+    Kind.REACHABLE, "reachable", "Whether the database could be reached when last tried."
+)
+
+ROW_LENGTH = METRICS[-1].start + METRICS[-1].width
 
 
 # --- Reading -----------------------------------------------------------------------------------
 
 
+def new_row() -> Row:
+    """A row of zeros."""
+    return [0.0] * ROW_LENGTH
+
+
 def total(rows: Iterable[Sequence[float]]) -> list[float]:
-    """Several rows as one; of what is not a sum, the worst."""
+    """Several rows as one."""
     rows = list(rows)
     summed = [sum(column) for column in zip(*rows, strict=True)]
-    summed[REACHABLE] = max(row[REACHABLE] for row in rows)
-    for since in (OLDEST_WAIT, OLDEST_HELD):
-        summed[since] = min((row[since] for row in rows if row[since]), default=0.0)
+    for metric in METRICS:
+        column = [row[metric.start] for row in rows]
+        if metric.kind is Kind.REACHABLE:
+            summed[metric.start] = max(column)
+        elif metric.kind is Kind.SINCE:
+            summed[metric.start] = min(filter(None, column), default=0.0)
     return summed
 
 
 def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
-    """The numbers of a row by their names, the keys of ``/stats.json``.
+    """The numbers of a row, as ``/stats.json`` has them.
 
-    :param now: monotonic seconds, of the clock that set OLDEST_WAIT and OLDEST_HELD.
+    :param now: monotonic seconds, of the clock that the pool has.
     """
-
-    def age(since: float) -> float:
-        return max(0.0, now - since) if since else 0.0
-
-    return {
-        "size": int(row[SIZE]),
-        "max_outstanding": None if row[CAP] == math.inf else int(row[CAP]),
-        "in_use": int(row[OPEN] - row[IDLE]),
-        "idle": int(row[IDLE]),
-        "waiting": int(row[WAITING]),
-        "acquired_total": int(row[ACQUIRED]),
-        "waited_total": int(row[WAITED]),
-        "wait_seconds_total": row[WAIT_SECONDS],
-        "held_seconds_total": row[HELD_SECONDS],
-        "timeouts_total": int(row[TIMEOUTS]),
-        "opened_total": int(row[OPENED]),
-        "connect_errors_total": int(row[CONNECT_ERRORS]),
-        "closed_total": _by_reason(row, CLOSED),
-        "reset_total": int(row[RESET]),
-        "leaked_total": int(row[LEAKED]),
-        "pinned_total": _by_reason(row, PINNED),
-        "oldest_wait_seconds": age(row[OLDEST_WAIT]),
-        "oldest_held_seconds": age(row[OLDEST_HELD]),
-        "wait_seconds_buckets": buckets(row, WAITS),
-        "held_seconds_buckets": buckets(row, HOLDS),
-        "create_seconds_total": row[CREATE_SECONDS],
-        "create_seconds_buckets": buckets(row, CREATES),
-        "reachable": {UNKNOWN: None, YES: True, NO: False}[int(row[REACHABLE])],
-    }
+    found: dict[str, Any] = {}
+    for metric in METRICS:
+        if metric.kind is Kind.HISTOGRAM:
+            found[f"{metric.key}_total"] = row[metric.start]
+            found[f"{metric.key}_buckets"] = buckets(metric, row)
+        elif metric.reasons:
+            found[metric.key] = {reason: int(n) for reason, n in by_reason(metric, row) if n}
+        elif metric.kind is Kind.REACHABLE:
+            found[metric.key] = {UNKNOWN: None, YES: True, NO: False}[int(row[metric.start])]
+        elif metric.kind is Kind.SINCE:
+            found[metric.key] = age(row[metric.start], now)
+        else:
+            value = row[metric.start]
+            found[metric.key] = None if value == math.inf else int(value)
+    return found
 
 
-def buckets(row: Sequence[float], histogram: int) -> dict[str, int]:
+def age(since: float, now: float) -> float:
+    """Seconds since then, for a :data:`Kind.SINCE`."""
+    return max(0.0, now - since) if since else 0.0
+
+
+def by_reason(metric: Metric, row: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """Each reason with its number."""
+    return zip(metric.reasons, row[metric.start : metric.start + metric.width], strict=True)
+
+
+def buckets(metric: Metric, row: Sequence[float]) -> dict[str, int]:
     """Upper bound -> how many took no longer, as Prometheus counts them."""
-    counts = [int(n) for n in row[histogram : histogram + len(BOUNDS) + 1]]
-    if histogram == WAITS:
-        # Who need not wait is not counted there: that is nearly everybody.
-        counts[0] = max(0, counts[0] + int(row[ACQUIRED]) - sum(counts))
-    names = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
+    counts = [int(n) for n in row[metric.start + 1 : metric.start + metric.width]]
+    if metric.start == WAIT_SECONDS:
+        # Served at once, as nearly everybody is: not counted there, to keep that path short.
+        counts[0] += max(0, int(row[ACQUIRED] - row[WAITED]))
+    names = [*(f"{bound:g}" for bound in BUCKET_BOUNDS_SECONDS), "+Inf"]
     return {name: sum(counts[: i + 1]) for i, name in enumerate(names)}
-
-
-def _by_reason(row: Sequence[float], where: dict[str, int]) -> dict[str, int]:
-    return {reason: int(row[at]) for reason, at in where.items() if row[at]}

@@ -15,7 +15,7 @@ import gevent
 from gevent.hub import Hub
 
 from pooled_serve.pool import ConnectionPool
-from pooled_serve.pool import stats as tally
+from pooled_serve.pool.stats import LEAKED
 
 log = logging.getLogger("gunicorn.error")
 
@@ -48,7 +48,7 @@ class WatchedLease:
         self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
-        self._pool.tally[tally.LEAKED] += 1
+        self._pool.count(LEAKED)
         name = getattr(self._greenlet(), "name", None) or "a plain greenlet"
         self._fired = f"{self._lessee} ({name})"
         log.warning(

@@ -21,7 +21,8 @@ from gunicorn.http.parser import RequestParser
 
 from pooled_serve import __version__
 from pooled_serve.backend import patch
-from pooled_serve.pool import stats as tally
+from pooled_serve.pool import stats
+from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.scoreboard import Board, Reading
 
 CONNECTIONS = 100
@@ -137,7 +138,7 @@ class StatusServer:
     def _readyz(self) -> Answer:
         if self._board.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        lost = {r.alias for r in self._board.read() if r.live[tally.REACHABLE] == tally.NO}
+        lost = {r.alias for r in self._board.read() if r.live[stats.REACHABLE] == stats.NO}
         if lost:
             names = ", ".join(sorted(lost))
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
@@ -146,13 +147,13 @@ class StatusServer:
     def _stats(self) -> Answer:
         # First: of who dies in between, there are no gauges any more that would be in the sum only.
         workers = self._board.workers()
-        stats = {
+        answer = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._board.uptime,
             **as_stats(self._read(), workers, time.monotonic()),
         }
-        return Answer(OK, json.dumps(stats), "application/json")
+        return Answer(OK, json.dumps(answer), "application/json")
 
     def _metrics(self) -> Answer:
         try:
@@ -165,7 +166,7 @@ class StatusServer:
                 "→ pip install 'pooled-serve[metrics]', and restart\n",
             )
         registry = CollectorRegistry()
-        registry.register(_Collector(self._read()))
+        registry.register(Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
 
@@ -220,7 +221,7 @@ def _page() -> Answer:
 
 def _mark_ours() -> None:
     for pool in patch.pools().values():
-        pool.mark()
+        pool.refresh_gauges()
 
 
 def _encode(answer: Answer, *, body: bool) -> bytes:
@@ -255,14 +256,14 @@ def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -
 
     def told(reading: Reading, row: Sequence[float]) -> dict[str, Any]:
         about = {"engine": reading.engine, "server": reading.server}
-        return about | tally.by_name(row, now)
+        return about | stats.by_name(row, now)
 
     readings = list(readings)
     pools = {}
     for alias in sorted({r.alias for r in readings}):
         of_alias = [r for r in readings if r.alias == alias]
         known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        pools[alias] = told(known, tally.total(r.row for r in of_alias))
+        pools[alias] = told(known, stats.total(r.row for r in of_alias))
     return {
         "workers": [
             {
@@ -276,59 +277,3 @@ def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -
         ],
         "pools": pools,
     }
-
-
-class _Collector:
-    """The board in the words of OpenTelemetry's semantic conventions for database clients.
-
-    The worker label is the slot, not the process id: a new worker goes on with the counters of
-    the one before it.
-    """
-
-    def __init__(self, readings: Iterable[Reading]) -> None:
-        self._readings = list(readings)
-
-    def collect(self) -> Iterable[Any]:
-        """What prometheus_client asks for."""
-        from prometheus_client.metrics_core import (
-            CounterMetricFamily,
-            GaugeMetricFamily,
-            HistogramMetricFamily,
-        )
-
-        name, labels = "db_client_connection_", ["db_client_connection_pool_name", "worker"]
-        state = [*labels, "db_client_connection_state"]
-        count = GaugeMetricFamily(f"{name}count", "Connections by state.", labels=state)
-        most = GaugeMetricFamily(f"{name}max", "Most connections allowed.", labels=labels)
-        idle = GaugeMetricFamily(f"{name}idle_max", "Most idle connections kept.", labels=labels)
-        pending = GaugeMetricFamily(
-            f"{name}pending_requests", "Requests that wait for a connection.", labels=labels
-        )
-        timeouts = CounterMetricFamily(
-            f"{name}timeouts", "Requests that waited in vain.", labels=labels
-        )
-        histograms = [
-            (
-                HistogramMetricFamily(f"{name}{what}_time_seconds", text, labels=labels),
-                buckets,
-                total,
-            )
-            for what, text, buckets, total in (
-                ("create", "Opening a connection.", tally.CREATES, tally.CREATE_SECONDS),
-                ("wait", "Waiting for a connection.", tally.WAITS, tally.WAIT_SECONDS),
-                ("use", "Between hand-out and return.", tally.HOLDS, tally.HELD_SECONDS),
-            )
-        ]
-        for reading in self._readings:
-            row, values = reading.row, [reading.alias, str(reading.slot)]
-            if reading.pid:
-                count.add_metric([*values, "idle"], row[tally.IDLE])
-                count.add_metric([*values, "used"], row[tally.OPEN] - row[tally.IDLE])
-                most.add_metric(values, row[tally.CAP])
-                idle.add_metric(values, row[tally.SIZE])
-                pending.add_metric(values, row[tally.WAITING])
-            timeouts.add_metric(values, row[tally.TIMEOUTS])
-            for family, buckets, total in histograms:
-                counts = list(tally.buckets(row, buckets).items())
-                family.add_metric(values, counts, row[total])
-        return [count, most, idle, pending, timeouts, *(family for family, _, _ in histograms)]

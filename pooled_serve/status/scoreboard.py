@@ -5,7 +5,7 @@ for anybody: each number has one writer, and is written as one word. Each worker
 which it gets from the master before the fork, with room for a few databases. A place holds
 
 * the alias, and what is known of the server, as text;
-* ``live``, the row into which a pool counts (see tally.py), written by the worker;
+* ``live``, the row into which a pool counts (see stats.py), written by the worker;
 * ``past``, the counters of the slot's former workers, written by the master when one has died,
   however it died. So totals never shrink, and neither do those of a slot.
 
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pooled_serve.pool import stats as tally
+from pooled_serve.pool import stats
 
 log = logging.getLogger("gunicorn.error")
 
@@ -43,7 +43,7 @@ _HEAD = (SLOTS + 2) * _WORD  # sequence number; for each slot a process id; slot
 _USED = SLOTS + 1
 _ALIAS = 96
 _TEXTS = struct.Struct(f"{_ALIAS}p 48p 112p")  # alias, engine, server; what is too long is cut
-_PLACE = _TEXTS.size + (tally.WIDTH + tally.COUNTERS) * _WORD
+_PLACE = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE) * _WORD
 _SLOT = PLACES * _PLACE
 
 
@@ -63,7 +63,7 @@ class Reading:
     def row(self) -> list[float]:
         """The counters of all the slot's workers, and the gauges of the one that lives."""
         counters = [now + past for now, past in zip(self.live, self.past, strict=False)]
-        return counters + self.live[tally.COUNTERS :]
+        return counters + self.live[stats.FIRST_GAUGE :]
 
 
 class Place:
@@ -76,8 +76,8 @@ class Place:
         self._memory = memory
         self._offset = offset
         numbers = memoryview(memory)[offset + _TEXTS.size : offset + _PLACE].cast("d")
-        self.row: Any = numbers[: tally.WIDTH]
-        self.past: Any = numbers[tally.WIDTH :]
+        self.row: Any = numbers[: stats.ROW_LENGTH]
+        self.past: Any = numbers[stats.ROW_LENGTH :]
 
     def label(self, alias: str, engine: str, server: str) -> None:
         """Say whose numbers these are. What is too long is cut."""
@@ -125,11 +125,11 @@ class Board:
         self._words[slot] = 0
         for place in self._places(slot):
             live = place.row
-            if live[tally.REACHABLE] != tally.UNKNOWN:
-                self._last_reachable[place.texts[0]] = live[tally.REACHABLE]
-            for i in range(tally.COUNTERS):
+            if live[stats.REACHABLE] != stats.UNKNOWN:
+                self._last_reachable[place.texts[0]] = live[stats.REACHABLE]
+            for i in range(stats.FIRST_GAUGE):
                 place.past[i] += live[i]
-            for i in range(tally.WIDTH):
+            for i in range(stats.ROW_LENGTH):
                 live[i] = 0.0
         self._words[0] += 1
         self._taken.discard(slot)
@@ -162,12 +162,12 @@ class Board:
 
         :param at_start: those that could not before there was any worker.
         """
-        found = {alias: float(tally.NO) for alias in at_start} | self._last_reachable
+        found = {alias: float(stats.NO) for alias in at_start} | self._last_reachable
         for reading in self.read():
-            reachable = reading.live[tally.REACHABLE]
-            if reachable != tally.UNKNOWN:
+            reachable = reading.live[stats.REACHABLE]
+            if reachable != stats.UNKNOWN:
                 found[reading.alias] = reachable
-        return [alias for alias, reachable in found.items() if reachable == tally.NO]
+        return [alias for alias, reachable in found.items() if reachable == stats.NO]
 
     # --- For readers ---------------------------------------------------------------------------
 

@@ -366,8 +366,8 @@ def test_only_a_pool_timeout_becomes_a_503(script: Any) -> None:
     script(
         """
         from django.test import Client
-        from pooled_serve.status import pool_log as journal
-        journal.LINE_EVERY = 3600
+        from pooled_serve.status import pool_log
+        pool_log.PAUSES_SECONDS = (0.0, 3600.0)
         client = Client(raise_request_exception=False)
         def hold():
             run("SELECT 1")

@@ -27,7 +27,7 @@ from pymysql.err import (
 )
 
 from pooled_serve.driver.connection import GONE, READ_ONLY, MySQLConnection
-from pooled_serve.pool import DIRTY, MOVED
+from pooled_serve.pool import DIRTY, FAILED_OVER
 from support.netproxy import NetProxy
 from support.processes import PATIENCE, wait_until
 from support.servers import Database, Server
@@ -468,7 +468,7 @@ def test_after_some_errors_it_is_on_the_wrong_server(connect: Connect) -> None:
         connection = connect()
         with pytest.raises(MySQLError):
             run(connection, signal(code, "running with the --read-only option"))
-        assert connection.condition() == MOVED, code
+        assert connection.condition() == FAILED_OVER, code
         assert not connection.usable(), code
 
 
@@ -494,7 +494,7 @@ def test_a_server_that_became_read_only_is_noticed(start_mariadb: Callable[..., 
     assert connection.condition() is None
     with pytest.raises(MySQLError):
         run(connection, "INSERT INTO t VALUES (1)")
-    assert connection.condition() == MOVED
+    assert connection.condition() == FAILED_OVER
     connection.close()
 
 

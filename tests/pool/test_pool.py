@@ -18,8 +18,7 @@ import pytest
 from gevent.event import Event
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import MOVED, ConnectionPool, Observer
-from pooled_serve.pool import pool as pool_module
+from pooled_serve.pool import FAILED_OVER, ConnectionPool, PoolListener, backoff, retiring
 from support.driver import (
     NEVER,
     DriverError,
@@ -236,6 +235,77 @@ def test_an_error_while_cleaning_closes_and_is_not_raised(
     assert pool.stats()["closed_total"] == {"dirty": 1}
 
 
+# --- Leases for a block ------------------------------------------------------------------------
+
+
+def test_a_lease_gives_back_however_its_block_ends(make_pool: MakePool) -> None:
+    pool = make_pool(size=1, max_outstanding=1)
+    with pool.lease() as first:
+        assert pool.stats()["in_use"] == 1
+    assert pool.stats()["idle"] == 1
+    second = None
+    try:
+        with pool.lease() as second:
+            second.dirty = True
+            raise DriverError("in the block")
+    except DriverError:
+        pass
+    assert pool.stats()["reset_total"] == 1, "given back like any other"
+    with pool.lease(timeout=1) as third:
+        assert third is second is first
+        with pytest.raises(PoolTimeout), pool.lease(timeout=0.01):
+            pytest.fail("there is no second one")
+
+
+@pytest.mark.parametrize("end", [greenlet.GreenletExit, gevent.Timeout])
+@pytest.mark.parametrize("step", ["wait", "connect", "ping", "reset", "block"])
+def test_a_lease_is_given_back_wherever_its_greenlet_is_killed(
+    step: str, end: type[BaseException], make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=1, max_outstanding=1, ping_after=0)
+    block, reached = Event(), Event()
+
+    def user() -> None:
+        with pool.lease() as connection:
+            connection.dirty = True
+            reached.set()
+            if step != "reset":
+                block.wait()
+
+    if step in driver.plan:
+        if step == "ping":
+            pool.release(pool.acquire())
+        driver.plan[step] = [NEVER]
+    taken = pool.acquire() if step == "wait" else None
+    running = gevent.spawn(user)
+    running.link_exception(lambda _: None)
+    settle(
+        lambda: (
+            driver.calls[step] == 1
+            if step in driver.plan
+            else reached.is_set() or pool.stats()["waiting"] == 1
+        )
+    )
+    with quiet_hub():
+        running.kill(end)
+    if taken is not None:
+        pool.release(taken)
+    # make_pool asserts that nothing is lost
+
+
+def test_a_lease_that_nobody_ended_is_reclaimed(make_pool: MakePool) -> None:
+    """As when a signal handler raises between the hand-out and the block."""
+    pool = make_pool(size=1, max_outstanding=1)
+    lease = pool.lease()
+    connection = lease.__enter__()
+    with pytest.raises(RuntimeError, match="in use already"):
+        lease.__enter__()
+    del lease
+    settle(lambda: pool.stats()["idle"] == 1)
+    assert pool.acquire() is connection
+    pool.release(connection)
+
+
 # --- Age ---------------------------------------------------------------------------------------
 
 
@@ -303,7 +373,7 @@ def test_an_older_one_that_comes_back_later_is_closed_at_its_own_age(
 def test_connections_opened_together_retire_apart(driver: FakeDriver) -> None:
     pool = driver.pool(size=50, max_outstanding=50, max_age=100, clock=Clock())
     taken = [pool.acquire() for _ in range(50)]
-    dates = sorted(slot.expires - 1000 for slot in pool._in_use.values())
+    dates = sorted(entry.expires - 1000 for entry in pool._leased.values())
     assert len(taken) == 50
     assert dates[0] >= 90
     assert dates[-1] <= 100
@@ -452,6 +522,112 @@ def test_ten_thousand_waiters_cost_no_more_than_ten_to_serve(driver: FakeDriver)
     assert many < few * 1.2
 
 
+def test_a_wait_in_vain_is_a_wait(make_pool: MakePool, driver: FakeDriver) -> None:
+    """Refused, killed and failed ones: else a storm of 503s looks like no wait at all."""
+    pool = make_pool(size=1, max_outstanding=1)
+    done = Event()
+    holder = hold(pool, done)
+    refused = [gevent.spawn(pool.acquire, timeout=0.06) for _ in range(20)]
+    killed = [hold(pool, done) for _ in range(5)]
+    gevent.joinall(refused)
+    gevent.killall(killed)
+    stats = pool.stats()
+    assert (stats["timeouts_total"], stats["waited_total"], stats["acquired_total"]) == (20, 0, 1)
+    assert stats["wait_seconds_buckets"]["0.05"] == 1, "the holder, at once"
+    assert stats["wait_seconds_buckets"]["+Inf"] == 26
+    assert stats["wait_seconds_total"] >= 25 * 0.05
+
+    failing = gevent.spawn(pool.acquire)
+    settle(lambda: pool.stats()["waiting"] == 1)
+    driver.always["connect"] = DriverError("refused")
+    holder.link_exception(lambda _: None)
+    driver.open[0].fault = "lost"
+    done.set()
+    with pytest.raises(DriverError):
+        failing.get(timeout=PATIENCE)
+    stats = pool.stats()
+    assert (stats["timeouts_total"], stats["acquired_total"]) == (20, 1)
+    assert stats["wait_seconds_buckets"]["+Inf"] == 27
+
+
+def test_a_wait_in_vain_for_a_connect_is_one_too(make_pool: MakePool, driver: FakeDriver) -> None:
+    pool = make_pool(timeout=0.06)
+    driver.plan["connect"] = [NEVER]
+    with pytest.raises(PoolTimeout):
+        pool.acquire()
+    stats = pool.stats()
+    assert (stats["timeouts_total"], stats["waited_total"]) == (1, 0)
+    assert stats["wait_seconds_buckets"]["0.05"] == 0
+    assert stats["wait_seconds_buckets"]["+Inf"] == 1
+
+
+# --- States ------------------------------------------------------------------------------------
+
+
+def test_with_a_server_that_never_answers_nothing_is_in_use(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=1, max_outstanding=2, timeout=0.2)
+    silence = driver.always["connect"] = Event()
+    users = [gevent.spawn(pool.acquire) for _ in range(2)]
+    queued = gevent.spawn(pool.acquire, timeout=0.05)
+    settle(lambda: pool.stats()["waiting"] == 1)
+    stats = pool.stats()
+    assert (stats["in_use"], stats["connecting"], stats["closing"], stats["idle"]) == (0, 2, 0, 0)
+    assert pool.describe() == "0 in use, 0 idle, 2 connecting, 1 waiting, cap 2"
+    queued.join()
+    error = queued.exception
+    assert isinstance(error, PoolTimeout)
+    assert (error.in_use, error.connecting, error.closing, error.idle) == (0, 2, 0, 0)
+    assert "(0 in use, 0 idle, 2 connecting, 1 waiting, cap 2)" in str(error)
+    gevent.joinall(users)
+    assert all(isinstance(user.exception, PoolTimeout) for user in users)
+    assert all(user.exception.in_use == 0 for user in users)
+    silence.set()
+
+
+def test_what_is_reset_or_closed_is_not_in_use(make_pool: MakePool, driver: FakeDriver) -> None:
+    pool = make_pool(size=2, max_outstanding=2)
+    one, other = pool.acquire(), pool.acquire()
+    resetting, closing = Event(), Event()
+    driver.plan["reset"], driver.plan["close"] = [resetting], [closing]
+    one.dirty, other.fault = True, "lost"
+    cleaner = gevent.spawn(pool.release, one)
+    pool.release(other)
+    settle(lambda: driver.calls["reset"] == driver.calls["close"] == 1)
+    stats = pool.stats()
+    assert (stats["in_use"], stats["closing"], stats["idle"]) == (0, 2, 0)
+    assert pool.describe() == "0 in use, 0 idle, 1 resetting, 1 closing, 0 waiting, cap 2"
+    resetting.set()
+    closing.set()
+    cleaner.get(timeout=PATIENCE)
+    settle(lambda: pool.stats()["closing"] == 0)
+
+
+def test_forked_while_it_connects_the_child_leaves_the_connection_alone(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(size=1, max_outstanding=1)
+    connecting = driver.plan["connect"]
+    gate = Event()
+    connecting.append(gate)
+    user = gevent.spawn(pool.acquire)
+    settle(lambda: driver.connecting == 1)
+    child = gevent.os.fork_gevent()
+    gate.set()
+    if child == 0:
+        try:
+            connection = user.get(timeout=5)
+            assert not connection.abandoned
+            assert driver.open[0].abandoned
+            assert driver.open[0] is not connection
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    pool.release(user.get(timeout=PATIENCE))
+
+
 # --- Being killed ------------------------------------------------------------------------------
 
 
@@ -528,7 +704,7 @@ def test_whatever_a_step_does_and_whoever_is_killed_nothing_is_lost(
     driver: FakeDriver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool_module, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(retiring, "CLOSE_TIMEOUT_SECONDS", 0.1)
     pool = make_pool(size=1, max_outstanding=2, timeout=0.15, ping_after=0)
     if step != "connect":
         with leased(pool) as connection:
@@ -622,7 +798,7 @@ def test_with_connections_in_use_a_failed_connect_waits_for_their_return(
     """Error 1040: the server is full, but our own will come back."""
     # No attempt falls on the moment of the return: whoever makes it is out of the queue for that
     # long, and the next is served first.
-    monkeypatch.setattr("pooled_serve.pool.pool.BACKOFF_FIRST", 1.0)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_SECONDS", 1.0)
     pool = make_pool(size=1, max_outstanding=3)
     taken = pool.acquire()
     driver.always["connect"] = DriverError("(1040, 'Too many connections')")
@@ -645,11 +821,11 @@ def test_attempts_to_connect_are_bounded_by_the_back_off(
 ) -> None:
     queued: list[float] = []
 
-    class Watch(Observer):
+    class Watch(PoolListener):
         def queued(self) -> None:
             queued.append(time.monotonic())
 
-    pool = make_pool(size=5, max_outstanding=5, observer=Watch())
+    pool = make_pool(size=5, max_outstanding=5, listeners=[Watch()])
     driver.always["connect"] = DriverError("refused")
     began = time.monotonic()
 
@@ -721,11 +897,11 @@ def test_when_the_server_has_moved_no_older_connection_is_handed_out_again(
     old = [pool.acquire() for _ in range(4)]
     for connection in old[:2]:
         pool.release(connection)
-    old[2].fault = MOVED
+    old[2].fault = FAILED_OVER
     pool.release(old[2])
     settle(lambda: driver.open == [old[3]])
     with leased(pool) as fresh:
-        old[3].fault = MOVED  # which everybody knows by now
+        old[3].fault = FAILED_OVER  # which everybody knows by now
         pool.release(old[3])
     with leased(pool) as again:
         assert again is fresh
@@ -737,7 +913,7 @@ def test_a_server_that_stays_read_only_does_not_cost_all_connections_each_time(
     pool = make_pool(clock=Clock())  # all within the same second
     for _ in range(20):
         with leased(pool), leased(pool) as writer:
-            writer.fault = MOVED
+            writer.fault = FAILED_OVER
     assert driver.calls["connect"] <= 2 + 20 + 1
 
 
@@ -877,7 +1053,7 @@ def test_a_closed_pool_closes_idle_ones_and_refuses(driver: FakeDriver) -> None:
 def test_a_close_that_never_returns_is_not_waited_for(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(retiring, "CLOSE_TIMEOUT_SECONDS", 0.05)
     pool = driver.pool()
     pool.release(pool.acquire())
     driver.always["close"] = NEVER

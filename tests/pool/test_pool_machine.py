@@ -9,6 +9,7 @@ able to tell the same story twice. A rule that finds nobody to happen to does no
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -38,34 +39,51 @@ end = strategies.builds(
 
 
 class User:
-    """A greenlet that wants a connection, uses it until told to stop, and gives it back."""
+    """A greenlet that wants a connection, uses it until told to stop, and gives it back.
 
-    def __init__(self, machine: PoolMachine, timeout: float) -> None:
+    :param lease: whether it uses ``with pool.lease()``; then nobody else can give it back.
+    """
+
+    def __init__(self, machine: PoolMachine, timeout: float, *, lease: bool = False) -> None:
         self.stop = Event()
         self.connection: FakeConnection | None = None
         self.machine = machine
         self.timeout = timeout
-        self.greenlet = gevent.spawn(self.run)
+        self.served = False
+        self.greenlet = gevent.spawn(self.run_lease if lease else self.run)
 
     def waits(self) -> bool:
-        return self.connection is None and not self.greenlet.ready()
+        return not self.served and not self.greenlet.ready()
 
     def run(self) -> None:
         try:
             self.connection = self.machine.pool.acquire(timeout=self.timeout)
         except (PoolTimeout, DriverError):
             return
-        taken = self.connection
-        if taken.user is not None or taken.closed or taken.dirty or taken.fault:
-            self.machine.scandals.append(f"{taken} was handed out: {vars(taken)}")
-        taken.user = self
         try:
-            self.stop.wait()
+            self.use(self.connection)
         finally:
             connection, self.connection = self.connection, None
             if connection is not None:
                 connection.user = None
                 self.machine.pool.release(connection)
+
+    def run_lease(self) -> None:
+        with (
+            suppress(PoolTimeout, DriverError),
+            self.machine.pool.lease(timeout=self.timeout) as connection,
+        ):
+            try:
+                self.use(connection)
+            finally:
+                connection.user = None
+
+    def use(self, connection: FakeConnection) -> None:
+        self.served = True
+        if connection.user is not None or connection.closed or connection.dirty or connection.fault:
+            self.machine.scandals.append(f"{connection} was handed out: {vars(connection)}")
+        connection.user = self
+        self.stop.wait()
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -87,9 +105,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --- Users come and go
 
-    @rule(many=strategies.integers(1, 4), timeout=strategies.sampled_from([0.001, 0.005, 5.0]))
-    def some_come(self, many: int, timeout: float) -> None:
-        self.users += [User(self, timeout) for _ in range(many)]
+    @rule(
+        many=strategies.integers(1, 4),
+        timeout=strategies.sampled_from([0.001, 0.005, 5.0]),
+        lease=strategies.booleans(),
+    )
+    def some_come(self, many: int, timeout: float, lease: bool) -> None:
+        self.users += [User(self, timeout, lease=lease) for _ in range(many)]
 
     @rule(which=index)
     def somebody_leaves(self, which: int) -> None:
@@ -186,6 +208,28 @@ class PoolMachine(RuleBasedStateMachine):
     # --- What must hold
 
     @invariant()
+    def each_entry_is_in_exactly_one_state(self) -> None:
+        entries = self.pool._entries
+        unopened = list(entries.connecting)
+        opened = [*entries.leased.values(), *entries.idle, *entries.resetting, *entries.closing]
+        assert len(set(unopened + opened)) == len(unopened + opened) == len(entries) <= CAP
+        assert [entry.conn for entry in opened] == [entry.conn for entry in entries.open()]
+        assert {id(entry.conn) for entry in opened} == {id(conn) for conn in self.driver.open}
+        assert len(unopened) >= self.driver.connecting  # some have not begun yet
+
+    @invariant()
+    def the_gauges_agree(self) -> None:
+        stats, entries = self.pool.stats(), self.pool._entries
+        assert stats["in_use"] == len(entries.leased)
+        assert stats["idle"] == len(entries.idle)
+        assert stats["connecting"] == len(entries.connecting)
+        assert stats["closing"] == len(entries.resetting) + len(entries.closing)
+        states = ("in_use", "idle", "connecting", "closing")
+        assert sum(stats[state] for state in states) == len(entries)
+        used = [connection for connection in self.driver.open if connection.user is not None]
+        assert len(used) <= stats["in_use"]
+
+    @invariant()
     def the_cap_holds(self) -> None:
         stats = self.pool.stats()
         assert stats["in_use"] + stats["idle"] <= CAP
@@ -213,6 +257,9 @@ class PoolMachine(RuleBasedStateMachine):
         for user in self.users:
             user.stop.set()
         assert_sound(self.pool, self.driver)
+        stats = self.pool.stats()
+        waits = stats["wait_seconds_buckets"]["+Inf"]
+        assert waits >= stats["acquired_total"] + stats["timeouts_total"], "or killed meanwhile"
         self.pool.close()
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pooled_serve.pool import PING_TIMEOUT
+from pooled_serve.pool import PING_TIMEOUT_SECONDS
 from support.load import hammer
 from support.netproxy import NetProxy
 from support.processes import wait_until
@@ -118,7 +118,7 @@ def test_idle_connections_that_a_firewall_forgot_cost_one_wait_for_all(
     time.sleep(0.5)
     answer = shop.run("SELECT 1")
     assert answer.status == 200
-    assert answer.seconds < shop.cap * PING_TIMEOUT, "the others were waited for too"
+    assert answer.seconds < shop.cap * PING_TIMEOUT_SECONDS, "the others were waited for too"
     assert shop.pool()["closed_total"] == {"dead": shop.cap}
     proxy.cut()  # the server has not heard of it either
     shop.assert_whole()

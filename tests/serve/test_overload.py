@@ -19,7 +19,7 @@ REFUSED = re.compile(
     r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s by GET /run\)"
 )
 RECOVERED = re.compile(
-    r"\[WARNING\] pool 'default': the pressure is over, nobody waits; requests that got 503 "
+    r"\[WARNING\] pool 'default': the pressure is over, .+; requests that got 503 "
     r"in \d+s: (\d+)$",
     re.MULTILINE,
 )
@@ -43,11 +43,12 @@ def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: S
 
     # One that halts the clients for long enough makes the pressure end twice.
     wait_until(lambda: sum(map(int, RECOVERED.findall(shop.server.log))) == len(refused))
-    lines = [line for line in shop.server.log.splitlines() if "[WARNING]" in line]
+    lines = [line for line in shop.server.log.splitlines() if " pool 'default'" in line]
     assert RECOVERED.search(lines[-1])
     told = [line for line in lines if not RECOVERED.search(line)]
-    assert 2 <= len(told) <= took + 2, "a line a second, the first at once, the last after it"
-    said = [REFUSED.search(line) for line in told if "at its cap" not in line]
+    # Of each kind a line at once, one a second later, and one after ten more.
+    assert 2 <= len(told) <= 2 * (2 + took // 10)
+    said = [REFUSED.search(line) for line in told if "503" in line]
     assert all(said), lines
     assert max(int(match[1]) for match in said if match) == shop.cap
     assert "Traceback" not in shop.server.log

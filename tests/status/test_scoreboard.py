@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooled_serve.driver import statements as sql
-from pooled_serve.pool import stats as tally
+from pooled_serve.pool import stats
 from pooled_serve.status import scoreboard as board_module
 from pooled_serve.status.listener import as_stats
 from pooled_serve.status.scoreboard import PLACES, SLOTS, Board, Place
@@ -53,9 +53,9 @@ def _count(board: Board, slot: int, number: int, alias: str = "default") -> None
     place = board.place(slot, alias)
     assert place is not None
     place.label(alias, "MariaDB 10.11", "127.0.0.1:3306/shop")
-    place.row[tally.ACQUIRED] += number
-    place.row[tally.OPEN] = 3
-    place.row[tally.CAP] = 10
+    place.row[stats.ACQUIRED] += number
+    place.row[stats.IN_USE] = 3
+    place.row[stats.CAP] = 10
 
 
 def _acquired(board: Board) -> dict[str, int]:
@@ -74,8 +74,8 @@ def test_what_a_killed_worker_counted_is_kept() -> None:
     _kill(pid)
     board.retire(slot)
     (reading,) = board.read()
-    assert reading.row[tally.ACQUIRED] == 7
-    assert reading.row[tally.OPEN] == reading.row[tally.CAP] == 0, "gauges are of the living"
+    assert reading.row[stats.ACQUIRED] == 7
+    assert reading.row[stats.IN_USE] == reading.row[stats.CAP] == 0, "gauges are of the living"
     assert board.workers() == {}
 
 
@@ -135,7 +135,7 @@ class Slow:
 
     def __setitem__(self, i: int, number: float) -> None:
         self._numbers[i] = number
-        if i == tally.ACQUIRED:
+        if i == stats.ACQUIRED:
             time.sleep(0.001)
 
 
@@ -204,40 +204,55 @@ def test_any_text_comes_back_as_far_as_it_fits(alias: str, engine: str, server: 
 
 
 def test_the_live_rows_add_up() -> None:
-    rows = [[0.0] * tally.WIDTH for _ in range(3)]
+    rows = [[0.0] * stats.ROW_LENGTH for _ in range(3)]
     for n, row in enumerate(rows, start=1):
-        row[tally.ACQUIRED] = row[tally.OPEN] = n
-        row[tally.OLDEST_HELD] = 100.0 - n
-    rows[1][tally.REACHABLE], rows[2][tally.REACHABLE] = tally.NO, tally.YES
-    rows[0][tally.OLDEST_HELD] = 0.0  # nobody holds one there
-    stats = tally.by_name(tally.total(rows), now=100.0)
-    assert stats["acquired_total"] == stats["in_use"] == 6
-    assert stats["oldest_held_seconds"] == 3.0
-    assert stats["reachable"] is False
+        row[stats.ACQUIRED] = row[stats.IN_USE] = n
+        row[stats.OLDEST_HELD] = 100.0 - n
+    rows[1][stats.REACHABLE], rows[2][stats.REACHABLE] = stats.NO, stats.YES
+    rows[0][stats.OLDEST_HELD] = 0.0  # nobody holds one there
+    summed = stats.by_name(stats.total(rows), now=100.0)
+    assert summed["acquired_total"] == summed["in_use"] == 6
+    assert summed["oldest_held_seconds"] == 3.0
+    assert summed["reachable"] is False
 
 
 @given(
     st.lists(st.floats(0, 100, allow_nan=False), max_size=50),
+    st.lists(st.floats(0, 100, allow_nan=False), max_size=50),
     st.integers(0, 50),
 )
-def test_histograms_are_cumulative_and_count_everybody(waits: list[float], at_once: int) -> None:
+def test_histograms_are_cumulative_and_count_everybody(
+    served: list[float], in_vain: list[float], at_once: int
+) -> None:
     from bisect import bisect_left
 
-    row = [0.0] * tally.WIDTH
-    row[tally.ACQUIRED] = len(waits) + at_once
+    row = [0.0] * stats.ROW_LENGTH
+    row[stats.ACQUIRED], row[stats.WAITED] = len(served) + at_once, len(served)
+    waits = served + in_vain
     for seconds in waits:
-        row[tally.WAITS + bisect_left(tally.BOUNDS, seconds)] += 1
-    counts = tally.buckets(row, tally.WAITS)
+        row[stats.WAIT_BUCKETS + bisect_left(stats.BUCKET_BOUNDS_SECONDS, seconds)] += 1
+    (metric,) = (metric for metric in stats.METRICS if metric.key == "wait_seconds")
+    counts = stats.buckets(metric, row)
     assert counts["+Inf"] == len(waits) + at_once
-    for bound in tally.BOUNDS:
+    for bound in stats.BUCKET_BOUNDS_SECONDS:
         assert counts[f"{bound:g}"] == at_once + sum(seconds <= bound for seconds in waits)
+
+
+def test_counters_come_before_gauges_and_nothing_overlaps() -> None:
+    """A worker that dies leaves the first part of its row, and loses the second."""
+    places = [n for m in stats.METRICS for n in range(m.start, m.start + m.width)]
+    assert places == list(range(stats.ROW_LENGTH))
+    lasting = {stats.Kind.COUNTER, stats.Kind.HISTOGRAM}
+    for metric in stats.METRICS:
+        assert (metric.kind in lasting) == (metric.start < stats.FIRST_GAUGE), metric.key
+    assert len({metric.key for metric in stats.METRICS}) == len(stats.METRICS)
 
 
 def test_every_reason_has_a_place() -> None:
     reasons = {reason for _, reason in (*sql._NAMED, *sql._TOUCHES)} | {
         *("several statements", "several results", "unbuffered cursor", "direct use", "unknown")
     }
-    assert reasons <= set(tally.PIN_REASONS)
+    assert reasons <= set(stats.PIN_REASONS)
 
 
 def test_a_place_is_whole_words() -> None:
@@ -261,10 +276,10 @@ def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
     assert board.lost(["a", "b"]) == ["a", "b"]
     slot = _claimed(board)
     board.enter(slot)
-    for alias, reachable in (("a", tally.YES), ("c", tally.NO)):
+    for alias, reachable in (("a", stats.YES), ("c", stats.NO)):
         place = board.place(slot, alias)
         assert place is not None
-        place.row[tally.REACHABLE] = reachable
+        place.row[stats.REACHABLE] = reachable
     assert board.lost(["a", "b"]) == ["b", "c"]
     board.retire(slot)
     assert board.lost(["a", "b"]) == ["b", "c"]

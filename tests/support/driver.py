@@ -111,15 +111,14 @@ class FakeDriver:
 @contextmanager
 def leased(pool: ConnectionPool[FakeConnection], **options: Any) -> Iterator[FakeConnection]:
     """A connection for the length of a block, used by nobody else in the meantime."""
-    connection = pool.acquire(**options)
-    assert connection.user is None, f"{connection} was handed to two users"
-    assert not connection.closed
-    connection.user = gevent.getcurrent()
-    try:
-        yield connection
-    finally:
-        connection.user = None
-        pool.release(connection)
+    with pool.lease(**options) as connection:
+        assert connection.user is None, f"{connection} was handed to two users"
+        assert not connection.closed
+        connection.user = gevent.getcurrent()
+        try:
+            yield connection
+        finally:
+            connection.user = None
 
 
 def settle(condition: Callable[[], bool] = lambda: True) -> None:
@@ -135,7 +134,7 @@ def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> No
     driver.always.clear()
     for plan in driver.plan.values():
         plan.clear()
-    settle(lambda: pool.stats()["in_use"] == 0 and pool._retry_timer is None)
+    settle(lambda: pool._entries.busy == 0 and pool._retry_timer is None)
     stats = pool.stats()
     assert stats["waiting"] == 0
     assert stats["idle"] == len(driver.open) <= pool.size
@@ -144,5 +143,5 @@ def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> No
     assert len({id(connection) for connection in taken}) == pool.cap
     for connection in taken:
         pool.release(connection)
-    settle(lambda: pool.stats()["in_use"] == 0)
+    settle(lambda: pool._entries.busy == 0)
     assert len(driver.open) == pool.stats()["idle"] <= pool.size

@@ -1,0 +1,234 @@
+"""What a pool consists of: its parameters, its state at rest, its numbers and its words."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Generic
+
+import gevent
+from gevent.monkey import get_original
+
+from pooled_serve.pool import stats
+from pooled_serve.pool.backoff import Backoff
+from pooled_serve.pool.entry import C, Entries, Entry
+from pooled_serve.pool.listener import PoolListener
+from pooled_serve.pool.stats import Row
+from pooled_serve.pool.waiters import Waiters
+
+get_thread = get_original("_thread", "get_ident")
+"""The OS thread, whatever gevent has patched; a pool belongs to one."""
+
+DIRTY = "dirty"
+"""What ``condition`` answers for a connection that ``reset`` can make clean again."""
+
+FAILED_OVER = "moved"
+"""What ``condition`` answers when the server is no longer the one to use: a primary that became
+read-only. No connection opened before is handed out again, or each would cost a request."""
+
+
+class PoolBase(Generic[C]):
+    """The part of a :class:`ConnectionPool` that hands nothing out.
+
+    :param connect: opens a connection; any callable that returns an object with ``close()``.
+    :param size: how many idle connections are kept.
+    :param max_outstanding: the most connections that may exist at once; None for no limit.
+    :param timeout: seconds that :meth:`acquire` may take, all in all.
+    :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
+        for never; or a callable that returns either for a connection.
+    :param check: returns at each hand-out, without I/O, whether an idle connection looks alive.
+    :param ping: asks the server itself; raises if it does not answer.
+    :param ping_after: seconds of idleness after which a look is not enough: a half-open link (a
+        host that lost power, a firewall that forgot) looks alive until something is sent.
+    :param condition: called at hand-back, without I/O: returns None when the connection is fit for
+        the next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it
+        must be closed; :data:`FAILED_OVER` closes the others too.
+    :param reset: makes a dirty connection fit; may do I/O and raise.
+    :param abandon: called in a forked child with each connection of the parent; must close the
+        descriptor without writing to it. They are kept, untouched, for ever.
+    :param holder: returns who has a connection, for messages; "" if that is not known.
+    :param listeners: hear when a request has to wait, and how connecting goes.
+    :param clock: monotonic seconds.
+    :param name: stands in messages.
+    """
+
+    # Python keeps more than 30 attributes of an instance in a slower way, which made a hand-out
+    # slower by a tenth.
+    __slots__ = (
+        *("name", "size", "cap", "timeout", "row", "__weakref__"),
+        *("_open", "_max_age", "_check", "_ping", "_ping_after", "_condition", "_reset"),
+        *("_abandon", "_holder", "_listeners", "_clock", "_hub", "_keep_idle", "_closed"),
+        *("_entries", "_idle", "_leased", "_waiters", "_queue", "_connecting_for_queue"),
+        *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
+        "_failed_over_at",
+    )
+
+    def __init__(
+        self,
+        connect: Callable[[], C],
+        *,
+        size: int = 4,
+        max_outstanding: int | None = 12,
+        timeout: float = 10.0,
+        max_age: float | Callable[[C], float | None] | None = None,
+        check: Callable[[C], bool] = lambda conn: True,
+        ping: Callable[[C], None] = lambda conn: None,
+        ping_after: float = 30.0,
+        condition: Callable[[C], str | None] = lambda conn: None,
+        reset: Callable[[C], None] = lambda conn: None,
+        abandon: Callable[[C], None] = lambda conn: None,
+        holder: Callable[[C], str] = lambda conn: "",
+        listeners: Iterable[PoolListener] = (),
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "pool",
+    ) -> None:
+        cap = math.inf if max_outstanding is None else max_outstanding
+        if not 1 <= size <= cap:
+            raise ValueError(f"need 1 <= size <= max_outstanding, not {size} and {cap:g}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be above 0, not {timeout:g}")
+        self.name = name
+        self.size = size
+        self.cap = cap
+        self.timeout = timeout
+        self._open = connect
+        self._max_age = max_age
+        self._check = check
+        self._ping = ping
+        self._ping_after = ping_after
+        self._condition = condition
+        self._reset = reset
+        self._abandon = abandon
+        self._holder = holder
+        self._listeners = tuple(listeners)
+        self._clock = clock
+
+        self._keep_idle = size
+        self._closed = False
+        # Finalizers in other OS threads must find the loop of the thread that owns the pool.
+        self._hub: Any = gevent.get_hub()
+        self._inherited: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
+        self._start()
+        _pools.add(self)
+
+    def _start(self) -> None:
+        """With no connection and no waiter."""
+        self._entries: Entries[C] = Entries()
+        self._idle = self._entries.idle  # these, and _queue, shorten the hot path
+        self._leased = self._entries.leased
+        self._connecting_for_queue: set[Entry[C]] = set()  # of the connecting entries
+        self._waiters: Waiters[C] = Waiters()
+        self._queue = self._waiters.queue  # empty whenever there is an idle entry
+        self._orphans: deque[C] = deque()
+        self._backoff = Backoff(self._clock)
+        self._retry_timer: Any = None
+        self._age_timer: Any = None
+        self._next_expiry = math.inf  # when the age timer fires
+        self._failed_over_at = -math.inf
+        self.row: Row = stats.new_row()
+        self.row[stats.SIZE], self.row[stats.CAP] = self.size, self.cap
+
+    # --- Counting ------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
+        self.refresh_gauges()
+        return stats.by_name(list(self.row), self._clock())
+
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open."""
+        return not self._entries.open()
+
+    @property
+    def full(self) -> bool:
+        """Whether all connections that may exist are in use."""
+        return len(self._leased) >= self.cap
+
+    @property
+    def waiting(self) -> int:
+        """How many are in the queue."""
+        return len(self._queue)
+
+    def longest_wait(self) -> float:
+        """Seconds that the first in the queue has waited; 0 if nobody waits."""
+        head = self._waiters.head
+        return self._clock() - head.since if head else 0.0
+
+    def describe(self) -> str:
+        """What the connections do, who waits, and the longest lease, in words."""
+        entries = self._entries
+        words = [f"{len(entries.leased)} in use", f"{len(entries.idle)} idle"]
+        for state in ("connecting", "resetting", "closing"):
+            if count := len(getattr(entries, state)):
+                words.append(f"{count} {state}")
+        words.append(f"{len(self._queue)} waiting")
+        words.append("cap unlimited" if self.cap == math.inf else f"cap {self.cap:.0f}")
+        if oldest := entries.oldest_lease():
+            holder = self._holder(oldest.conn)
+            by = f" by {holder}" if holder else ""
+            words.append(f"longest held {self._clock() - oldest.leased_at:.1f}s{by}")
+        return ", ".join(words)
+
+    def count(self, metric: int) -> None:
+        """Count one more of a counter of stats.py."""
+        self.row[metric] += 1.0
+
+    def attach_row(self, row: Row) -> None:
+        """Count there from now on, on top of what was counted here and there so far."""
+        for i, number in enumerate(self.row):
+            row[i] = number + (row[i] if i < stats.FIRST_GAUGE else 0.0)
+        self.row = row
+
+    def refresh_gauges(self) -> None:
+        """Bring the gauges up to date. Readers call this: at each change it would be the most
+        expensive part of a hand-out."""
+        row, entries = self.row, self._entries
+        oldest, head = entries.oldest_lease(), self._waiters.head
+        row[stats.IN_USE] = len(entries.leased)
+        row[stats.IDLE] = len(entries.idle)
+        row[stats.CONNECTING] = len(entries.connecting)
+        row[stats.CLOSING] = len(entries.resetting) + len(entries.closing)
+        row[stats.WAITING] = len(self._queue)
+        row[stats.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
+        row[stats.OLDEST_WAIT] = head.since if head else 0.0
+
+    def _observe(self, total: int, seconds: float) -> None:
+        """Count a duration in a histogram: its sum, and one of the buckets behind that."""
+        self.row[total] += seconds
+        self.row[total + 1 + bisect_left(stats.BUCKET_BOUNDS_SECONDS, seconds)] += 1
+
+    # --- Small things --------------------------------------------------------------------------
+
+    def _timer(self, seconds: float, callback: Callable[[], None]) -> Any:
+        # ref=False: the pool's timer alone must not keep an event loop running.
+        timer = self._hub.loop.timer(max(0.0, seconds), ref=False)
+        timer.start(callback, update=True)
+        return timer
+
+    def _after_fork_in_child(self) -> None:
+        """The connections are the parent's: forget them, without a byte on their sockets."""
+        conns = [entry.conn for entry in self._entries.open()]
+        self._start()
+        for conn in conns:
+            self._inherit(conn)
+
+    def _inherit(self, conn: C) -> None:
+        self._inherited[id(conn)] = conn
+        self._abandon(conn)
+
+
+_pools: weakref.WeakSet[PoolBase[Any]] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for pool in list(_pools):
+        pool._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

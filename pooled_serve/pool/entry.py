@@ -1,0 +1,141 @@
+"""One unit of the cap, and the five states that it passes through.
+
+::
+
+    reserve()                      lease_idle()
+        │                        ┌──────────────── IDLE ◄──────┐
+        ▼          opened()      ▼                  │          │ ConnectionPool._put_back()
+    CONNECTING ───────────────► LEASED ─────────────┼──────────┘
+        │                       │    ▲  end_reset() │
+        │         begin_reset() ▼    │              │ begin_close()
+        │                     RESETTING             │
+        │ cancel()              │                   ▼
+        └──► gone               └──────────────► CLOSING ──► gone
+                                 begin_close()      end_close()
+
+LEASED goes to CLOSING by ``begin_close()``, too. A hand-off from one user to the next is no
+transition: the entry stays LEASED.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Generic, Protocol, TypeVar
+
+
+class Closable(Protocol):
+    """All that the pool itself asks of a connection."""
+
+    def close(self) -> object:
+        """End the connection."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class Entry(Generic[C]):
+    """One unit of the cap: the right to a connection, and the connection once it is open.
+
+    Times are seconds of the pool's clock.
+    """
+
+    __slots__ = ("conn", "conn_id", "expires", "idle_since", "leased_at")
+
+    conn: C  # this and its id() are set from opened() on
+    conn_id: int
+
+    def __init__(self) -> None:
+        self.expires = math.inf  # when the connection retires
+        self.idle_since = 0.0  # when it last came back, or was handed over
+        self.leased_at = 0.0
+
+
+class Entries(Generic[C]):
+    """All entries of a pool by state.
+
+    Invariant: an entry is in exactly one of the five collections. The collection *is* its state,
+    so that there is no second record that could disagree. Each transition stands in one place, a
+    method below (but for LEASED to IDLE, in the pool's fast path); none of them switches greenlets
+    or calls foreign code half-way.
+    """
+
+    __slots__ = ("closing", "connecting", "idle", "leased", "resetting")
+
+    def __init__(self) -> None:
+        self.connecting: set[Entry[C]] = set()
+        self.leased: dict[int, Entry[C]] = {}  # by conn_id: handed out, or being checked for it
+        self.idle: list[Entry[C]] = []  # the last in is the first out
+        self.resetting: set[Entry[C]] = set()
+        self.closing: set[Entry[C]] = set()
+
+    # --- Counting ------------------------------------------------------------------------------
+
+    @property
+    def in_transit(self) -> int:
+        """How many are neither leased nor idle: each ends as one of these or as free room."""
+        return len(self.connecting) + len(self.resetting) + len(self.closing)
+
+    @property
+    def busy(self) -> int:
+        """How much of the cap is taken by what is not idle."""
+        return len(self.leased) + self.in_transit
+
+    def __len__(self) -> int:
+        """How much of the cap is taken."""
+        return self.busy + len(self.idle)
+
+    def open(self) -> list[Entry[C]]:
+        """Those with a connection."""
+        return [*self.leased.values(), *self.idle, *self.resetting, *self.closing]
+
+    def oldest_lease(self) -> Entry[C] | None:
+        """The entry that has been leased for longest."""
+        return min(self.leased.values(), key=lambda entry: entry.leased_at, default=None)
+
+    # --- Transitions ---------------------------------------------------------------------------
+
+    def reserve(self) -> Entry[C]:
+        """A new entry, CONNECTING. Taken before ``connect`` may switch, so that the cap holds."""
+        entry: Entry[C] = Entry()
+        self.connecting.add(entry)
+        return entry
+
+    def cancel(self, entry: Entry[C]) -> None:
+        """CONNECTING to gone: no connection came of it."""
+        self.connecting.discard(entry)
+
+    def opened(self, entry: Entry[C], conn: C, now: float) -> None:
+        """CONNECTING to LEASED."""
+        self.connecting.discard(entry)
+        entry.conn, entry.conn_id, entry.leased_at = conn, id(conn), now
+        self.leased[entry.conn_id] = entry
+
+    def lease_idle(self, now: float) -> Entry[C]:
+        """IDLE to LEASED: the one that came back last, so that the surplus of a spike ages."""
+        entry = self.idle.pop()
+        entry.leased_at = now
+        self.leased[entry.conn_id] = entry
+        return entry
+
+    def begin_reset(self, entry: Entry[C]) -> None:
+        """LEASED to RESETTING."""
+        del self.leased[entry.conn_id]
+        self.resetting.add(entry)
+
+    def end_reset(self, entry: Entry[C]) -> None:
+        """RESETTING to LEASED, for as long as it takes to decide who gets it."""
+        self.resetting.remove(entry)
+        self.leased[entry.conn_id] = entry
+
+    def begin_close(self, entry: Entry[C]) -> None:
+        """LEASED, RESETTING or IDLE to CLOSING."""
+        if self.leased.pop(entry.conn_id, None) is None:
+            if entry in self.resetting:
+                self.resetting.remove(entry)
+            else:
+                self.idle.remove(entry)
+        self.closing.add(entry)
+
+    def end_close(self, entry: Entry[C]) -> None:
+        """CLOSING to gone."""
+        self.closing.discard(entry)  # in a forked child it is not there

@@ -1,0 +1,120 @@
+"""How connections end: by age, as surplus, dead, or because the pool itself ends."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import gevent
+
+from pooled_serve.errors import PoolClosed
+from pooled_serve.pool.backoff import LONGEST_PAUSE_SECONDS
+from pooled_serve.pool.base import FAILED_OVER, PoolBase
+from pooled_serve.pool.entry import C, Entry
+from pooled_serve.pool.stats import CLOSED
+
+CLOSE_TIMEOUT_SECONDS = 5.0
+"""That a driver's ``close()`` may take before its entry is given on regardless."""
+
+
+class RetiringPool(PoolBase[C]):
+    """The part of a :class:`ConnectionPool` that closes connections."""
+
+    __slots__ = ()
+
+    def _serve_waiters(self) -> None:
+        """Called when an entry has become free."""
+        raise NotImplementedError
+
+    # --- The pool ends -------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Keep no connection idle from now on. Requests in flight and queued are still served."""
+        self._keep_idle = 0
+        self._retire_idle("drain")
+
+    def close(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
+        """Close what is idle, refuse callers that wait or come later, await closings under way.
+
+        Connections in use are closed as they come back.
+
+        :param timeout: seconds to wait for connections that are being closed.
+        """
+        self._closed = True
+        for timer in (self._retry_timer, self._age_timer):
+            if timer is not None:
+                timer.stop()
+        while self._queue:
+            self._waiters.answer_head(PoolClosed(f"pool {self.name!r} is closed"))
+        self.drain()
+        self._await_closings(timeout)
+
+    def clear(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
+        """Close what is idle, and wait for it; the pool goes on.
+
+        :param timeout: seconds to wait at most.
+        """
+        self._retire_idle("cleared")
+        self._await_closings(timeout)
+
+    def _await_closings(self, timeout: float) -> None:
+        deadline = self._clock() + timeout
+        entries = self._entries
+        while (entries.resetting or entries.closing) and self._clock() < deadline:
+            gevent.sleep(0.001)
+
+    # --- Connections end -------------------------------------------------------------------------
+
+    def _discard(self, entry: Entry[C], reason: str) -> None:
+        """Close a connection in a greenlet of its own; then its entry is free.
+
+        In its own greenlet because some callers run in the hub, and because a close that blocks
+        must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
+        that the server never sees more connections than the cap.
+        """
+        if entry.conn_id in self._inherited:
+            return
+        self._entries.begin_close(entry)
+        self.count(CLOSED.get(reason, CLOSED["other"]))
+        # Raw: it has no handle by which somebody could kill it before it ran.
+        gevent.spawn_raw(self._close, entry)
+
+    def _close(self, entry: Entry[C]) -> None:
+        try:
+            # An error is of no use to anybody: the connection is gone either way.
+            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+                entry.conn.close()
+        finally:
+            self._entries.end_close(entry)
+            self._serve_waiters()
+
+    def _retire_aged(self) -> None:
+        now = self._clock()
+        self._retire_idle("age", lambda entry: entry.expires <= now)
+        self._next_expiry = math.inf
+        soonest = min((entry.expires for entry in self._idle), default=math.inf)
+        if soonest < math.inf:
+            self._retire_at(soonest, now)
+
+    def _retire_at(self, expiry: float, now: float) -> None:
+        """Look for aged idle connections then. One timer, set again only for a sooner date."""
+        if self._age_timer is not None:
+            self._age_timer.stop()
+        self._next_expiry = expiry
+        self._age_timer = self._timer(expiry - now, self._retire_aged)
+
+    def _retire_all(self, now: float) -> None:
+        """Idle ones go now, the others when they come back."""
+        # Not for every error: a server may be read-only for long, with nowhere else to go.
+        if now - self._failed_over_at >= LONGEST_PAUSE_SECONDS:
+            self._failed_over_at = now
+            for entry in self._entries.open():
+                entry.expires = min(entry.expires, now)
+            self._retire_idle(FAILED_OVER)
+
+    def _retire_idle(
+        self, reason: str, which: Callable[[Entry[C]], bool] = lambda entry: True
+    ) -> None:
+        for entry in [entry for entry in self._idle if which(entry)]:
+            self._discard(entry, reason)

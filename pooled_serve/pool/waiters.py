@@ -1,0 +1,113 @@
+"""The queue in front of a pool: first come, first served, by direct hand-off.
+
+The model is trio's ``ParkingLot``: a caller parks, and is unparked with an answer. A connection
+that comes back while somebody waits goes to the head of the queue and is never idle in between, so
+that no newcomer can overtake (Go's ``database/sql`` does the same).
+
+Invariant: only the code that takes a waiter out of the queue may answer it, and it does both
+without a switch. So each waiter gets exactly one answer, whatever comes first: a connection, an
+error, its deadline or a kill.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic
+
+import gevent
+import gevent.hub
+
+from pooled_serve.pool.entry import C, Entry
+
+
+class Waiter(Generic[C]):
+    """One caller in the queue.
+
+    :param since: when its wait began, seconds of the pool's clock.
+    :param timeout: seconds that it may take from then on.
+    """
+
+    __slots__ = ("_hub_waiter", "_loop", "answer", "since", "timeout")
+
+    def __init__(self, since: float, timeout: float) -> None:
+        hub = gevent.get_hub()
+        self._hub_waiter = gevent.hub.Waiter(hub)
+        self._loop = hub.loop
+        self.since = since
+        self.timeout = timeout
+        self.answer: Entry[C] | Exception | None = None
+
+    def wake(self, answer: Entry[C] | Exception) -> None:
+        """Resume its greenlet, in the next turn of the loop."""
+        self.answer = answer
+        self._loop.run_callback(self._hub_waiter.switch, None)
+
+    def sleep(self, seconds: float, expire: Callable[..., object], *args: object) -> None:
+        """Until woken; ``expire(*args)`` is called in the hub after so many seconds."""
+        timer = self._loop.timer(max(0.0, seconds))
+        # update: the loop's idea of "now" may be as old as the code that ran since it last
+        # looked, and the timer would fire early by that much.
+        timer.start(expire, *args, update=True)
+        try:
+            self._hub_waiter.get()
+        finally:
+            timer.stop()
+            timer.close()
+
+
+class Waiters(Generic[C]):
+    """Those who wait, in the order in which they are served."""
+
+    __slots__ = ("queue",)
+
+    def __init__(self) -> None:
+        self.queue: OrderedDict[Waiter[C], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    @property
+    def head(self) -> Waiter[C] | None:
+        """The next to be served."""
+        return next(iter(self.queue), None)
+
+    def enter(self, waiter: Waiter[C], *, first: bool = False) -> None:
+        """Queue, at the end or, for a caller whose turn it was already, at the head."""
+        self.queue[waiter] = None
+        if first:
+            self.queue.move_to_end(waiter, last=False)
+
+    def park(
+        self, waiter: Waiter[C], seconds: float, refuse: Callable[[Waiter[C]], Exception]
+    ) -> Entry[C]:
+        """Sleep until answered, and return or raise the answer.
+
+        If the sleep ends in any other way, the greenlet was killed: the waiter has left the
+        queue, and what ``waiter.answer`` holds by then is for the caller to pass on.
+
+        :param seconds: after which the waiter is answered with what ``refuse(waiter)`` returns.
+            That is called in the hub, while the waiter still counts as one.
+        """
+        try:
+            waiter.sleep(seconds, self._expire, waiter, refuse)
+        except BaseException:
+            self.queue.pop(waiter, None)
+            raise
+        answer = waiter.answer
+        if isinstance(answer, Entry):
+            return answer
+        assert answer is not None, "woken without an answer"
+        raise answer
+
+    def answer_head(self, answer: Entry[C] | Exception) -> None:
+        """Take the head out of the queue, and wake it with this."""
+        waiter, _ = self.queue.popitem(last=False)
+        waiter.wake(answer)
+
+    def _expire(self, waiter: Waiter[C], refuse: Callable[[Waiter[C]], Exception]) -> None:
+        # The timer may fire after the waiter was answered, but before it ran.
+        if waiter in self.queue:
+            error = refuse(waiter)
+            del self.queue[waiter]
+            waiter.wake(error)

@@ -1,0 +1,74 @@
+"""``/metrics``: the numbers of all workers in Prometheus' form.
+
+The names are those of OpenTelemetry's semantic conventions for database clients, where they have
+one. Everything else is derived from the declarations in ``pool/stats.py``, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from pooled_serve.pool import stats
+from pooled_serve.pool.stats import Kind, Metric
+from pooled_serve.status.scoreboard import Reading
+
+POOL, WORKER, STATE, REASON = (
+    *("db_client_connection_pool_name", "worker", "db_client_connection_state"),
+    "reason",
+)
+"""Labels. The worker is the slot, not the process id: a new worker goes on with the counters of the
+one before it."""
+
+
+class Collector:
+    """What prometheus_client collects from.
+
+    :raises ImportError: there is no prometheus_client.
+    """
+
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        from prometheus_client import metrics_core
+
+        self._readings = list(readings)
+        self._kinds = {
+            Kind.COUNTER: metrics_core.CounterMetricFamily,
+            Kind.HISTOGRAM: metrics_core.HistogramMetricFamily,
+        }
+        self._gauge = metrics_core.GaugeMetricFamily
+
+    def collect(self) -> Iterable[Any]:
+        """All metrics, by their declarations."""
+        families: dict[str, Any] = {}
+        now = time.monotonic()
+        for metric in stats.METRICS:
+            family = families.get(metric.family)
+            if family is None:
+                labels = [POOL, WORKER]
+                labels += [STATE] * bool(metric.state) + [REASON] * bool(metric.reasons)
+                kind = self._kinds.get(metric.kind, self._gauge)
+                family = families[metric.family] = kind(metric.family, metric.help, labels=labels)
+            for reading in self._readings:
+                _add(family, metric, reading, now)
+        return families.values()
+
+
+def _add(family: Any, metric: Metric, reading: Reading, now: float) -> None:
+    row, labels = reading.row, [reading.alias, str(reading.slot)]
+    value = row[metric.start]
+    if metric.kind is Kind.HISTOGRAM:
+        family.add_metric(labels, list(stats.buckets(metric, row).items()), value)
+    elif metric.reasons:
+        for reason, count in stats.by_reason(metric, row):
+            family.add_metric([*labels, reason], count)
+    elif metric.kind is Kind.COUNTER:
+        family.add_metric(labels, value)
+    elif reading.pid:  # gauges are of the living
+        if metric.kind is Kind.REACHABLE:
+            if value == stats.UNKNOWN:
+                return
+            value = float(value == stats.YES)
+        elif metric.kind is Kind.SINCE:
+            value = stats.age(value, now)
+        family.add_metric([*labels, metric.state] if metric.state else labels, value)

@@ -1,0 +1,180 @@
+"""Whether a pool's database can be reached, for ``/readyz`` and the log; and the probe that finds
+out without traffic that a lost one is back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gevent
+
+from pooled_serve.errors import PoolClosed
+from pooled_serve.pool import PING_TIMEOUT_SECONDS, ConnectionPool, PoolListener
+from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from pooled_serve.pool.stats import NO, REACHABLE, YES
+from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
+
+_NO_SERVER = ((2002,), (2003,))
+"""Errors of a connect that nobody has answered, unlike those that come from a full server."""
+
+
+class Shortage(NamedTuple):
+    """Something that this machine has too little of. It says nothing about the database."""
+
+    problem: str
+    remedy: str
+
+
+_DESCRIPTORS = "raise the limit (ulimit -n, systemd's LimitNOFILE=), or find what leaks them"
+_MEMORY = "free memory, or raise the limit of the container and net.core.*mem_max"
+SHORTAGES = {
+    errno.EMFILE: Shortage("this process has no file descriptor left", _DESCRIPTORS),
+    errno.ENFILE: Shortage("this host has no file descriptor left", "raise fs.file-max"),
+    errno.ENOBUFS: Shortage("the kernel has no buffer space left", _MEMORY),
+    errno.ENOMEM: Shortage("the kernel has no memory left for a socket", _MEMORY),
+    errno.EADDRNOTAVAIL: Shortage(
+        "this host has no local address or port left for it",
+        "widen net.ipv4.ip_local_port_range, open fewer connections, or check HOST in DATABASES",
+    ),
+}
+"""By the errno of a failed connect."""
+
+
+class Reachability(PoolListener):
+    """Whether the last attempt to connect reached the database.
+
+    :param log: writes the lines.
+    """
+
+    pool: ConnectionPool[Any]
+    probing = False
+    """Whether to find out without traffic that a lost database is back."""
+
+    def __init__(self, log: PoolLog) -> None:
+        self._log = log
+        self._prober: gevent.Greenlet | None = None  # true while it runs
+        self._lost_since: float | None = None
+        self._failures = 0  # in a row
+        self._told = False  # that it is lost
+        self._short_since: float | None = None
+        self._short_last = 0.0
+        self._short_failures = 0
+        self._told_of_shortage = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the database could not be reached when that was last tried."""
+        return self._lost_since is not None
+
+    def connected(self) -> None:
+        """A connection was opened."""
+        self.pool.row[REACHABLE] = YES
+        now = time.monotonic()
+        if self._lost_since is not None and self._told:
+            self._log.database_back(now - self._lost_since, self._failures)
+        self._lost_since = None
+        self._failures = 0
+        # One descriptor that is set free is used at once, and the next attempt fails again.
+        if self._short_since is not None and now - self._short_last >= CALM_SECONDS:
+            if self._told_of_shortage:
+                lasted = self._short_last - self._short_since
+                self._log.shortage_over(lasted, self._short_failures)
+            self._short_since = None
+
+    def connect_failed(self, error: Exception) -> None:
+        """An attempt to connect failed."""
+        if (shortage := shortage_behind(error)) is not None:
+            self._note_shortage(shortage)
+            return
+        self._failures += 1
+        if self._lost_since is None:
+            if not self.pool.empty and error.args[:1] not in _NO_SERVER:
+                self._log.no_more_connections(error)
+                return
+            self.lose(told=False)
+        if not self._told:
+            self._told = self._log.database_lost(error)
+
+    def lose(self, *, told: bool = True) -> None:
+        """The database cannot be reached.
+
+        :param told: whether somebody has said so, as the preflight does.
+        """
+        self.pool.row[REACHABLE] = NO
+        self._lost_since = time.monotonic()
+        self._told = told
+        self.resume()
+
+    def resume(self) -> None:
+        """Probe from now on, if that is wanted and the database is lost."""
+        if self.probing and self.lost:
+            self.pool.row[REACHABLE] = NO
+            if not self._prober:
+                self._prober = gevent.spawn(self._probe)
+
+    def _note_shortage(self, shortage: Shortage) -> None:
+        self._short_last = time.monotonic()
+        if self._short_since is None:
+            self._short_since = self._short_last
+            self._short_failures = 0
+            self._told_of_shortage = False
+        self._short_failures += 1
+        if not self._told_of_shortage:
+            self._told_of_shortage = self._log.shortage(*shortage)
+
+    def _probe(self) -> None:
+        """Take a connection, as a request would, until that works. An orchestrator sends no
+        requests until it does."""
+        pause = FIRST_PAUSE_SECONDS
+        while self.lost:
+            gevent.sleep(pause)
+            pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
+            try:
+                # A connection that was idle says nothing by itself.
+                with self.pool.lease() as conn, gevent.Timeout(PING_TIMEOUT_SECONDS):
+                    conn.ping()
+                self.connected()
+            except PoolClosed:
+                return
+            except (Exception, gevent.Timeout):
+                continue
+
+
+def shortage_behind(error: BaseException) -> Shortage | None:
+    """What this machine lacks, if that is why an attempt to connect failed."""
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            # The resolver says "system error" or "try again" when it cannot open a file.
+            code = _error_of_opening()
+        else:
+            code = cause.errno if isinstance(cause, OSError) else None
+        if code in SHORTAGES:
+            shortage = SHORTAGES[code]
+            if code == errno.EMFILE:
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                shortage = shortage._replace(problem=f"{shortage.problem}, of {limit}")
+            return shortage
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        # The first of these is PyMySQL's.
+        error = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
+
+
+def _error_of_opening() -> int | None:
+    """The errno of opening any descriptor now; None if that works."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None

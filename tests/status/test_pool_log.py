@@ -1,0 +1,232 @@
+"""What the log says about a pool: seldom, and true at the moment when it is written."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gevent
+import pytest
+from pymysql.err import OperationalError
+
+from pooled_serve.pool.stats import REACHABLE, YES
+from pooled_serve.status import pool_log, reachability
+from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog, Repeats
+from pooled_serve.status.reachability import Reachability, shortage_behind
+from support.driver import FakeDriver, settle
+
+OVER = "the pressure is over"
+LOST = "cannot be reached"
+BACK = "is back after"
+
+
+@dataclass
+class Line:
+    level: int
+    text: str
+    at: float
+    longest_wait: float
+    """Of the pool, when it was written."""
+
+
+class Watched(logging.Handler):
+    """A pool with its log, and the lines that were written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = FakeDriver()
+        self.log = PoolLog("default")
+        self.reachability = Reachability(self.log)
+        self.pool = self.driver.pool(
+            size=1, max_outstanding=1, listeners=(self.log, self.reachability)
+        )
+        self.log.pool = self.reachability.pool = self.pool
+        self.lines: list[Line] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, now = record.getMessage(), time.monotonic()
+        self.lines.append(Line(record.levelno, text, now, self.pool.longest_wait()))
+
+    def with_text(self, text: str) -> list[Line]:
+        return [line for line in self.lines if text in line.text]
+
+    def use(self, seconds: float) -> None:
+        with self.pool.lease():
+            gevent.sleep(seconds)
+
+    def use_all(self, users: int, seconds: float) -> None:
+        """So many, one after the other, for so long each."""
+        gevent.joinall([gevent.spawn(self.use, seconds) for _ in range(users)], raise_error=True)
+
+    def connect(self, error: Exception | None) -> None:
+        """Open a connection, or fail to; nothing stays open."""
+        self.driver.plan["connect"].append(error)
+        self.pool._backoff.succeeded()  # or the next attempt would have to wait
+        with pytest.raises(type(error)) if error else self.pool.lease():
+            if error:
+                self.pool.acquire()
+        self.pool.clear()
+        settle()
+
+
+@pytest.fixture
+def it() -> Iterator[Watched]:
+    watched = Watched()
+    before = pool_log.log.level
+    pool_log.log.addHandler(watched)
+    pool_log.log.setLevel(logging.INFO)
+    yield watched
+    pool_log.log.removeHandler(watched)
+    pool_log.log.setLevel(before)
+    watched.pool.close()
+
+
+# --- How often ---------------------------------------------------------------------------------
+
+
+def test_a_line_is_repeated_ever_more_rarely() -> None:
+    repeats = Repeats()
+    written = [now for now in range(300) if repeats.due(float(now))]
+    assert written == [0, 1, 11, 71, 131, 191, 251]
+    assert repeats.due(251 + 121.0)
+    assert repeats.due(251 + 122.0), "anew, after it was not needed for so long"
+
+
+# --- Pressure ----------------------------------------------------------------------------------
+
+
+def test_short_queues_and_then_a_long_wait_are_no_relief(it: Watched) -> None:
+    end = time.monotonic() + 2.5
+
+    def visitor() -> None:
+        while time.monotonic() < end:
+            it.use(0.01)
+
+    visitors = [gevent.spawn(visitor) for _ in range(4)]  # so that there is always a short queue
+    gevent.sleep(2.4)
+    waiting = [gevent.spawn(it.use, 2 * LONG_WAIT_SECONDS) for _ in range(8)]
+    settle(lambda: bool(it.with_text("is at its cap")))
+    assert not it.with_text(OVER), "seven wait"
+    gevent.joinall(visitors + waiting, raise_error=True)
+    assert not it.with_text(OVER), "they waited until a moment ago"
+
+
+def test_that_the_pressure_is_over_is_said_when_it_is(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 1.0)
+    it.use_all(4, 2 * LONG_WAIT_SECONDS)
+    ended = time.monotonic()
+    settle(lambda: bool(it.with_text(OVER)))
+    (over,) = it.with_text(OVER)
+    assert over is it.lines[-1]
+    assert over.at - ended >= 0.9
+    assert over.longest_wait <= LONG_WAIT_SECONDS
+    assert re.search(r"requests that got 503 in \d+s: 0$", over.text)
+    assert {line.level for line in it.lines} == {logging.INFO}, "nobody got a 503"
+    assert not it.log._watcher
+
+
+def test_a_pool_at_its_cap_is_not_news_each_second(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bursts with waits of a third and of two thirds of a second, and then nobody waits."""
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 30.0)  # a busy machine may halt it for seconds
+    began = time.monotonic()
+    while time.monotonic() - began < 5:
+        it.use_all(3, 0.3)
+        gevent.sleep(0.2)
+    assert it.with_text("is at its cap") == it.lines
+    most = 2 + (time.monotonic() - began) // 10
+    assert 1 <= len(it.lines) <= most, "the third would come ten seconds after the second"
+    assert {line.level for line in it.lines} == {logging.INFO}
+    assert all(line.longest_wait >= LONG_WAIT_SECONDS for line in it.lines)
+
+
+def test_refusals_are_counted_though_not_each_is_told(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.5)
+    for number in range(30):
+        it.log.refused(f"number {number}")
+    (first,) = it.lines
+    assert first.text == "503 Service Unavailable: number 0"
+    settle(lambda: bool(it.with_text(OVER)))
+    assert {line.level for line in it.lines} == {logging.WARNING}
+    assert it.lines[-1].text.endswith(": 30")
+    # On a busy machine a second passes before the pressure is over.
+    assert [line.text for line in it.lines[1:-1]] in (
+        [],
+        ["503 Service Unavailable, 29 times: number 29"],
+    )
+
+
+# --- The database ------------------------------------------------------------------------------
+
+NO_SERVER = OperationalError(2003, "Can't connect to MySQL server")
+
+
+def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(20):
+        it.connect(NO_SERVER)
+        it.connect(None)
+    assert len(it.with_text(LOST)) == len(it.with_text(BACK)) <= 2
+    assert it.pool.row[REACHABLE] == YES
+    # One that stays away is told even so, as soon as a line is due.
+    told = len(it.with_text(LOST))
+    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.2))
+    it.connect(NO_SERVER)
+    gevent.sleep(0.2)
+    it.connect(NO_SERVER)
+    it.connect(NO_SERVER)
+    assert len(it.with_text(LOST)) == told + 1
+    assert it.reachability.lost
+
+
+def pymysql_error(cause: OSError) -> OperationalError:
+    """As PyMySQL's connect() raises it."""
+    error = OperationalError(2003, f"Can't connect to MySQL server on '127.0.0.1' ({cause})")
+    error.original_exception = cause
+    return error
+
+
+@pytest.mark.parametrize("code", reachability.SHORTAGES)
+def test_what_this_machine_lacks_is_no_outage(
+    it: Watched, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reachability, "CALM_SECONDS", 0.3)
+    for _ in range(10):
+        it.connect(pymysql_error(OSError(code, "so it is")))
+        it.connect(None)  # a descriptor was free for a moment
+    (line,) = it.lines
+    assert line.level == logging.ERROR
+    assert reachability.SHORTAGES[code].problem in line.text
+    assert "\n  → " in line.text
+    assert it.pool.row[REACHABLE] == YES
+    gevent.sleep(0.3)
+    it.connect(None)
+    settle(lambda: len(it.lines) == 2)
+    assert "can open connections again after" in it.lines[-1].text
+    assert it.lines[-1].text.endswith("failed attempts: 10")
+
+
+def test_a_resolver_that_could_not_open_a_file_is_told_from_a_name_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = pymysql_error(socket.gaierror(socket.EAI_AGAIN, "Temporary failure"))
+    assert shortage_behind(wrong) is None
+    monkeypatch.setattr(reachability, "_error_of_opening", lambda: errno.EMFILE)
+    assert shortage_behind(wrong) is not None
+
+
+def test_an_error_that_is_its_own_cause_ends() -> None:
+    error = OperationalError(2003, "circular")
+    error.original_exception = error
+    assert shortage_behind(error) is None
