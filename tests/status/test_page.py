@@ -324,6 +324,15 @@ def test_counters_that_begin_anew_make_no_peak_and_no_negative_rate(open_page: O
     assert page.line("rate", "first").count("M") == 2, "the line is broken at the restart"
 
 
+def test_connections_that_are_opened_or_closed_are_not_free_and_not_in_use(
+    open_page: OpenPage,
+) -> None:
+    page = open_page(Answers(in_use=3, idle=1, connecting=2, closing=1, max_outstanding=12))
+    assert [page.value(name) for name in ("in_use", "idle", "connecting", "closing", "free")] == [
+        *("3", "1", "2", "1", "5")
+    ]
+
+
 def test_the_charts_forget_what_is_older_than_five_minutes(open_page: OpenPage) -> None:
     answers = Answers(in_use=11)
     page = open_page(answers)
