@@ -27,6 +27,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
     "django": (
         ("django.db.utils:ConnectionHandler.create_connection", "self, alias"),
         ("django.core.handlers.exception:response_for_exception", "request, exc"),
+        ("django.core.handlers.wsgi:WSGIHandler.__call__", "self, environ, start_response"),
         (f"{_DJANGO}.connect", "self"),
         (f"{_DJANGO}.get_connection_params", "self"),
         (f"{_DJANGO}.get_new_connection", "self, conn_params"),
@@ -54,6 +55,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_CONNECTION}._write_bytes", "self, data"),
         (f"{_CONNECTION}._force_close", "self"),
         ("pymysql.connections:MySQLResult._read_rowdata_packet_unbuffered", "self"),
+        (f"{_CURSOR}._get_db", "self"),
         (f"{_CURSOR}.execute", "self, query, args"),
         (f"{_CURSOR}.executemany", "self, query, args"),
         (f"{_CURSOR}.callproc", "self, procname, args"),

@@ -69,5 +69,6 @@ def apply_patch() -> None:
         from pooled_serve.backend import patch
 
     values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}
-    patch.install(Plan(PoolOptions.from_values({**values, **_said})))
+    plan = Plan(PoolOptions.from_values({**values, **_said}))
+    patch.install(plan, own_launcher=True)
     atexit.register(patch.close)

@@ -342,12 +342,13 @@ def test_a_page_sends_its_queries_and_nothing_else(
 COUNT = """
     import sys
 
-    def calls(function, where):
+    def calls(function, *where):
         "How many Python functions of these files it calls."
         count = 0
         def profiler(frame, event, arg):
             nonlocal count
-            count += event == "call" and where in frame.f_code.co_filename
+            file = frame.f_code.co_filename
+            count += event == "call" and any(name in file for name in where)
         sys.setprofile(profiler)
         try:
             function()
@@ -357,7 +358,7 @@ COUNT = """
 """
 
 
-def test_a_request_with_a_query_makes_few_calls_of_ours(project: Any) -> None:
+def test_a_request_with_a_query_makes_few_calls_of_ours_and_the_driver(project: Any) -> None:
     source = (
         COUNT
         + """
@@ -371,10 +372,10 @@ def test_a_request_with_a_query_makes_few_calls_of_ours(project: Any) -> None:
 
     request()  # in the first the server is asked what it can do
     request()
-    report(calls(request, "pooled_serve"))
+    report(calls(request, "pooled_serve", "pymysql"))
     """
     )
-    assert run_script(project(), source) <= 40  # 38, and a little room
+    assert run_script(project(), source) <= 110  # 108, and a little room
 
 
 def test_a_column_that_was_seen_before_costs_few_calls(project: Any) -> None:

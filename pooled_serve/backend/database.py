@@ -20,7 +20,8 @@ from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
 from pymysql.cursors import Cursor
 
-from pooled_serve.backend.lease import Leases, Session, leases_here
+from pooled_serve.backend.lease import Session
+from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.backend.spares import Spares
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.errors import PoolClosed, PoolTimeout
@@ -85,14 +86,14 @@ class Leasing:
     """Comes first in the order of methods: a connection from the pool, where there is one."""
 
     database: Database
-    _leases: Leases | None = None  # copies, and the wrapper without a database, have none
+    _scope: GreenletScope | None = None  # copies, and the wrapper without a database, have none
     _spares: Spares | None = None  # likewise
-    _leasing: Leases | None = None  # inside connect(), if the connection is to be a lease
+    _leasing: GreenletScope | None = None  # inside connect(), if it is to be a lease
 
     def connect(self) -> None:
         """Connect as Django does, to a connection that is set up already."""
         if self.database.serves_this_thread():
-            self._leasing = self._leases
+            self._leasing = self._scope
         try:
             super().connect()  # type: ignore[misc]
         finally:
@@ -154,7 +155,7 @@ class Database:
     def wrapper(self) -> Any:
         """``connections[alias]`` for the current greenlet, as good as new."""
         wrapper: Any = self._spares.take()
-        wrapper._leases = leases_here()
+        wrapper._scope = scope_here()
         return wrapper
 
     def serves_this_thread(self) -> bool:
@@ -165,17 +166,16 @@ class Database:
         """
         return bool(get_thread() == self._thread)
 
-    def lease(self, leases: Leases) -> Session:
+    def lease(self, scope: GreenletScope) -> Session:
         """What Django is to hold as its connection.
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
         """
         return DatabaseSession(
             self.pool,
-            leases,
+            scope,
             self._settings["OPTIONS"].get("cursorclass", Cursor),
             self._plan.reset,
-            self._plan.mode == "transaction",
             self._plan.leak_threshold,
         )
 

@@ -1,85 +1,31 @@
 """What Django's wrapper holds as its DB-API connection: leases on pooled connections.
 
-In request mode one lease lasts as long as the session. In transaction mode it lasts one
-statement, or one transaction, or, once a statement touches the state of the session, until the
-session ends: the lease is "pinned". What PgBouncer's transaction mode does between processes
-happens here inside one, where the client's side is known: a statement that would read what
-another request left behind is refused.
+A lease lasts as long as something needs it: a statement, a transaction, results that are not read
+yet, or, once a statement has touched the state of the session, until the session ends: the lease
+is "pinned". In request mode it also lasts as long as the view runs; the scope of the greenlet says
+whether one does. What PgBouncer's transaction mode does between processes happens here inside
+one, where the client's side is known: a statement that would read what another request left
+behind is refused, or answered as on a fresh connection.
 
-In both, a transaction starts with BEGIN before its first statement, not with SET autocommit=0 in
-advance: that saves a round trip, and a transaction in which nothing happens costs nothing.
+In both modes a transaction starts with BEGIN before its first statement, not with SET autocommit=0
+in advance: that saves a round trip, and a transaction in which nothing happens costs nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import re
 from typing import Any
 
-from gevent.local import local
-from pymysql.err import InterfaceError, ProgrammingError
+from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 
+from pooled_serve.backend.cursors import tracked
+from pooled_serve.backend.direct import CONSTANT, HARMLESS, forward_attributes
+from pooled_serve.backend.scope import GreenletScope
+from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import ConnectionPool
 from pooled_serve.pool.stats import PINNED
 from pooled_serve.status.leaks import WatchedLease
-
-_INSERTED = re.compile("LAST_INSERT_ID|IDENTITY")
-_ASKING = frozenset({"affected_rows", "insert_id", "show_warnings"})
-"""Methods of a connection that tell of the statement before."""
-
-
-class Leases(set["Session"]):
-    """The sessions of one greenlet that hold a connection, and what it does meanwhile."""
-
-    request: Any = None
-    """Gunicorn's, while one is served."""
-
-    def __str__(self) -> str:
-        if self.request is None:
-            return "a greenlet, not a request"
-        return f"{self.request.method} {shorten(self.request.path)}"
-
-
-def shorten(path: str) -> str:
-    """A path for logs: two segments of it. What follows can be a token, and a query anything."""
-    segments = path.partition("?")[0].split("/")
-    short = "/".join(segments[:3]) + ("/…" if any(segments[3:]) else "")
-    return "".join(c if c.isprintable() else "�" for c in short[:100])
-
-
-class Holder:
-    """The sessions of one greenlet. Dies with it, and gives back what it forgot to.
-
-    Lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
-    killed, timed out, plain ``greenlet.greenlet`` included.
-    """
-
-    __slots__ = ("leases",)
-
-    def __init__(self) -> None:
-        self.leases = Leases()
-
-    def __del__(self) -> None:
-        # Runs in the hub or in a garbage collection: abandon() only enqueues.
-        with contextlib.suppress(Exception):
-            for session in tuple(self.leases):
-                session.abandon()
-
-
-_local = local()
-
-
-def leases_here() -> Leases:
-    """What the current greenlet holds."""
-    try:
-        holder = _local.holder
-    except AttributeError:
-        holder = _local.holder = Holder()
-    leases: Leases = holder.leases
-    return leases
 
 
 class Session:
@@ -89,11 +35,13 @@ class Session:
     passes here: a cursor that outlives the session is refused, and does not run its statement on
     a connection that somebody else holds by then.
 
+    What is not defined here is the connection's own, to read and to write. What such use leaves
+    behind nobody knows, so the lease is pinned, and the connection closed afterwards.
+
     :param pool: where connections come from.
-    :param held: the sessions of this greenlet that hold one; see :class:`Holder`.
+    :param scope: of the greenlet whose session this is.
     :param cursorclass: PyMySQL's, or what OPTIONS name.
     :param reset: ``auto``, ``always`` or ``rollback``; see ``--pool-reset``.
-    :param per_transaction: lease for each statement or transaction, and not for good.
     :param leak_threshold: seconds after which a lease is suspiciously long; None for never.
     :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
     """
@@ -101,28 +49,34 @@ class Session:
     def __init__(
         self,
         pool: ConnectionPool[MySQLConnection],
-        held: Leases,
+        scope: GreenletScope,
         cursorclass: Any,
         reset: str = "auto",
-        per_transaction: bool = False,
         leak_threshold: float | None = None,
     ) -> None:
-        self._pool = pool
-        self._held = held
-        self._cursorclass = _tracked(cursorclass)
-        self._reset = reset
-        self._leak_threshold = leak_threshold
+        self._pool, self._scope = pool, scope
+        self._cursorclass, self._tracked = cursorclass, tracked(cursorclass)
+        self._reset, self._leak_threshold = reset, leak_threshold
         self._watched: WatchedLease | None = None
         self._conn: MySQLConnection | None = None
-        self._closed = False
+        self._closed = self._pinned = False
         self._autocommit = True  # as Django sees it; the connection below nearly always is
-        self._touched = False  # by a statement, since it was leased
-        self._inserted = False  # a row with a generated key, since it was leased
-        self._depth = 0  # statements under way: executemany() runs several
+        self._depth = 0  # statements under way: parameters of one may come from another
         self._last: Any = None  # the last result: its cursor looks for more of it
-        self._pinned = not per_transaction
-        if self._pinned:
+        self._left = False  # a lease with statements was given back
+        # Since it was leased:
+        self._ran = False  # a statement
+        self._touched = False  # by one
+        self._keyed = False  # by one that may have generated a key
+        self._inserted = False  # and has, as far as can be known
+        self._numbered = False  # a number from a sequence
+        self._selected = False  # rows
+        self._asked = False  # a question was the last
+        if scope.lasting:
             self._lease()
+
+    # As unittest.mock does it: isinstance(session, pymysql.connections.Connection) is true.
+    __class__ = property(lambda self: MySQLConnection)
 
     # --- The lease -----------------------------------------------------------------------------
 
@@ -132,50 +86,81 @@ class Session:
         self._closed = True
         self._give_back()
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def abandon(self) -> None:
-        """Give the connection back on behalf of a holder who is gone. Safe in a finalizer."""
+        """Give the connection back on behalf of a greenlet that is gone. Safe in a finalizer."""
         self._closed = True
         conn, self._conn = self._conn, None
         if conn is not None:
-            conn.spoiled |= self._depth > 0
+            self._mark(conn)
             self._pool.reclaim(conn)
             if self._watched is not None:
                 self._watched.end_soon()
+
+    def settle(self) -> None:
+        """Give the connection back, unless something needs it."""
+        conn = self._conn
+        if conn is None or self._depth or self._pinned or self._scope.lasting:
+            return
+        if conn.unread():
+            self._pin("unbuffered cursor" if conn._result.unbuffered_active else "several results")
+        elif not conn.in_transaction() and (self._autocommit or conn.condition() is None):
+            # Else a transaction was open when the connection was lost: what follows must fail
+            # as well, not run in a transaction of its own.
+            self._give_back()
 
     def usable(self) -> bool:
         """Whether statements can still be run on it."""
         return not self._closed and (self._conn is None or self._conn.usable())
 
+    @property
+    def open(self) -> bool:
+        """Whether it is neither closed nor lost."""
+        return not self._closed and (self._conn is None or self._conn.open)
+
     def _lease(self) -> MySQLConnection:
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        self._inserted = False
+        conn._result = None  # a stranger's
+        self._ran = self._keyed = self._inserted = self._numbered = self._selected = False
         if self._reset == "always":
             conn.touched = "always"
         self._conn = conn
-        conn.lessee = self._held
-        self._held.add(self)
+        conn.lessee = self._scope
+        self._scope.add(self)
         if self._leak_threshold is not None:
-            self._watched = WatchedLease(self._pool, self._held, self._leak_threshold)
+            self._watched = WatchedLease(self._pool, self._scope, self._leak_threshold)
         return conn
 
     def _give_back(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
-            self._held.discard(self)
+            self._scope.discard(self)
             if self._watched is not None:
                 self._watched.end()
             conn.lessee = None
-            conn.spoiled |= self._depth > 0
+            self._mark(conn)
+            self._left |= self._ran
             if self._reset == "rollback":
                 conn.touched = None  # by a method of its own, such as select_db()
             self._pool.release(conn)
 
+    def _mark(self, conn: MySQLConnection) -> None:
+        conn.leased = True
+        conn.keyed |= self._keyed
+        conn.spoiled |= self._depth > 0
+
     def _pin(self, reason: str) -> None:
         if not self._pinned:
             self._pinned = True
-            self._pool.count(PINNED[reason])
+            if not self._scope.lasting:
+                self._pool.count(PINNED[reason])
 
     # --- Statements ----------------------------------------------------------------------------
 
@@ -185,37 +170,97 @@ class Session:
         :param template: the statement as the program wrote it, without its values.
         :raises ProgrammingError: it asks about the statement before, which nobody knows here.
         """
-        if self._depth == 0:
+        self._depth += 1  # from here on: what makes it ready may switch greenlets
+        try:
             statement = classify(template)
+            if statement.asks:
+                self._prepare_answer(template, statement.asks)
+            self._asked = bool(statement.asks)
             conn = self._conn
-            if statement.asks and (conn is None or not self._knows(statement.asks)):
-                raise _who_knows(statement.asks)
             if conn is None:
                 conn = self._lease()
             if statement.touches:
                 self._touch(conn, statement.touches)
             elif not self._autocommit:
                 self._begin(conn)
-        self._depth += 1
+            if statement.inserts:
+                self._keyed = True
+                self._inserted |= statement.returning
+            if statement.numbers:
+                self._numbered = True
+            self._ran = True
+        except BaseException:
+            self._depth -= 1
+            self.settle()
+            raise
 
     def end_statement(self) -> None:
         """After the statement, whatever became of it."""
         self._depth -= 1
         conn = self._conn
-        if self._depth == 0 and conn is not None:
-            self._last = conn._result
-            self._inserted |= bool(self._last is not None and self._last.insert_id)
-            if not self._pinned:
-                self._let_go(conn)
+        if conn is not None:
+            last = self._last = conn._result
+            if last is not None:
+                if last.insert_id:
+                    self._inserted = True
+                elif last.field_count:
+                    self._selected = True
+            if not (self._depth or self._pinned or self._scope.lasting):
+                self.settle()
 
-    def _knows(self, asked: str) -> bool:
-        """Whether the answer is about this lease. Inserts are remembered by the server for long."""
-        return self._pinned or self._inserted or not _INSERTED.search(asked)
+    def _prepare_answer(self, sql: str | bytes, asked: str) -> None:
+        """Let the answer to a question about the statement before be about one of this session.
+
+        :raises ProgrammingError: that was on a connection which is back in the pool.
+        """
+        # Where each statement may have had another connection, silence is no answer either.
+        may_forget = self._scope.lasting and not self._left
+        conn = self._conn
+        if conn is None or not self._ran:
+            if not may_forget:
+                raise self._gone(asked)
+            if (conn or self._lease()).leased:
+                self._renew()
+            return
+        last = None if self._asked else conn._result
+        known = self._inserted, self._numbered, self._selected
+        for question in questions.unknown(sql, last, *known):
+            if question.forget is None or (question.lasts and not may_forget):
+                raise self._gone(asked)
+            if conn.leased:
+                conn.query(question.forget)
+
+    def _renew(self) -> None:
+        """Make the connection like a fresh one, or take a fresh one."""
+        while (conn := self._conn) is not None and conn.leased:
+            try:
+                if self._reset == "rollback":
+                    raise InterfaceError(0, "not to be reset")
+                conn.touched = conn.touched or "question"
+                conn.reset()
+                for sql in questions.FRESH:
+                    conn.query(sql)
+                conn._result = None
+                return
+            except MySQLError:
+                conn.condemn("reset failed")
+                self._give_back()
+                self._lease()
+
+    def _gone(self, asked: str) -> ProgrammingError:
+        return ProgrammingError(
+            f"{asked} asks about the statement before it, which ran on a connection that is back "
+            f"in the pool ({self._scope.rule}): put both inside one transaction.atomic()"
+        )
 
     def _touch(self, conn: MySQLConnection, reason: str) -> None:
         if self._reset != "rollback":
             conn.touched = reason
         self._touched = True
+        if reason in questions.MAY_INSERT and not self._asked:
+            if conn.keyed and not self._inserted:
+                conn.query(questions.FORGET_KEY)  # or nobody could say later whose it is
+            self._keyed = self._inserted = True
         self._pin(reason)
         if not self._autocommit and conn.get_autocommit():
             # What it runs may commit by itself, and go on after that.
@@ -233,25 +278,14 @@ class Session:
         else:
             conn.begin()
 
-    def _let_go(self, conn: MySQLConnection) -> None:
-        """Give the connection back, unless a transaction or an unread result needs it."""
-        if conn.unread():
-            self._pin("several results")
-        elif not conn.in_transaction() and (self._autocommit or conn.condition() is None):
-            # Else a transaction was open when the connection was lost: what follows must fail
-            # as well, not run in a transaction of its own.
-            self._give_back()
-
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Run a statement."""
-        if self._depth and not unbuffered and self._conn is not None:
-            return self._conn.query(sql)  # inside execute(), which has said all about it
-        self.begin_statement(sql)
+        return self._run(sql, MySQLConnection.query, sql, unbuffered)
+
+    def _run(self, template: Any, command: Any, *args: Any) -> Any:
+        self.begin_statement(template)
         try:
-            if unbuffered:
-                self._pin("unbuffered cursor")
-            assert self._conn is not None
-            return self._conn.query(sql, unbuffered)
+            return command(self._conn, *args)
         finally:
             self.end_statement()
 
@@ -259,7 +293,18 @@ class Session:
         """A PyMySQL cursor, of the class that OPTIONS name or of the one given."""
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
-        return (_tracked(cursor) if cursor else self._cursorclass)(self)
+        return (tracked(cursor) if cursor else self._tracked)(self)
+
+    @property
+    def cursorclass(self) -> Any:
+        """Of cursors to come."""
+        return self._cursorclass
+
+    @cursorclass.setter
+    def cursorclass(self, value: Any) -> None:
+        self._cursorclass, self._tracked = value, tracked(value)
+
+    # --- Results -------------------------------------------------------------------------------
 
     @property
     def _result(self) -> Any:
@@ -267,6 +312,32 @@ class Session:
         if self._conn is None and self._depth:
             raise InterfaceError(0, "the connection was given back during the statement")
         return self._last if self._conn is None else self._conn._result
+
+    def insert_id(self) -> Any:
+        """The key that the last statement has generated; 0 or None if none."""
+        return self._last.insert_id if self._last else 0
+
+    def affected_rows(self) -> Any:
+        """How many rows the last statement has changed or found."""
+        return self._last.affected_rows if self._last else 0
+
+    def show_warnings(self) -> Any:
+        """SHOW WARNINGS.
+
+        :raises ProgrammingError: see :meth:`begin_statement`.
+        """
+        return self._run("SHOW WARNINGS", MySQLConnection.show_warnings)
+
+    def next_result(self, unbuffered: bool = False) -> Any:
+        """Read the next result of a statement that has several."""
+        conn = self._conn
+        if conn is None:
+            raise InterfaceError(0, "the connection was given back to the pool")
+        self._depth += 1
+        try:
+            return conn.next_result(unbuffered)
+        finally:
+            self.end_statement()
 
     # --- Transactions --------------------------------------------------------------------------
 
@@ -285,6 +356,10 @@ class Session:
                 self.commit()
         self._autocommit = value
 
+    def begin(self) -> None:
+        """BEGIN."""
+        self.query("BEGIN")
+
     def commit(self) -> None:
         """COMMIT, if there is anything to commit."""
         self._finish("commit")
@@ -297,60 +372,78 @@ class Session:
         conn = self._conn
         if conn is not None:
             if not conn.open or conn.suspect or conn.in_transaction():
-                getattr(conn, how)()
-            if not self._pinned:
-                self._let_go(conn)
+                self._depth += 1
+                try:
+                    getattr(conn, how)()
+                finally:
+                    self._depth -= 1
+            self.settle()
+
+    # --- Commands, and direct use --------------------------------------------------------------
 
     def ping(self, reconnect: bool = False) -> None:
         """Ask the server whether the connection still works, if there is one."""
         if self._conn is not None:
             self._conn.ping()
 
-    def __getattr__(self, name: str) -> Any:
-        conn = self._conn
-        if conn is None:
-            if name in _ASKING:
-                raise _who_knows(f"{name}()")
-            conn = self._lease()
-        if self._depth == 0:
-            # What it returns may be a method, to be called at any time.
-            self._pin("direct use")
-        return getattr(conn, name)
+    def select_db(self, db: Any) -> None:
+        """Use another database."""
+        self._command("database", MySQLConnection.select_db, db)
 
+    def set_character_set(self, charset: Any, collation: Any = None) -> None:
+        """SET NAMES."""
+        self._command("variable", MySQLConnection.set_character_set, charset, collation)
 
-def _who_knows(asked: str) -> ProgrammingError:
-    return ProgrammingError(
-        f"{asked} asks about the statement before it, which ran on a connection that is back in "
-        "the pool (--pool-mode transaction): put both inside one transaction.atomic()"
-    )
+    set_charset = set_character_set
 
-
-class _Tracked:
-    """A cursor that tells its session which statement is about to run."""
-
-    connection: Session | None
-
-    def execute(self, query: Any, args: Any = None) -> Any:
-        return self._run(super().execute, query, query, args)  # type: ignore[misc]
-
-    def executemany(self, query: Any, args: Any) -> Any:
-        return self._run(super().executemany, query, query, args)  # type: ignore[misc]
-
-    def callproc(self, procname: Any, args: Any = ()) -> Any:
-        return self._run(super().callproc, "CALL", procname, args)  # type: ignore[misc]
-
-    def _run(self, method: Any, template: Any, *args: Any) -> Any:
-        session = self.connection
-        if session is None:
-            return method(*args)  # closed; it says so itself
-        session.begin_statement(template)
+    def _command(self, reason: str, command: Any, *args: Any) -> None:
+        conn = self._conn or self._lease()
+        self._touch(conn, reason)
+        self._ran = True
+        self._depth += 1
         try:
-            return method(*args)
+            command(conn, *args)
         finally:
-            session.end_statement()
+            self.end_statement()
+
+    def thread_id(self) -> Any:
+        """The server's number of the connection, which is kept from now on: it may be to KILL."""
+        conn = self._conn or self._lease()
+        self._pin("direct use")
+        return conn.thread_id()
+
+    def escape(self, obj: Any, mapping: Any = None) -> Any:
+        """A value as SQL."""
+        conn = self._conn or self._lease()
+        self._depth += 1  # what turns it into text may run statements
+        try:
+            return conn.escape(obj, mapping)
+        finally:
+            self._depth -= 1
+            self.settle()
+
+    literal = escape
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # somebody copies it, or wants to know what it can do
+        conn = self._conn or self._lease()
+        try:
+            value = getattr(conn, name)
+            if not isinstance(value, CONSTANT) and name not in HARMLESS:
+                self.use_directly()
+            return value
+        finally:
+            self.settle()
+
+    def use_directly(self) -> MySQLConnection:
+        """The connection itself, which nobody is to have after this session."""
+        # What is given out may be a method, to be called at any time.
+        conn = self._conn or self._lease()
+        conn.condemn("direct use")
+        self._ran = self._inserted = self._numbered = self._selected = True  # who knows
+        self._pin("direct use")
+        return conn
 
 
-@functools.cache
-def _tracked(cursorclass: Any) -> Any:
-    """A cursor class, made to tell its session what it runs."""
-    return type("Cursor", (_Tracked, cursorclass), {})
+forward_attributes(Session)

@@ -1,7 +1,8 @@
 """The Django seam: where pooled connections enter, and where they leave a request.
 
-Two functions of Django are replaced, ``ConnectionHandler.create_connection`` and
-``response_for_exception``; no signal is connected, because the test client disconnects Django's.
+Three functions of Django are replaced, ``ConnectionHandler.create_connection``,
+``WSGIHandler.__call__`` and ``response_for_exception``; no signal is connected, because the test
+client disconnects Django's.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 import pymysql
 from django.core.handlers import exception as handlers
+from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve import compat as seam
-from pooled_serve.backend.lease import leases_here
+from pooled_serve.backend import scope as scopes
+from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import PoolTimeout, refuse
 from pooled_serve.pool import get_thread
 from pooled_serve.preflight.plan import Plan
@@ -34,12 +37,14 @@ _thread = 0  # the OS thread whose event loop the pools belong to
 _place_for: Callable[[str], Place | None] | None = None  # on the board, if there is one
 
 _create_connection = ConnectionHandler.create_connection
+_handle = WSGIHandler.__call__
 _response_for_exception = handlers.response_for_exception
 
 
-def install(plan: Plan) -> None:
+def install(plan: Plan, *, own_launcher: bool = False) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
+    :param own_launcher: see :func:`pooled_serve.backend.scope.configure`.
     :raises Refusal: mysqlclient is loaded, somebody else patched Django before, or Django or
         PyMySQL has changed where we plug in.
     """
@@ -48,7 +53,10 @@ def install(plan: Plan) -> None:
     refuse_other_pools()
     if _plan is None:  # else our own functions stand there
         seam.check("django", "pymysql")
+        WSGIHandler.__call__ = handle  # type: ignore[assignment, method-assign]
     _import_backend()
+    mode = plan.options.mode
+    scopes.configure(per_transaction=mode == "transaction", own_launcher=own_launcher)
     _plan, _thread = plan, get_thread()
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
@@ -133,6 +141,16 @@ def is_poolable(engine: type[Any]) -> bool:
     return issubclass(engine, DatabaseWrapper)
 
 
+def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
+    """In place of ``WSGIHandler.__call__``: what is on the stack here is for the view."""
+    scope = scope_here()
+    nested = scope.enter_view()
+    try:
+        return _handle(handler, environ, start_response)
+    finally:
+        scope.leave_view(nested)
+
+
 def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponseBase:
     """In place of Django's: a request that got no connection in time is told to come back.
 
@@ -156,7 +174,7 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
 
 def begin_request(request: Any) -> None:
     """What follows in this greenlet is for a request, gunicorn's; for the log to name it."""
-    leases_here().request = request
+    scope_here().request = request
 
 
 def end_request() -> None:
@@ -169,14 +187,16 @@ def end_request() -> None:
 
     :raises BaseException: what has interrupted a hand-back, but only once all are done.
     """
-    leases = leases_here()
-    leases.request = None
-    interrupted: BaseException | None = None
-    for session in tuple(leases):
-        try:
-            session.close()
-        except BaseException as error:
-            interrupted = interrupted or error
+    scope = scope_here()
+    scope.request = None
+    try:
+        if scope:
+            scopes.for_each(scope, lambda session: session.close())
+    finally:
+        _drop_wrappers()
+
+
+def _drop_wrappers() -> None:
     mine = connections._connections  # type: ignore[attr-defined]
     for alias in _databases:
         try:  # in every request, and it costs less than hasattr()
@@ -187,8 +207,6 @@ def end_request() -> None:
         spares = getattr(wrapper, "_spares", None)  # the project may have put one of its own there
         if spares is not None:
             spares.give_back(wrapper)
-    if interrupted is not None:
-        raise interrupted
 
 
 def pools() -> dict[str, Any]:

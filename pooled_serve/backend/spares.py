@@ -25,7 +25,7 @@ _UNDER_WAY = ("in_atomic_block", "needs_rollback", "_thread_sharing_count")
 _RELIED_ON = {*_UNDER_WAY, "connection", "_thread_ident"}
 """A Django that has other names for these gets a new wrapper each time."""
 
-_LATER = frozenset({"isolation_level", "_leases", "_leasing", "_spares"})
+_LATER = frozenset({"isolation_level", "_scope", "_leasing", "_spares"})
 """What a wrapper gets later, from Django and from us, the same each time."""
 
 

@@ -86,8 +86,10 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     wait_timeout: int | None = None
     """Seconds after which the server hangs up on an idle connection; None if it did not say."""
 
-    _fault: str | None = None
-    lessee: Any = None  # who has it, see pooled_serve.backend.lease.Leases
+    _fault: str | None = None  # why it must be closed when it comes back
+    lessee: Any = None  # who has it, see pooled_serve.backend.scope.GreenletScope
+    leased = False  # and given back, at least once
+    keyed = False  # LAST_INSERT_ID() may be of a lease before
     spoiled = False  # given back while another greenlet runs a statement on it
     suspect = False  # an error left open whether a transaction is
     touched: str | None = None
@@ -308,6 +310,14 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             return DIRTY
         return None
 
+    def condemn(self, reason: str) -> None:
+        """Close it when it comes back: no reset undoes what this user may have done. Until then
+        it can be used.
+
+        :param reason: one of :data:`pooled_serve.pool.stats.CLOSE_REASONS`.
+        """
+        self._fault = self._fault or reason
+
     def in_transaction(self) -> bool:
         """Whether the server last said so, or will open one with the next statement."""
         return bool(self.server_status & _STATUS_MASK != SERVER_STATUS_AUTOCOMMIT)
@@ -379,7 +389,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                         self.host_info,
                     )
                 raise
-        self.suspect, self.touched = False, None
+        self.suspect, self.touched, self.keyed = False, None, False
 
     def holder(self) -> str:
         """Who has it, in words."""
@@ -407,7 +417,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
     def usable(self) -> bool:
         """What Django asks after an error: can this user go on with it? No I/O."""
-        return self._fault is None and self.alive()
+        return self._fault != MOVED and self.alive()
 
     def close(self) -> None:
         """Say goodbye, if that is possible without waiting, and close the socket.

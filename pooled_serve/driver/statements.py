@@ -68,13 +68,20 @@ _ASKS = re.compile(
 )
 
 
+_NEXT = re.compile(r"\b(?:NEXTVAL|SETVAL|NEXT\s+VALUE\s+FOR)\b", re.I)
+
+
 @dataclass(frozen=True)
 class Statement:
     """``touches``: why the session may differ after it, or None. ``asks``: what it reads of the
-    statement before it, or None."""
+    statement before it, or None. ``inserts``: it may generate a key. ``returning``: and the answer
+    does not say which. ``numbers``: it draws a number from a sequence."""
 
     touches: str | None = None
     asks: str | None = None
+    inserts: bool = False
+    returning: bool = False
+    numbers: bool = False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,7 +97,14 @@ def classify(sql: str | bytes) -> Statement:
     verb_match = _VERB.match(bare)
     verb = verb_match.group(1).upper() if verb_match else ""
     asks = _ASKS.search(bare)
-    return Statement(_touches(verb, bare), " ".join(asks.group().split()).upper() if asks else None)
+    inserts = verb in ("INSERT", "REPLACE")
+    return Statement(
+        _touches(verb, bare),
+        " ".join(asks.group().split()).upper() if asks else None,
+        inserts,
+        inserts and "RETURNING" in bare.upper(),
+        bool(_NEXT.search(bare)),
+    )
 
 
 def _touches(verb: str, bare: str) -> str | None:

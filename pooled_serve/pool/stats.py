@@ -40,7 +40,7 @@ _BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 CLOSE_REASONS = (
     *("age", "surplus", "drain", "cleared", "closed"),  # in good order
     *("dead", "lost", "moved"),  # the server's doing
-    *("dirty", "unread", "reset failed", "abandoned", "killed"),  # the user's
+    *("dirty", "unread", "reset failed", "abandoned", "killed", "direct use"),  # the user's
     "other",
 )
 PIN_REASONS = (

@@ -790,10 +790,7 @@ PINS = {
     "LAST_INSERT_ID(expr)": ['run("UPDATE t SET n = LAST_INSERT_ID(n + 1)")'],
     "SQL_CALC_FOUND_ROWS": ['run("SELECT SQL_CALC_FOUND_ROWS n FROM t LIMIT 1")'],
     "unbuffered cursor": ['connection.connection.cursor(SSCursor).execute("SELECT n FROM t")'],
-    "direct use": [
-        "connection.connection.thread_id()",
-        "connection.connection.character_set_name()",
-    ],
+    "direct use": ["connection.connection.thread_id()", "connection.connection.kill"],
     "unknown": ['run("FLUSH STATUS")', 'run("ANALYZE TABLE t")', "run(\"SELECT 'a\\\\\\\\b'\")"],
 }
 
@@ -944,9 +941,13 @@ def test_a_question_inside_a_block_gets_the_right_answer(script: Any, either: Da
             assert one("SELECT ROW_COUNT()") == 1
         refused(ProgrammingError, run, "SELECT LAST_INSERT_ID()")
         import pymysql
-        for name in ("insert_id", "affected_rows", "show_warnings"):
-            session = connection.connection
-            refused(pymysql.ProgrammingError, getattr, session, name)
+        refused(pymysql.ProgrammingError, connection.connection.show_warnings)
+        run("INSERT INTO t (n) VALUES (7), (8)")
+        # The client itself knows these.
+        assert connection.connection.affected_rows() == 2
+        assert connection.connection.insert_id() > key
+        assert in_use() == 0
+        run("DELETE FROM t WHERE n > 6")
         run("UPDATE t SET n = LAST_INSERT_ID(n + 1)")  # kept from here
         assert one("SELECT LAST_INSERT_ID()") == 7
         connection.close()
