@@ -67,6 +67,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
         ("gunicorn.sock:TCP6Socket", "address, conf, log, fd"),
         ("gunicorn.sock:UnixSocket", "addr, conf, log, fd"),
         ("gunicorn.systemd:listen_fds", "unset_environment"),
+        ("gunicorn.workers.ggevent:StreamServer", "listener, handle, backlog, spawn, ssl_args"),
         (f"{_WORKER}.init_process", "self"),
         (f"{_WORKER}.load_wsgi", "self"),
         (f"{_WORKER}.init_signals", "self"),
