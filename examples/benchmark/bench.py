@@ -177,9 +177,11 @@ class Bench:
 
 
 class Server:
-    """The web server of a contender, with one worker."""
+    """The web server of a contender: one worker on a core of its own, or several on all cores."""
 
-    def __init__(self, python: Path, served: Contender, environment: dict[str, str]) -> None:
+    def __init__(
+        self, python: Path, served: Contender, environment: dict[str, str], *, workers: int = 1
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -187,7 +189,7 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the server runs
         command = [str(python), "-m", *served.command, served.app]
         # Clients stand still for longer than the 2 seconds that an idle connection has otherwise.
-        command += ["-w", "1", "-b", f"127.0.0.1:{self.port}", "--keep-alive", "75"]
+        command += ["-w", str(workers), "-b", f"127.0.0.1:{self.port}", "--keep-alive", "75"]
         command += ["--log-level", "warning"]
         self._process = subprocess.Popen(
             tied_to_us(command),
@@ -199,8 +201,9 @@ class Server:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        # Or its luck with the other processes decides as much as its code: up to 5 % either way.
-        os.sched_setaffinity(self.pid, CORES[:1])
+        if workers == 1:
+            # Or its luck with the other processes decides as much as its code: up to 5 % either way
+            os.sched_setaffinity(self.pid, CORES[:1])
 
     @cached_property
     def log(self) -> str:

@@ -28,6 +28,7 @@ sys.path.append(str(BENCHMARK))
 import client  # noqa: E402
 import compare  # noqa: E402
 import contenders  # noqa: E402
+import fairness  # noqa: E402
 import report  # noqa: E402
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -233,6 +234,51 @@ def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
     assert load.failures["cannot connect"] <= 3 * (pauses + 1)
 
 
+def test_a_load_counts_each_client_and_what_still_waits(
+    project: MakeProject, serve: StartServe
+) -> None:
+    views = """
+        import os, time
+        from django.http import HttpResponse
+
+        def good(request):
+            headers = {"Content-Length": 2, "X-Worker": os.getpid()}
+            return HttpResponse("ok", headers=headers)
+
+        def never(request):
+            time.sleep(300)
+    """
+    server = serve(project(views, databases={}))
+    (worker,) = server.worker_pids()
+    crowd = fairness.Crowd(server.port, "/good", clients=3, close=False)
+    crowd.run_for(0.1)
+    wait_until(lambda: crowd.run(time.perf_counter() + 0.1) or min(crowd.answers.values()))
+    crowd.stop()
+    assert [*crowd.workers.values()] == [str(worker).encode()] * 3
+    assert crowd.answers.total() == crowd.ok == len(crowd.waits)
+    with server.only(-1):  # which is none of them
+        crowd = fairness.Crowd(server.port, "/good", clients=3, close=False)
+        assert crowd.run_for(1.0) >= 1.0
+        assert crowd.answers.total() == 0
+    crowd.stop()
+
+
+def fair_run(counts: list[int], longest: float = 1.0, **more: Any) -> fairness.Run:
+    figures = {"p99": 1.0, "cpu": 0.001, "seconds": 10.0, "failures": 0, "by_worker": []}
+    return fairness.Run(counts, longest, **{**figures, **more})
+
+
+def test_what_is_fair() -> None:
+    stock = fair_run([1, 10, 40], 2.0)
+    assert fairness.verdict(fair_run([10, 20, 40], 2.6), stock) == "fair"
+    assert fairness.verdict(fair_run([9, 20, 40], 2.0), stock) == "starved"
+    assert fairness.verdict(fair_run([10, 20, 41], 2.0), stock) == "favoured"
+    assert fairness.verdict(fair_run([10, 20, 40], 2.8), stock) == "1.4 x the wait"
+    # Once every 2.5 seconds is as often as the server can.
+    assert fairness.verdict(fair_run([4, 4, 4], 5.0), stock) == "fair"
+    assert fairness.verdict(fair_run([10, 20, 40], failures=2), stock) == "2 failed"
+
+
 # --- The programs ------------------------------------------------------------------------------
 
 
@@ -317,6 +363,25 @@ def test_start_and_memory_are_measured() -> None:
     ]
     figures = [float(cell) for row in rows for cell in re.findall(r"[\d.]+", row)]
     assert all(figures)
+
+
+@torture
+def test_fairness_is_measured() -> None:
+    args = ("--seconds", "2", "--workers", "2", "--clients", "2,4", "--pages", "plain,1 ms")
+    done = run("fairness.py", "--no-install", *args)
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = done.stdout.partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [cell[:4] for cell in cells] == [
+        ["2", kind, page, clients]
+        for kind in ("keep-alive", "closing")
+        for page, clients in (("plain", "4"), ("1 ms", "2"), ("1 ms", "4"))
+    ]
+    for cell in cells:
+        fewest, median, most = map(float, cell[4].split())
+        assert 0 < fewest <= median <= most
+        assert "failed" not in cell[-1]
+    assert re.search(r"^\d of 6 cells are fair. 2 s each on \d+ cores", done.stdout, re.M)
 
 
 @torture

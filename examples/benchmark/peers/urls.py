@@ -1,6 +1,8 @@
-"""The shop's pages, and one that tells what serves them."""
+"""The shop's pages, and those that only a benchmark asks for."""
 
+import os
 import platform
+import time
 from importlib import metadata
 
 from django.db import connection
@@ -40,4 +42,22 @@ def probe(request: HttpRequest) -> HttpResponse:
     return HttpResponse(repr(request.environ["probe"]()))
 
 
-urlpatterns = [path("about", about), path("probe", probe), path("", include("shop.urls"))]
+def work(request: HttpRequest) -> HttpResponse:
+    """?queries= queries, ?ms= milliseconds of CPU between them and the answer, and who did it."""
+    for _ in range(int(request.GET["queries"])):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
+    # The thread's own clock: a page costs the same however busy the machine is.
+    until = time.thread_time() + int(request.GET["ms"]) / 1000
+    while time.thread_time() < until:
+        pass
+    return HttpResponse("done", headers={"X-Worker": os.getpid()})
+
+
+urlpatterns = [
+    path("about", about),
+    path("probe", probe),
+    path("work", work),
+    path("", include("shop.urls")),
+]
