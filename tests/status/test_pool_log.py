@@ -83,6 +83,8 @@ def it() -> Iterator[Watched]:
     yield watched
     pool_log.log.removeHandler(watched)
     pool_log.log.setLevel(before)
+    if watched.log._watcher:
+        watched.log._watcher.kill()  # or its lines would be the next test's
     watched.pool.close()
 
 
