@@ -91,11 +91,11 @@ def check(*packages: str) -> None:
             try:
                 found = inspect.signature(pkgutil.resolve_name(place)).parameters
             except (ImportError, AttributeError, TypeError, ValueError):
-                raise _moved(package, f"there is no {name}({expected})") from None
+                raise moved(package, f"there is no {name}({expected})") from None
             if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found.values()):
                 continue  # somebody's wrapper, which passes on what it gets
             if ", ".join(found) != expected:
-                raise _moved(package, f"{name} takes ({', '.join(found)}), not ({expected})")
+                raise moved(package, f"{name} takes ({', '.join(found)}), not ({expected})")
 
 
 @contextmanager
@@ -107,12 +107,13 @@ def imports() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise _moved((error.name or "").partition(".")[0], error.msg) from error
+        raise moved((error.name or "").partition(".")[0], error.msg) from error
     except RuntimeError as error:  # gunicorn, when gevent is too old for it
-        raise _moved("gevent", str(error)) from error
+        raise moved("gevent", str(error)) from error
 
 
-def _moved(package: str, what: str) -> Refusal:
+def moved(package: str, what: str) -> Refusal:
+    """What to say of a package that is not as we know it."""
     from importlib.metadata import PackageNotFoundError, version  # takes time, and is rarely wanted
 
     try:
