@@ -91,11 +91,22 @@ def check(*packages: str) -> None:
             try:
                 found = inspect.signature(pkgutil.resolve_name(place)).parameters
             except (ImportError, AttributeError, TypeError, ValueError):
-                raise moved(package, f"there is no {name}({expected})") from None
+                raise _moved(package, f"there is no {name}({expected})") from None
             if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found.values()):
                 continue  # somebody's wrapper, which passes on what it gets
             if ", ".join(found) != expected:
-                raise moved(package, f"{name} takes ({', '.join(found)}), not ({expected})")
+                raise _moved(package, f"{name} takes ({', '.join(found)}), not ({expected})")
+    if "django" in packages:
+        _check_storage()
+
+
+def _check_storage() -> None:
+    """Look for what a thread keeps in ``connections``: a request leaves nothing there."""
+    from django.db import connections
+
+    local = connections._connections  # type: ignore[attr-defined]
+    if not isinstance(getattr(getattr(local, "_storage", None), "__dict__", None), dict):
+        raise _moved("asgiref", "there is no threading.local in Local._storage")
 
 
 @contextmanager
@@ -107,13 +118,12 @@ def imports() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise moved((error.name or "").partition(".")[0], error.msg) from error
+        raise _moved((error.name or "").partition(".")[0], error.msg) from error
     except RuntimeError as error:  # gunicorn, when gevent is too old for it
-        raise moved("gevent", str(error)) from error
+        raise _moved("gevent", str(error)) from error
 
 
-def moved(package: str, what: str) -> Refusal:
-    """What to say of a package that is not as we know it."""
+def _moved(package: str, what: str) -> Refusal:
     from importlib.metadata import PackageNotFoundError, version  # takes time, and is rarely wanted
 
     try:

@@ -74,10 +74,6 @@ def _import_wrappers() -> None:
     global _wrappers
     from pooled_serve.backend import wrappers  # PyMySQL must be in the place of MySQLdb
 
-    try:
-        wrappers.wrappers_here()
-    except (AttributeError, TypeError):
-        raise seam.moved("asgiref", "there is no Local._storage") from None
     _wrappers = wrappers
 
 
