@@ -97,6 +97,17 @@ def check(*packages: str) -> None:
                 continue  # somebody's wrapper, which passes on what it gets
             if ", ".join(found) != expected:
                 raise _moved(package, f"{name} takes ({', '.join(found)}), not ({expected})")
+    if "django" in packages:
+        _check_storage()
+
+
+def _check_storage() -> None:
+    """Look for what a thread keeps in ``connections``: a request leaves nothing there."""
+    from django.db import connections
+
+    local = connections._connections  # type: ignore[attr-defined]
+    if not isinstance(getattr(getattr(local, "_storage", None), "__dict__", None), dict):
+        raise _moved("asgiref", "there is no threading.local in Local._storage")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"
 
 TESTS = [
     *("test_compat.py", "test_cli.py", "backend/test_greenlets.py", "backend/test_patch.py"),
-    "backend/test_spares.py",
+    "backend/test_aliases.py",
     "driver/test_connection.py",
     "serve/test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
     "serve/test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",

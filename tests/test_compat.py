@@ -90,6 +90,19 @@ def test_apply_patch_tells_of_it_too(tmp_path: Path) -> None:
     assert "Connection._force_close takes (self, why), not (self)" in done.output
 
 
+def test_wrappers_that_are_kept_elsewhere_are_told_of(tmp_path: Path) -> None:
+    source = dedent("""
+        from types import SimpleNamespace
+        from django.db import connections
+        connections._connections = SimpleNamespace(_data={})
+        from pooled_serve import pooling
+        pooling.apply_patch()
+    """)
+    done = run("-c", source, cwd=tmp_path, command=(sys.executable,))
+    assert "Refusal: PS504 asgiref" in done.output
+    assert "there is no threading.local in Local._storage" in done.output
+
+
 def test_a_gevent_that_is_too_old_for_gunicorn_is_told_of() -> None:
     with pytest.raises(Refusal, match=r"PS504 gevent .* 24\.10\.1 or higher"), seam.imports():
         raise RuntimeError("gevent worker requires gevent 24.10.1 or higher")

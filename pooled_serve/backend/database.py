@@ -1,32 +1,22 @@
-"""Django's side of a pooled database: wrapper classes that lease, and the pool behind them.
+"""One pooled database: an alias with its settings, and the pool behind it.
 
-Importing this imports Django's MySQL backend, which looks for MySQLdb.
-
-Each pooled engine (Django's, GIS, a third party's) gets two classes of its own:
-
-* ``Opener``, whose instances open real connections, just as the engine would;
-* ``Wrapper``, what ``connections[alias]`` gives, whose connection is a lease.
+Needs no MySQLdb, unlike the wrappers (see wrappers.py) that lease from it.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
-from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
-from django.utils.functional import cached_property
 from pymysql.cursors import Cursor
 
 from pooled_serve.backend.lease import Session
-from pooled_serve.backend.scope import GreenletScope, scope_here
-from pooled_serve.backend.spares import Spares
+from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import ConnectionPool, get_thread
-from pooled_serve.pool.stats import new_row
+from pooled_serve.pool import ConnectionPool, stats
 from pooled_serve.preflight.plan import PoolPlan
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
@@ -51,6 +41,9 @@ class DatabasePoolClosed(PoolClosed, InterfaceError):
 class DatabaseSession(Session):
     """A session whose trouble with the pool is database trouble."""
 
+    wrapper: Any = None
+    """Django's, whose connection this is."""
+
     def _lease(self) -> MySQLConnection:
         try:
             return super()._lease()
@@ -60,113 +53,39 @@ class DatabaseSession(Session):
             raise DatabasePoolClosed(str(error)) from None
 
 
-class Opener(MySQLWrapper):
-    """Comes right above Django's own wrapper in the order of methods, below the engine's.
-
-    So an engine that overrides ``get_new_connection()`` or ``init_connection_state()`` does its
-    work, calls ``super()``, and ends here instead of at ``MySQLdb.connect``.
-    """
-
-    database: Database
-
-    def get_new_connection(self, conn_params: dict[str, Any]) -> MySQLConnection:
-        # At connect the server's default is nearly always right; later it costs a round trip.
-        conn_params.setdefault("autocommit", True)
-        return MySQLConnection(**conn_params)
-
-    @cached_property
-    def mysql_server_data(self) -> dict[str, Any]:
-        # Django asks once per wrapper, we once per server version.
-        if self.database.server_data is None:
-            self.database.server_data = super().mysql_server_data
-        return self.database.server_data
-
-
-class Leasing:
-    """Comes first in the order of methods: a connection from the pool, where there is one."""
-
-    database: Database
-    _scope: GreenletScope | None = None  # copies, and the wrapper without a database, have none
-    _spares: Spares | None = None  # likewise
-    _leasing: GreenletScope | None = None  # inside connect(), if it is to be a lease
-
-    def connect(self) -> None:
-        """Connect as Django does, to a connection that is set up already."""
-        if self.database.serves_this_thread():
-            self._leasing = self._scope
-        try:
-            super().connect()  # type: ignore[misc]
-        finally:
-            self._leasing = None
-
-    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        if self._leasing is not None:
-            # Long past, so that close_old_connections() at the end of the request gives it back.
-            self.close_at = 0.0
-            return self.database.lease(self._leasing)
-        return super().get_new_connection(conn_params)  # type: ignore[misc]
-
-    def init_connection_state(self) -> None:
-        if self._leasing is None:  # else it was done when the connection was opened
-            super().init_connection_state()  # type: ignore[misc]
-
-    def is_usable(self) -> bool:
-        connection = self.connection  # type: ignore[attr-defined]
-        if isinstance(connection, Session):
-            return connection.usable()
-        return bool(super().is_usable())  # type: ignore[misc]
-
-
 class Database:
-    """One alias of DATABASES: its wrapper classes, and its pool, made at first use.
+    """An alias with the settings of one moment; its pool is made at first use.
 
-    :param settings_dict: Django's, live: the test runner renames the database in it.
-    :param plan: what the numbers are.
-    :param thread: the OS thread that may use the pool.
+    :param alias: names the pool.
+    :param settings: copied, because Django's are live: projects change them at any time.
+    :param opener: the class of wrappers that open real connections.
+    :param plan: the numbers.
+    :param lasting: whether the alias was there from the start; else the project may add any
+        number of them.
     """
 
     def __init__(
-        self,
-        alias: str,
-        settings_dict: dict[str, Any],
-        engine: type[MySQLWrapper],
-        plan: PoolPlan,
-        thread: int,
+        self, alias: str, settings: dict[str, Any], opener: type, plan: PoolPlan, *, lasting: bool
     ) -> None:
         self.alias = alias
-        self._settings = settings_dict
-        self._plan = plan
-        self._thread = thread
-        self._pool: ConnectionPool[MySQLConnection] | None = None
-        self._target: object = None
+        self.settings: dict[str, Any] = _copied(settings)
+        self.lasting = lasting
         self.server_data: dict[str, Any] | None = None  # Django's mysql_server_data
-        self._server_version = ""
-        self._place: Place | None = None
         self.log = PoolLog(alias)
         self.reachability = Reachability(self.log)
+        self._opener = opener
+        self._plan = plan
+        self._pool: ConnectionPool[MySQLConnection] | None = None
+        self._keeps_idle = True
+        self._server_version = ""
+        self._place: Place | None = None
 
-        members = {"database": self, "__module__": engine.__module__}
-        bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
-        self._opener = type("DatabaseWrapper", bases, members)
-        wrapper = type("DatabaseWrapper", (Leasing, *bases), members)
-        self._make_wrapper = partial(wrapper, settings_dict, alias)
-        self._spares = Spares(self._make_wrapper)
+    def fits(self, opener: type, settings: dict[str, Any]) -> bool:
+        """Whether connections made with this class and these settings are the same as ours."""
+        # By value, in C: below a microsecond, for nearly all values are the very same objects.
+        return self.settings == settings and self._opener is opener
 
-    def wrapper(self) -> Any:
-        """``connections[alias]`` for the current greenlet, as good as new."""
-        wrapper: Any = self._spares.take()
-        wrapper._scope = scope_here()
-        return wrapper
-
-    def serves_this_thread(self) -> bool:
-        """Whether the current OS thread may use the pool.
-
-        A socket of one event loop is of no use in another thread (``sync_to_async``, gevent's
-        threadpool); there Django connects as if there were no pool.
-        """
-        return bool(get_thread() == self._thread)
-
-    def lease(self, scope: GreenletScope) -> Session:
+    def lease(self, scope: GreenletScope) -> DatabaseSession:
         """What Django is to hold as its connection.
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
@@ -174,30 +93,23 @@ class Database:
         return DatabaseSession(
             self.pool,
             scope,
-            self._settings["OPTIONS"].get("cursorclass", Cursor),
+            self.settings.get("OPTIONS", {}).get("cursorclass", Cursor),
             self._plan.reset,
             self._plan.leak_threshold,
         )
 
     @property
     def pool(self) -> ConnectionPool[MySQLConnection]:
-        """The pool; a new one if the settings point elsewhere than they did."""
-        settings = self._settings
-        target = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
-        if self._pool is None or target != self._target:
-            if self._pool is not None:
-                self._pool.attach_row(new_row())  # the place is its successor's
-                self._pool.drain()
-            self._pool, self._target = self._make_pool(), target
-            self._forget_server()
+        """The pool. Made by the thread that asks first, which must be the one to use it."""
+        if self._pool is None:
+            self._pool = self._make_pool()
             self.log.pool = self.reachability.pool = self._pool
+            if not self._keeps_idle:
+                self._pool.drain()
             self._report()
         return self._pool
 
-    def _forget_server(self) -> None:
-        """What it can do may have changed."""
-        self.server_data = None
-        self._spares = Spares(self._make_wrapper)
+    # --- The board -----------------------------------------------------------------------------
 
     def report_on(self, place: Place) -> None:
         """Count on the board from now on, and find out without traffic that a lost database is
@@ -207,14 +119,28 @@ class Database:
         self._report()
         self.reachability.resume()  # it may have been lost while the project was loaded
 
-    def leave_board(self) -> None:
-        """Count for this process alone again."""
-        self._place = None
+    def leave_board(self, *, free: bool = False) -> None:
+        """Count for this process alone again.
+
+        :param free: the place is for another alias.
+        """
+        place, self._place = self._place, None
         self.reachability.probing = False
+        if place is None:
+            return
+        if self._pool is not None:
+            row = stats.new_row()
+            self._pool.attach_row(row)
+            for i in range(stats.FIRST_GAUGE):
+                row[i] = 0.0  # what was counted stays with the place
+        if free:
+            place.free()
 
     def _report(self) -> None:
         if self._place is not None and self._pool is not None:
             self._pool.attach_row(self._place.row)
+
+    # --- The pool ------------------------------------------------------------------------------
 
     def _make_pool(self) -> ConnectionPool[MySQLConnection]:
         plan = self._plan
@@ -243,17 +169,18 @@ class Database:
 
     def _open(self) -> MySQLConnection:
         """A real connection, set up by the engine as for any other user of Django."""
-        opener: Any = self._opener(self._settings, self.alias)
+        opener = self._opener(_copied(self.settings), self.alias)
+        opener._database = self
         conn = opener.get_new_connection(opener.get_connection_params())
         if not isinstance(conn, MySQLConnection):
             conn.close()
             raise ImproperlyConfigured(
-                f"{self._settings['ENGINE']} connects without its base class; it cannot be pooled"
+                f"{self.settings['ENGINE']} connects without its base class; it cannot be pooled"
             )
         try:
             if conn.server_version != self._server_version:
                 self._server_version = conn.server_version
-                self._forget_server()
+                self.server_data = None  # what it can do may have changed
             opener.connection = conn
             opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()
@@ -267,8 +194,15 @@ class Database:
 
     def drain(self) -> None:
         """See :meth:`ConnectionPool.drain`."""
+        self._keeps_idle = False
         if self._pool is not None:
             self._pool.drain()
+
+    def resume(self) -> None:
+        """See :meth:`ConnectionPool.resume`."""
+        self._keeps_idle = True
+        if self._pool is not None:
+            self._pool.resume()
 
     def clear(self) -> None:
         """See :meth:`ConnectionPool.clear`."""
@@ -276,6 +210,18 @@ class Database:
             self._pool.clear()
 
     def close(self) -> None:
-        """See :meth:`ConnectionPool.close`."""
+        """See :meth:`ConnectionPool.close`; connections in use are closed, too."""
         if self._pool is not None:
-            self._pool.close()
+            self._pool.close(in_use=True)
+
+
+def _copied(value: Any) -> Any:
+    """A value of settings with containers of its own, so that a change of the original shows.
+
+    Not deepcopy(), which fails on TLS contexts and makes other objects unequal to themselves.
+    """
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_copied, value))
+    return value

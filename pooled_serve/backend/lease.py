@@ -114,6 +114,15 @@ class Session:
             # as well, not run in a transaction of its own.
             self._give_back()
 
+    def at_rest(self) -> bool:
+        """Whether nothing would be lost if it gave its connection back now: at most a view that is
+        not over keeps it."""
+        conn = self._conn
+        return conn is None or (
+            self._autocommit
+            and not (self._depth or self._pinned or conn.unread() or conn.in_transaction())
+        )
+
     def usable(self) -> bool:
         """Whether statements can still be run on it."""
         return not self._closed and (self._conn is None or self._conn.usable())

@@ -7,12 +7,14 @@ client disconnects Django's.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import gevent
 import pymysql
 from django.core.handlers import exception as handlers
 from django.core.handlers.wsgi import WSGIHandler
@@ -21,20 +23,22 @@ from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve import compat as seam
+from pooled_serve.backend import registry
 from pooled_serve.backend import scope as scopes
+from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import PoolTimeout, refuse
-from pooled_serve.pool import get_thread
 from pooled_serve.preflight.plan import Plan
 from pooled_serve.status.scoreboard import Place
 
 RETRY_AFTER = "1"
 """Seconds after which a client that got a 503 may try again."""
 
-_databases: dict[str, Any] = {}  # alias -> backend.Database, for MySQL aliases in use
-_plan: Plan | None = None
-_thread = 0  # the OS thread whose event loop the pools belong to
-_place_for: Callable[[str], Place | None] | None = None  # on the board, if there is one
+LAST_CALL = 5.0
+"""Seconds after the last hook until threads lose their connections. Jobs that come to their end
+have that long; a thread that queries for ever must not keep the process."""
+
+_wrappers: Any = None  # our module of that name, once PyMySQL is in the place of MySQLdb
 
 _create_connection = ConnectionHandler.create_connection
 _handle = WSGIHandler.__call__
@@ -48,27 +52,29 @@ def install(plan: Plan, *, own_launcher: bool = False) -> None:
     :raises Refusal: mysqlclient is loaded, somebody else patched Django before, or Django or
         PyMySQL has changed where we plug in.
     """
-    global _plan, _thread
     use_pymysql()
     refuse_other_pools()
-    if _plan is None:  # else our own functions stand there
+    if _wrappers is None:  # else our own functions stand there
         seam.check("django", "pymysql")
         WSGIHandler.__call__ = handle  # type: ignore[assignment, method-assign]
-    _import_backend()
+    _import_wrappers()
     mode = plan.options.mode
     scopes.configure(per_transaction=mode == "transaction", own_launcher=own_launcher)
-    _plan, _thread = plan, get_thread()
+    registry.start(plan)
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
 
 
-def _import_backend() -> None:
+def _import_wrappers() -> None:
     """Now, while nobody else does.
 
     Under gevent OS threads that import a module for the first time, all at once, can wait for
     each other for ever: a wake-up of the import lock is lost.
     """
-    from pooled_serve.backend import database as backend  # noqa: F401 - PyMySQL must be in the place of MySQLdb
+    global _wrappers
+    from pooled_serve.backend import wrappers  # PyMySQL must be in the place of MySQLdb
+
+    _wrappers = wrappers
 
 
 def use_pymysql() -> None:
@@ -106,39 +112,26 @@ def refuse_other_pools() -> None:
 
 def create_connection(handler: ConnectionHandler, alias: str) -> Any:
     """In place of ``ConnectionHandler.create_connection``."""
-    if handler is not connections or _plan is None:
+    if handler is not connections or _wrappers is None:
         return _create_connection(handler, alias)
-    database = _databases.get(alias) or _make_database(_plan, handler.settings[alias], alias)
-    return _create_connection(handler, alias) if database is None else database.wrapper()
-
-
-def _make_database(plan: Plan, settings_dict: dict[str, Any], alias: str) -> Any:
-    """None if it is not for us to pool."""
-    engine = load_backend(settings_dict["ENGINE"]).DatabaseWrapper
-    if not is_poolable(engine):
-        return None
-    from pooled_serve.backend.database import Database
-
-    pool_plan = plan.pool(alias, settings_dict["CONN_MAX_AGE"])
-    database = Database(alias, settings_dict, engine, pool_plan, _thread)
-    # Another greenlet or thread may have come first, while this one imported.
-    if _databases.setdefault(alias, database) is database:
-        _report_on_board(database)
-    return _databases[alias]
-
-
-def _report_on_board(database: Any) -> None:
-    if _place_for is not None and (place := _place_for(database.alias)) is not None:
-        database.report_on(place)
+    settings = handler.settings[alias]
+    engine = load_backend(settings["ENGINE"]).DatabaseWrapper
+    pooled = _wrappers.wrapper_class(engine)
+    if pooled is not None:
+        return _wrappers.make_wrapper(pooled, settings, alias)
+    if alias in _databases and registry.in_pool_thread():  # it has got another engine
+        registry.forget(alias)
+    return engine(settings, alias)
 
 
 def is_poolable(engine: type[Any]) -> bool:
     """Whether a DatabaseWrapper class is Django's MySQL wrapper or extends it."""
     if engine.vendor != "mysql":
-        return False
-    from django.db.backends.mysql.base import DatabaseWrapper
+        return False  # without an import of what needs MySQLdb
+    from pooled_serve.backend import wrappers
 
-    return issubclass(engine, DatabaseWrapper)
+    pooled: Any = wrappers.wrapper_class(engine)  # type: ignore[arg-type]  # stubs of __hash__
+    return pooled is not None
 
 
 def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
@@ -193,20 +186,10 @@ def end_request() -> None:
         if scope:
             scopes.for_each(scope, lambda session: session.close())
     finally:
-        _drop_wrappers()
-
-
-def _drop_wrappers() -> None:
-    mine = connections._connections  # type: ignore[attr-defined]
-    for alias in _databases:
-        try:  # in every request, and it costs less than hasattr()
-            wrapper = getattr(mine, alias)
-        except AttributeError:
-            continue
-        delattr(mine, alias)
-        spares = getattr(wrapper, "_spares", None)  # the project may have put one of its own there
-        if spares is not None:
-            spares.give_back(wrapper)
+        try:
+            _wrappers.close_wrappers_here()
+        finally:
+            registry.retire_gone()
 
 
 def pools() -> dict[str, Any]:
@@ -217,16 +200,13 @@ def pools() -> dict[str, Any]:
     return {alias: database.pool for alias, database in _databases.items()}
 
 
-def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str]) -> None:
+def report(place_for: Callable[..., Place | None], unreachable: Iterable[str]) -> None:
     """Put this worker's pools on the board, those there are and those to come.
 
     :param place_for: room on the board for an alias.
     :param unreachable: databases that could not be reached; asked again until they can.
     """
-    global _place_for
-    _place_for = place_for
-    for database in _databases.values():
-        _report_on_board(database)
+    registry.report(place_for)
     for alias in unreachable:
         if alias in connections.settings:
             connections[alias]  # makes it, if it is not there yet
@@ -237,10 +217,7 @@ def report(place_for: Callable[[str], Place | None], unreachable: Iterable[str])
 
 def _leave_board() -> None:
     """In a forked child: the numbers there are the parent's."""
-    global _place_for
-    _place_for = None
-    for database in _databases.values():
-        database.leave_board()
+    registry.report(None)
 
 
 os.register_at_fork(after_in_child=_leave_board)
@@ -253,22 +230,39 @@ def end_load(*, fork_follows: bool) -> None:
     Else the main greenlet, which never ends a request, would hold a connection for the life of
     the worker. Before a fork nothing is kept: no child could use it.
     """
+    registry.remember_aliases()
     for settings_dict in connections.settings.values():
         with contextlib.suppress(Exception):  # told to whoever uses it
             load_backend(settings_dict["ENGINE"])
     end_request()
     if fork_follows:
-        for database in _databases.values():
-            database.clear()
+        registry.clear()
 
 
 def drain() -> None:
     """The worker is about to stop: keep no connection idle."""
-    for database in _databases.values():
-        database.drain()
+    registry.drain()
+
+
+def end_serving() -> None:
+    """The last request was served. Hooks, exit handlers and threads still get connections, but
+    none is kept."""
+    registry.drain()
+    registry.clear()
+
+
+def last_call() -> None:
+    """The last hook has run: only exit handlers and threads may come now, those for
+    :data:`LAST_CALL`. Python waits for threads first."""
+    end_request()
+    timer = gevent.get_hub().loop.timer(LAST_CALL, ref=False)
+    timer.start(gevent.spawn_raw, registry.close)
+    atexit.register(timer.stop)
 
 
 def close() -> None:
-    """The worker stops: close what is idle, with a goodbye to the server."""
-    for database in _databases.values():
-        database.close()
+    """The process ends: close all that is left, with a goodbye to the server."""
+    if _wrappers is not None:
+        with contextlib.suppress(Exception):
+            end_request()  # what handlers have not given back
+        registry.close()

@@ -33,13 +33,21 @@ class RetiringPool(PoolBase[C]):
         """Keep no connection idle from now on. Requests in flight and queued are still served."""
         self._keep_idle = 0
         self._retire_idle("drain")
+        if self._age_timer is not None:  # or it would keep a pool that nobody else knows any more
+            self._age_timer.stop()
+            self._age_timer, self._next_expiry = None, math.inf
 
-    def close(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
+    def resume(self) -> None:
+        """Keep connections idle again."""
+        self._keep_idle = self.size
+
+    def close(self, timeout: float = CLOSE_TIMEOUT_SECONDS, *, in_use: bool = False) -> None:
         """Close what is idle, refuse callers that wait or come later, await closings under way.
 
         Connections in use are closed as they come back.
 
         :param timeout: seconds to wait for connections that are being closed.
+        :param in_use: close those, too, in the end: the process ends, and they never come back.
         """
         self._closed = True
         for timer in (self._retry_timer, self._age_timer):
@@ -49,6 +57,10 @@ class RetiringPool(PoolBase[C]):
             self._waiters.answer_head(PoolClosed(f"pool {self.name!r} is closed"))
         self.drain()
         self._await_closings(timeout)
+        if in_use:
+            for entry in tuple(self._leased.values()):
+                with contextlib.suppress(Exception):
+                    entry.conn.close()
 
     def clear(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
         """Close what is idle, and wait for it; the pool goes on.

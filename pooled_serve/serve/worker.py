@@ -17,6 +17,8 @@ from pooled_serve.tuning import response
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """A subclass, not server hooks: those belong to the user."""
 
+    _patch: Any = None  # our module, once it may be imported
+
     def __init__(self, *args: Any) -> None:
         # In the master: what the fork copies, and whose it is, is decided here.
         super().__init__(*args)
@@ -88,14 +90,19 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.board.leave(self.slot)
 
     def run(self) -> None:
-        """Serve until told to stop, finish what is in flight, say goodbye to the databases."""
+        """Serve until told to stop, finish what is in flight, keep no idle connection."""
         status = self._start_status()
         try:
             super().run()
         finally:
             if status is not None:
                 status.stop()
-            self._patch.close()
+            self._patch.end_serving()
+
+    def last_call(self) -> None:
+        """After the user's last hook."""
+        if self._patch is not None:
+            self._patch.last_call()
 
     def _start_status(self) -> Any:
         """The status listener gets a server of its own: no TLS, none of the project's hooks and

@@ -131,7 +131,7 @@ class Reachability(PoolListener):
         """Take a connection, as a request would, until that works. An orchestrator sends no
         requests until it does."""
         pause = FIRST_PAUSE_SECONDS
-        while self.lost:
+        while self.lost and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
             try:

@@ -43,7 +43,7 @@ _HEAD = (SLOTS + 2) * _WORD  # sequence number; for each slot a process id; slot
 _USED = SLOTS + 1
 _ALIAS = 96
 _TEXTS = struct.Struct(f"{_ALIAS}p 48p 112p")  # alias, engine, server; what is too long is cut
-_PLACE = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE) * _WORD
+_PLACE = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE + 1) * _WORD  # the last: lasting?
 _SLOT = PLACES * _PLACE
 
 
@@ -77,7 +77,25 @@ class Place:
         self._offset = offset
         numbers = memoryview(memory)[offset + _TEXTS.size : offset + _PLACE].cast("d")
         self.row: Any = numbers[: stats.ROW_LENGTH]
-        self.past: Any = numbers[stats.ROW_LENGTH :]
+        self.past: Any = numbers[stats.ROW_LENGTH : -1]
+        self._lasting: Any = numbers[-1:]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the alias outlives a worker: was there before the first one."""
+        return bool(self._lasting[0])
+
+    def claim(self, alias: str, *, lasting: bool) -> None:
+        """Begin with an alias: nothing is counted yet."""
+        for numbers in (self.row, self.past):
+            for i in range(len(numbers)):
+                numbers[i] = 0.0
+        self._lasting[0] = float(lasting)
+        self.label(alias, "", "")
+
+    def free(self) -> None:
+        """Be there for another alias."""
+        self.label("", "", "")
 
     def label(self, alias: str, engine: str, server: str) -> None:
         """Say whose numbers these are. What is too long is cut."""
@@ -124,6 +142,9 @@ class Board:
         self._words[0] += 1  # odd: readers look again
         self._words[slot] = 0
         for place in self._places(slot):
+            if not place.lasting:
+                place.free()
+                continue
             live = place.row
             if live[stats.REACHABLE] != stats.UNKNOWN:
                 self._last_reachable[place.texts[0]] = live[stats.REACHABLE]
@@ -144,18 +165,23 @@ class Board:
         """This process is about to stop."""
         self._words[slot] = -os.getpid()
 
-    def place(self, slot: int, alias: str) -> Place | None:
-        """Room for a pool of this worker: where the slot had this alias before, or the first that
-        is free; None if there is none left."""
+    def place(self, slot: int, alias: str, *, lasting: bool = True) -> Place | None:
+        """Room for a pool of this worker: where the slot has this alias already, or the first that
+        is free; None if there is none left.
+
+        :param lasting: keep what was counted when the worker has died; else :meth:`Place.free` the
+            place when the alias is gone.
+        """
         name = alias.encode()[: _ALIAS - 1].decode("utf-8", "ignore")
-        for place in self._places(slot, free=True):
-            found = place.texts[0]
-            if not found:
-                place.label(alias, "", "")
-            if found in ("", name):
-                return place
-        self._warn(f"more than {PLACES} databases in a worker")
-        return None
+        places = list(self._places(slot, free=True))
+        place = next((p for p in places if p.texts[0] == name), None)
+        if place is None:
+            place = next((p for p in places if not p.texts[0]), None)
+            if place is not None:
+                place.claim(alias, lasting=lasting)
+        if place is None:
+            self._warn(f"more than {PLACES} databases in a worker")
+        return place
 
     def lost(self, at_start: Iterable[str]) -> list[str]:
         """The databases that could not be reached when that was last tried.
@@ -199,15 +225,17 @@ class Board:
         for slot in range(1, self._words[_USED] + 1):
             for place in self._places(slot):
                 pid = abs(self._words[slot])
-                yield Reading(slot, pid, *place.texts, list(place.row), list(place.past))
+                texts = place.texts
+                live, past = list(place.row), list(place.past)
+                if place.texts[0] == texts[0]:  # else it has become another's meanwhile
+                    yield Reading(slot, pid, *texts, live, past)
 
     def _places(self, slot: int, *, free: bool = False) -> Iterator[Place]:
-        """Those that somebody has, or all; they are taken in order."""
+        """Those that somebody has, or all."""
         for i in range(PLACES):
             offset = _HEAD + (slot - 1) * _SLOT + i * _PLACE
-            if not (free or self._memory[offset]):
-                return
-            yield Place(self._memory, offset)
+            if free or self._memory[offset]:
+                yield Place(self._memory, offset)
 
     def _warn(self, what: str) -> None:
         if not self._warned:

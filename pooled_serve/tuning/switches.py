@@ -19,7 +19,6 @@ NAMES = (
     "freeze",  # garbage.py: the collector does not visit the loaded project
     "one-send",  # response.py: headers travel with the first piece of the body
     "threshold",  # garbage.py: the collector looks less often at requests in flight
-    "wrappers",  # spares.py: Django's connection wrappers are used again
 )
 
 

@@ -111,6 +111,74 @@ def test_each_greenlet_has_a_wrapper_of_its_own_and_they_share_a_connection(scri
     assert len(set(ids)) == 1
 
 
+@pytest.mark.parametrize("mode", ["request", "transaction"])
+@pytest.mark.parametrize(
+    "left",
+    [
+        "connection.tenant = 'one'",
+        "connection.ops.quote_name = lambda name: 'other'",
+        "connection.features.uses_savepoints = False",
+        "connection.mysql_server_data['version'] = '5.5.0'",
+        "connection.sql_mode.add('NO_ZERO_DATE_EITHER')",
+        "connection.settings_dict['OPTIONS']['init_command'] = 'SET @left = 1'",
+        "connection.in_atomic_block = True",
+        "connection.execute_wrappers.append(lambda *args: 1 / 0)",
+        "connection.force_debug_cursor = True; run('SELECT 1')",
+        "connections['default'] = connections['other']; run('SELECT 1')",
+        "connections['other'] = connections['default']; run('SELECT 1', alias='other')",
+        "connections['unknown'] = connections['default'].copy('unknown');"
+        " run('SELECT 1', alias='unknown')",
+        "run('SELECT 1'); del connections['default']",
+        "run('SELECT 1'); connections['default'] = connections['default'].copy()",
+        "transaction.atomic().__enter__(); run('SELECT 1'); del connections['default']",
+        "run('SELECT 1', alias='lite')",
+        "connections['lite'].execute_wrappers.append(lambda *args: 1 / 0)",
+    ],
+)
+def test_what_a_request_leaves_in_a_wrapper_ends_with_it(
+    project: Any, mariadb: Server, tmp_path: Path, left: str, mode: str
+) -> None:
+    databases = {
+        "default": mariadb.create_database().django(),
+        "other": mariadb.create_database().django(),
+        "lite": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(tmp_path / "db"),
+            "CONN_MAX_AGE": 60,
+        },
+    }
+    before = mariadb.admin.aborted_clients()
+    source = f"""
+        def seen():
+            it = connections["default"]
+            return [
+                [one("SELECT DATABASE()", alias=alias) for alias in ("default", "other")],
+                one("SELECT 1", alias="lite"), one("SELECT @left"),
+                it.ops.quote_name("n"), it.features.uses_savepoints, it.mysql_version[0] > 5,
+                sorted(it.sql_mode), it.in_atomic_block, it.force_debug_cursor,
+                len(it.execute_wrappers), len(it.queries_log), hasattr(it, "tenant"),
+                sorted(vars(connections._connections._storage)),
+            ]
+
+        def request(left=""):
+            exec(left)
+            patch.end_request()
+
+        new = seen()
+        patch.end_request()
+        request({left!r})  # and the next of the same client, in the same greenlet
+        assert not vars(connections._connections._storage)
+        connections["default"].settings_dict["OPTIONS"].clear()  # the settings stay, as in Django
+        assert seen() == new
+        patch.end_request()
+        assert gevent.spawn(seen).get() == new
+        for alias in ("default", "other"):
+            assert_sound(alias)
+    """
+    run_script(project(databases=databases), source, POOLED_SERVE_POOL_MODE=mode)
+    assert mariadb.admin.aborted_clients() == before
+
+
 def test_greenlets_that_are_the_first_to_ask_share_one_pool(script: Any) -> None:
     script(
         """
@@ -319,8 +387,8 @@ def test_another_server_version_is_noticed(script: Any) -> None:
             asked.append(sql)
             return query(self, sql, unbuffered)
         MySQLConnection.query = count
-        assert connections["default"].mysql_server_data is first
-        assert not [sql for sql in asked if b"sql_auto_is_null" in sql.encode()]
+        assert connections["default"].mysql_server_data == first
+        assert not [sql for sql in asked if "sql_auto_is_null" in str(sql)]
         learn = MySQLConnection._learn
         def upgraded(self):
             learn(self)
@@ -330,7 +398,8 @@ def test_another_server_version_is_noticed(script: Any) -> None:
         patch.end_request()
         run("SELECT 1")
         patch.end_request()
-        assert connections["default"].mysql_server_data is not first
+        assert connections["default"].mysql_server_data["version"] == first["version"]
+        assert [sql for sql in asked if "sql_auto_is_null" in str(sql)]
         assert_sound()
         """
     )

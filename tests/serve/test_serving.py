@@ -24,6 +24,7 @@ from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
 from support.processes import children, wait_until
+from support.script import run_script
 from support.serve import POOLED_SERVE, STOP_TIMEOUT, Serve, ServerExited, environment
 from support.servers import Database, Server
 
@@ -465,6 +466,128 @@ def test_the_users_own_hooks_all_run(site: Path, serve: Any) -> None:
         for name in once:
             assert web.log.count(f"hook {name}\n") == 1, name
         assert "size 2" in web.log
+
+
+# --- After the last request --------------------------------------------------------------------
+
+LAST_QUERIES = """
+    import atexit
+    import threading
+    import time
+
+    from django.db import connection, transaction
+    from django.http import HttpResponse
+
+    def note(what):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("INSERT INTO notes VALUES (%s)", [what])
+
+    def one(request):
+        note("request")
+        return HttpResponse()
+
+    def keeps_it():
+        note("atexit")  # and does not close the connection
+
+    def in_a_thread():
+        def work():
+            note("thread")
+            connection.close()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    atexit.register(keeps_it)
+    atexit.register(in_a_thread)
+
+    def for_ever(daemon):
+        def work():
+            while True:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                time.sleep(0.05)
+        threading.Thread(target=work, daemon=daemon).start()
+        return HttpResponse()
+
+    def daemon(request):
+        return for_ever(True)
+
+    def no_daemon(request):
+        return for_ever(False)
+"""
+LAST_HOOKS = """
+import atexit
+import sys
+
+def atexit_of_conf():
+    if "mysite.views" in sys.modules:  # not so in the master
+        sys.modules["mysite.views"].note("conf")
+
+atexit.register(atexit_of_conf)
+
+def worker_exit(server, worker):
+    from mysite.views import note
+    note("hook")
+"""
+
+
+@pytest.fixture
+def last_queries(project: Any, database: Database, mariadb: Server) -> Path:
+    mariadb.admin.query(f"CREATE TABLE {database.name}.notes (what TEXT) ENGINE=InnoDB")
+    folder: Path = project(LAST_QUERIES, databases={"default": database.django()})
+    (folder / "gunicorn.conf.py").write_text(LAST_HOOKS)
+    return folder
+
+
+def notes(mariadb: Server, database: Database) -> list[str]:
+    return [row["what"] for row in mariadb.admin.query(f"SELECT what FROM {database.name}.notes")]
+
+
+@pytest.mark.parametrize("mode", ["request", "transaction"])
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
+def test_hooks_and_exit_handlers_can_query_and_say_goodbye(
+    last_queries: Path,
+    serve: Any,
+    mode: str,
+    preload: tuple[str, ...],
+    database: Database,
+    mariadb: Server,
+    no_aborts: None,
+) -> None:
+    web = serve(last_queries, "--pool-mode", mode, *preload)
+    assert web.get("/one").status == 200
+    web.stop()
+    said = notes(mariadb, database)
+    # What is loaded before the fork is told of by the master, too.
+    assert said[:5] == ["request", "hook", "thread", "atexit", "conf"], web.log
+    assert "Traceback" not in web.log
+
+
+@pytest.mark.parametrize("mode", ["request", "transaction"])
+def test_threads_that_never_end_do_not_keep_the_process(
+    last_queries: Path, serve: Any, mode: str, database: Database, mariadb: Server, no_aborts: None
+) -> None:
+    web = serve(last_queries, "--pool-mode", mode, "--graceful-timeout", "60")
+    assert web.get("/daemon").status == 200
+    assert web.get("/no_daemon").status == 200
+    web.signal(signal.SIGTERM)
+    assert web.wait(30) == 0  # not killed after the minute that gunicorn gives it
+    assert notes(mariadb, database) == ["hook", "thread", "atexit", "conf"]
+
+
+def test_exit_handlers_of_a_script_can_query(
+    project: Any, database: Database, mariadb: Server, no_aborts: None
+) -> None:
+    mariadb.admin.query(f"CREATE TABLE {database.name}.notes (what TEXT) ENGINE=InnoDB")
+    run_script(
+        project(databases={"default": database.django()}),
+        """
+        import atexit
+        atexit.register(lambda: run("INSERT INTO notes VALUES ('atexit')"))
+        run("INSERT INTO notes VALUES ('script')")
+        """,
+    )
+    assert notes(mariadb, database) == ["script", "atexit"]
 
 
 PID_1 = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "--", *POOLED_SERVE)
