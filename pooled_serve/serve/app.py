@@ -148,18 +148,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         self.settings["post_fork"].get()(arbiter, worker)
 
     def worker_exit(self, arbiter: Any, worker: Any) -> None:
-<<<<<<< HEAD
-        """Gunicorn's hook, in a worker that leaves. Then the user's."""
+        """Gunicorn's hook, in a worker that has served its last request. First the user's."""
         if worker.pid == os.getpid():  # else it is the master that buries one
             signals.ignore_interrupts()
-        self.settings["worker_exit"].get()(arbiter, worker)
-=======
-        """Gunicorn's hook, in a worker that has served its last request. First the user's."""
         try:
             self.settings["worker_exit"].get()(arbiter, worker)
         finally:
             worker.last_call()
->>>>>>> 58bb8ba (Serve hooks and exit handlers that query when the worker stops)
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker has died, however. Then the user's."""
@@ -250,13 +245,10 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = list(arguments)
         self._report = ProjectReport()
-<<<<<<< HEAD
         self._started = False
-=======
         # Before the configuration file is read and the project loaded: handlers run in reverse
         # order, and those that are registered there may query. Workers inherit it.
         atexit.register(self._close_pools)
->>>>>>> 58bb8ba (Serve hooks and exit handlers that query when the worker stops)
         super().__init__("%(prog)s APP [OPTIONS]", prog=PROGRAM)
 
     # --- Configuration -------------------------------------------------------------------------
@@ -529,35 +521,19 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
         pooling.under_command = True
         patch.install(self.plan)
-<<<<<<< HEAD
+        self._patch = patch
         with loggers_stay_enabled():
             application = super().load()
-=======
-        self._patch = patch
-        application = super().load()
->>>>>>> 58bb8ba (Serve hooks and exit handlers that query when the worker stops)
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
         garbage.leave_out_what_stays()
         return application
 
-<<<<<<< HEAD
-=======
     def _close_pools(self) -> None:
         """The process ends."""
         if self._patch is not None:
             self._patch.close()
 
-    def _explain_address(self) -> None:
-        """gunicorn has given up on a port: say whose it is, if that can be told."""
-        for address in filter(_is_busy, self.cfg.address):
-            what, flag = "", "-b"
-            if address in self.cfg.status_address:
-                what, flag = " (--status)", "--status"
-            text = f"{_text(address)}{what} is in use{_listener(address[1])}"
-            remedy = f"stop that process, or listen elsewhere with {flag} HOST:PORT"
-            print(Verdict(Level.FAIL, "PS501", text, remedy), file=sys.stderr)
->>>>>>> 58bb8ba (Serve hooks and exit handlers that query when the worker stops)
 
 @contextlib.contextmanager
 def loggers_stay_enabled() -> Iterator[None]:
