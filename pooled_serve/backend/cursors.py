@@ -53,7 +53,7 @@ class _Tracked:
         return session if conn is None or not session._depth else conn
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)  # a class may be made anew for each request
 def tracked(cursorclass: Any) -> Any:
     """A cursor class, made to tell its session what it runs."""
     return type("Cursor", (_Tracked, cursorclass), {})

@@ -22,7 +22,7 @@ from pooled_serve.backend.direct import CONSTANT, HARMLESS, forward_attributes
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
-from pooled_serve.driver.statements import classify
+from pooled_serve.driver.statements import LASTING, classify
 from pooled_serve.pool import ConnectionPool
 from pooled_serve.pool.stats import PINNED
 from pooled_serve.status.leaks import WatchedLease
@@ -190,8 +190,11 @@ class Session:
                 conn = self._lease()
             if statement.touches:
                 self._touch(conn, statement.touches)
-            elif not self._autocommit:
-                self._begin(conn)
+            else:
+                if statement.keeps:
+                    self._pin(statement.keeps)
+                if not self._autocommit:
+                    self._begin(conn)
             if statement.inserts:
                 self._keyed = True
                 self._inserted |= statement.returning
@@ -265,6 +268,8 @@ class Session:
     def _touch(self, conn: MySQLConnection, reason: str) -> None:
         if self._reset != "rollback":
             conn.touched = reason
+            if reason in LASTING:
+                conn.condemn("lasting state")
         self._touched = True
         if reason in questions.MAY_INSERT and not self._asked:
             if conn.keyed and not self._inserted:

@@ -65,6 +65,7 @@ READ_ONLY = frozenset({1290, 1792, 1836})
 """Errors that tell of a server which became read-only; a new connect may reach the new primary."""
 
 RESET_TIMEOUT = 5.0
+_MOST_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
 _IN_TRANS_READONLY = 0x2000  # SERVER_STATUS_IN_TRANS_READONLY, unknown to PyMySQL
@@ -180,6 +181,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         key = (ssl.SSLContext, tuple(sorted((k, repr(v)) for k, v in sslp.items())), dates)
         context = self._contexts.get(key)
         if context is None:
+            if len(self._contexts) >= _MOST_CONTEXTS:  # renewed for months, or one a tenant
+                self._contexts.clear()
             context = self._contexts[key] = super()._create_ssl_ctx(sslp)
         return context
 
@@ -456,7 +459,7 @@ class _Column(FieldDescriptorPacket):  # type: ignore[misc]
 # of the last time, and PyMySQL takes them apart with 25 calls each: a tenth of the calls of a
 # request with one query of three columns. Not by way of _read_packet(), which reads rows too.
 if savings.on("columns"):
-    connections.FieldDescriptorPacket = functools.lru_cache(maxsize=4096)(_Column)
+    connections.FieldDescriptorPacket = functools.lru_cache(maxsize=1024)(_Column)
 
 
 def _packet(command: int, text: bytes) -> bytes:

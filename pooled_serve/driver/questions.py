@@ -23,9 +23,9 @@ class Question:
     forget: str | None
 
 
-_INSERTED = re.compile(r"LAST_INSERT_ID|\bIDENTITY\b", re.I)
+_INSERTED = re.compile(r"LAST_INSERT_ID|\bIDENTITY\b|VARIABLES\b", re.I)
 _FOUND = re.compile("FOUND_ROWS", re.I)
-_SEQUENCE = re.compile(r"LASTVAL|PREVIOUS\s+VALUE", re.I)
+_SEQUENCE = re.compile(r"LASTVAL|PREVIOUS\b.*?\bVALUE\b|CURRVAL", re.I | re.S)
 _WARNED = re.compile("WARNING|ERROR|DIAGNOSTICS", re.I)
 
 FORGET_KEY = "SET last_insert_id = 0"

@@ -1,17 +1,36 @@
 """What a statement may leave behind in the session, and what it may ask of the one before.
 
-A small table, and one rule: what is not known to be plain counts as touching the session. To be
+A few tables, and one rule: what is not known to be plain counts as touching the session. To be
 wrong in that direction costs a reset; in the other it hands one request the state of another.
+Where this lexer and a server's could part, the statement is not plain.
 
 Looks at the statement as the program wrote it, placeholders and all, so that values never count
-and the answer can be cached.
+and the answer can be cached. The answers were found with MariaDB 11 and MySQL 9.7: their tests
+compare sessions before and after.
 """
 
 from __future__ import annotations
 
-import functools
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+Rules = tuple[tuple[re.Pattern[str], str, str], ...]
+
+
+def _rules(*rules: tuple[str, ...]) -> Rules:
+    """Patterns, each with a piece of text without which it cannot match, and what they mean. To
+    look for the piece first makes statements of a megabyte cheap."""
+    return tuple((re.compile(rule[0], re.ASCII), rule[1], rule[-1]) for rule in rules)
+
+
+def _found(rules: Rules, text: str) -> Iterator[tuple[re.Match[str], str]]:
+    for pattern, piece, meaning in rules:
+        if piece in text and (match := pattern.search(text)):
+            yield match, meaning
+
 
 PLAIN_VERBS = frozenset(
     {
@@ -21,99 +40,285 @@ PLAIN_VERBS = frozenset(
 )
 """Statements that change rows or none, but not the session, unless a rule below says so."""
 
-TRANSACTION_VERBS = frozenset(["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE"])
-"""Statements about transactions, which the server's status flags report by themselves."""
+_WRITING_VERBS = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"})
 
-# Strings, quoted names and comments, none of which mean anything here. A backslash inside a
-# string is not an escape under NO_BACKSLASH_ESCAPES; statements with one are not looked at.
-_OPAQUE = re.compile(
-    r"'(?:[^']|'')*'"
-    r'|"(?:[^"]|"")*"'
-    r"|`(?:[^`]|``)*`"
-    r"|/\*(?!M?!).*?\*/"
-    r"|--(?=[\s]|$)[^\n]*"
-    r"|\#[^\n]*",
-    re.DOTALL,
+_TRANSACTION = re.compile(
+    r"BEGIN(?: WORK)?|START TRANSACTION[A-Z ,]*"
+    r"|(?:COMMIT|ROLLBACK)(?: WORK)?(?: AND (?:NO )?CHAIN)?(?: (?:NO )?RELEASE)?"
+    r"|ROLLBACK (?:WORK )?TO (?:SAVEPOINT )?\w*|(?:RELEASE )?SAVEPOINT \w*"
 )
-_VERB = re.compile(r"[\s(]*([A-Za-z]+)")
-_START = re.compile(r"\s*START\s+TRANSACTION\b", re.I)
-_COMPOUND = re.compile(r"\s*BEGIN\s+NOT\b", re.I)
+"""Statements about transactions, which the server's status flags report by themselves."""
+_VERB = re.compile(r"[ (]*(\w*)", re.ASCII)
+
+# --- Lexing ------------------------------------------------------------------------------------
+
+# A backslash may be an escape or not, depending on sql_mode; a control character may start a
+# comment after "--", and end another one.
+_DOUBTFUL = re.compile(r"[\\\x00-\x08\x0e-\x1f\x7f]")
+_LEXEME = re.compile(
+    # Quoted names call native functions, too, and "..." is a name under ANSI_QUOTES.
+    r"`(\w+)`(?!`)"
+    r'|"(\w+)"(?!")'
+    r"|([`])[^`]*+(?:``[^`]*+)*+`"
+    r'|(["])[^"]*+(?:""[^"]*+)*+"'
+    # Strings and comments, which mean nothing here.
+    r"|'[^']*+(?:''[^']*+)*+'"
+    r"|/\*(?![!+]|M!)(?>.*?\*/)"
+    r"|/\*\+[^'\"`*/]*+\*/"  # a hint with a quoted name may go on after a "*/"
+    r"|--(?:[ \t\r\v\f][^\n]*+|(?=\n)|\Z)"  # what else is white space depends on the charset
+    r"|\#[^\n]*+"
+    # What does not end, what is executable, and a "--" that may be two minus signs.
+    r"|(['\"`]|/\*|--).*+",
+    re.DOTALL | re.ASCII,
+)
+_REPLACEMENT = r" \1\2\3\4 \5\5 "  # of a name with other characters one quote is left
+# A "$" may start a string in MySQL. A name with accents may still be that of a function: MariaDB
+# compares names without them.
+_UNSURE = re.compile(
+    r"""''|""|``|/\*|\*/|--|\$"""
+    r"""|["`] ?\((?<!INTO ["`] \()|["`] ?\. ?\w+ ?\(|@@ ?(?:\w+ ?\. ?)?["`]""",
+    re.ASCII,
+)
+
+# --- What it leaves behind ---------------------------------------------------------------------
+#
+# All patterns below are for text in capitals with single spaces.
+
 _NAMED = tuple(
-    (re.compile(rf"\s*{pattern}\b", re.I), reason)
+    (re.compile(rf"(?:{pattern})\b"), reason)
     for pattern, reason in (
-        (r"SET\s+(?:DEFAULT\s+)?ROLE", "role"),
+        (r"SET (?:DEFAULT )?ROLE", "role"),
         (r"SET", "variable"),
+        (r"GET (?:CURRENT |STACKED )?DIAGNOSTICS", "variable"),
         (r"USE", "database"),
         (r"LOCK", "table lock"),
-        (r"PREPARE", "prepared statement"),
+        (r"PREPARE|EXECUTE", "prepared statement"),
         (r"CALL", "procedure"),
-        (r"CREATE\s+(?:OR\s+REPLACE\s+)?TEMPORARY", "temporary table"),
+        (r"CREATE (?:OR REPLACE )?TEMPORARY", "temporary table"),
     )
 )
 """Names for the most common reasons; every other statement is "unknown"."""
 
-_TOUCHES = (
-    (re.compile(r"(?<!@)@(?!@)|:="), "variable"),  # to read a @@variable does nothing
-    (re.compile(r"\b(?:GET_LOCK|RELEASE_LOCK|RELEASE_ALL_LOCKS)\b", re.I), "lock"),
-    (re.compile(r"\bLAST_INSERT_ID\s*\(\s*[^\s)]", re.I), "LAST_INSERT_ID(expr)"),
-    (re.compile(r"\bSQL_CALC_FOUND_ROWS\b", re.I), "SQL_CALC_FOUND_ROWS"),
+_SEQUENCE = _rules(
+    (r"\bNEXT VALUE FOR\b", "NEXT VALUE FOR", "sequence"),
+    (r"\b(?:NEXTVAL|SETVAL)\b", "TVAL", "sequence"),
 )
-_ASKS = re.compile(
-    r"\bLAST_INSERT_ID\s*\(\s*\)"
-    r"|\b(?:FOUND_ROWS|ROW_COUNT)\s*\("
-    r"|\bLASTVAL\s*\(|\bPREVIOUS\s+VALUE\s+FOR\b"
-    r"|\bSHOW\s+(?:COUNT\s*\(\s*\*\s*\)\s*)?(?:WARNINGS|ERRORS)\b"
-    r"|@@(?:SESSION\s*\.\s*)?(?:WARNING_COUNT|ERROR_COUNT|LAST_INSERT_ID|IDENTITY)\b",
-    re.I,
+_TOUCHES = _SEQUENCE + _rules(
+    (r"(?<!@)@(?!@)|@@@", "@", "variable"),  # to read a @@variable does nothing
+    (r":=", ":=", "variable"),
+    (r"\b(?:GET_LOCK|RELEASE_LOCK|RELEASE_ALL_LOCKS)\b", "_LOCK", "lock"),
+    (r"\bSERVICE_\w+_LOCKS ?\(", "SERVICE_", "lock"),
+    (r"\bVERSION_TOKENS_\w+ ?\(", "VERSION_TOKENS_", "lock"),
+    (r"\bLAST_INSERT_ID ?\( ?[^ )]", "LAST_INSERT_ID", "LAST_INSERT_ID(expr)"),
+    (r"\bSQL_CALC_FOUND_ROWS\b", "SQL_CALC_FOUND_ROWS", "SQL_CALC_FOUND_ROWS"),
+)
+# A stored function; a table only after INTO.
+_QUALIFIED_CALL = re.compile(r"\. ?\w+ ?\(", re.ASCII)
+_INTO = re.compile(r"\bINTO \w+ ?$", re.ASCII)
+
+_KEEPS = _rules(
+    (r"\bCONNECTION_ID ?\(", "CONNECTION_ID", "connection id"),
+    (r"\bPS_(?:CURRENT_)?THREAD_ID ?\(", "THREAD_ID", "connection id"),
+    (r"\b(?:PSEUDO|TRX_MYSQL)_THREAD_ID\b", "_THREAD_ID", "connection id"),
+    (r"\bPROCESSLIST\b", "PROCESSLIST", "connection id"),
+)
+"""What gives away the number of a connection, which somebody may mean to KILL later."""
+
+LASTING = frozenset(
+    {"profiling", "resource group", "optimizer trace", "performance schema", "XA transaction"}
+)
+"""What COM_RESET_CONNECTION leaves as it is, on one server or the other: after these a connection
+is closed. (MariaDB, reset after XA PREPARE, keeps the metadata locks for ever.)"""
+
+# Looked for in strings as well: a statement may be prepared from one.
+_LASTING = _rules(
+    (r"\bPROFILING\b", "PROFILING", "profiling"),
+    (r"\bRESOURCE\s+GROUP\b", "RESOURCE", "resource group"),
+    (r"\bOPTIMIZER_TRACE", "OPTIMIZER_TRACE", "optimizer trace"),
+    (r"\bPERFORMANCE_SCHEMA\b", "PERFORMANCE_SCHEMA", "performance schema"),
+    (r"\bXA\b", "XA", "XA transaction"),
 )
 
+REASONS = frozenset(
+    {
+        *(reason for _, reason in _NAMED),
+        *(reason for _, _, reason in (*_TOUCHES, *_KEEPS)),
+        *LASTING,
+        *("several statements", "unknown"),
+    }
+)
+"""Every value of :attr:`Statement.touches` and :attr:`Statement.keeps`."""
 
-_NEXT = re.compile(r"\b(?:NEXTVAL|SETVAL|NEXT\s+VALUE\s+FOR)\b", re.I)
+# --- What it asks ------------------------------------------------------------------------------
+
+_ASKS = _rules(
+    (r"\bLAST_INSERT_ID ?\( ?\)|@@ ?(?:\w+ ?\. ?)?LAST_INSERT_ID\b", "LAST_INSERT_ID"),
+    (r"@@ ?(?:\w+ ?\. ?)?IDENTITY\b", "IDENTITY"),
+    (r"\bLASTVAL ?\(", "LASTVAL"),
+    (r"\bPREVIOUS VALUE FOR\b", "PREVIOUS VALUE FOR"),
+    (r"\. ?CURRVAL\b", "CURRVAL"),
+    (r"\bFOUND_ROWS ?\(", "FOUND_ROWS"),
+    (r"\bROW_COUNT ?\(", "ROW_COUNT"),
+    (r"\bSHOW (?:COUNT ?\( ?\* ?\) ?)?(?:WARNINGS|ERRORS)\b", "SHOW "),
+    (r"\bGET (?:CURRENT |STACKED )?DIAGNOSTICS\b", "DIAGNOSTICS"),
+    (r"@@ ?(?:\w+ ?\. ?)?(?:WARNING|ERROR)_COUNT\b", "_COUNT"),
+    (r"@@ ?(?:\w+ ?\. ?)?LAST_GTID\b", "LAST_GTID"),
+    (r"@@ ?(?:\w+ ?\. ?)?RAND_SEED[12]\b", "RAND_SEED"),
+    # About all that the session has done.
+    (r"\bSHOW (?:SESSION |LOCAL )?(?:STATUS|VARIABLES)\b|\bSHOW PROFILES?\b", "SHOW "),
+    (r"\bSESSION_(?:STATUS|VARIABLES)\b", "SESSION_"),
+)
+# For text that cannot be taken apart, or that is prepared from a string.
+_MAY_ASK = _rules(
+    (r"\b(?:LAST_INSERT_ID|LAST_GTID)\b", "LAST_"),
+    (r"\b(?:ROW|WARNING|ERROR)_COUNT\b", "_COUNT"),
+    (r"\bFOUND_ROWS\b", "FOUND_ROWS"),
+    (r"\b(?:LASTVAL|CURRVAL)\b", "VAL"),
+    (r"\bPREVIOUS\W+(?:\w+\W+){0,3}VALUE\b", "PREVIOUS"),
+    (r"\bGET\W+(?:\w+\W+){0,3}DIAGNOSTICS\b", "DIAGNOSTICS"),
+    (r"\bSHOW\W+(?:\w+\W+){0,3}(?:WARNINGS|ERRORS)\b", "SHOW"),
+    (r"@@.{0,50}?\bIDENTITY\b", "IDENTITY"),
+)
+_SHOWS_ONE = re.compile(
+    r"\s*SHOW\s+(?:SESSION\s+|LOCAL\s+)?(STATUS|VARIABLES)\s+LIKE\s+'(\w+%{0,2})'\s*;?\s*",
+    re.I | re.ASCII,
+)
+_TELLING = (
+    *("last_insert_id", "identity", "warning_count", "error_count", "last_gtid"),
+    *("rand_seed1", "rand_seed2", "pseudo_thread_id"),
+)
+_OF_THE_SERVER = re.compile(r"(?:threads_|innodb_|wsrep_|max_used_|aborted_|uptime)\w*%*", re.I)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Statement:
-    """``touches``: why the session may differ after it, or None. ``asks``: what it reads of the
-    statement before it, or None. ``inserts``: it may generate a key. ``returning``: and the answer
-    does not say which. ``numbers``: it draws a number from a sequence."""
+    """What is known of a statement.
+
+    ``touches``: why the session may differ after it; None if it is plain. One of :data:`REASONS`;
+    those in :data:`LASTING` survive a reset.
+
+    ``asks``: the question in it about what ran before it in the session; None if there is none.
+
+    ``keeps``: why the connection must not change hands after it, though nothing is touched.
+
+    ``inserts``: it may generate a key. ``returning``: and the answer does not say which.
+    ``numbers``: it draws a number from a sequence.
+    """
 
     touches: str | None = None
     asks: str | None = None
+    keeps: str | None = None
     inserts: bool = False
     returning: bool = False
     numbers: bool = False
 
 
-@functools.lru_cache(maxsize=4096)
-def classify(sql: str | bytes) -> Statement:
-    """What a statement may leave behind and what it asks."""
+_MOST_STATEMENTS, _MOST_BYTES = 1024, 2500
+
+
+class _Known(dict[Any, Statement]):
+    """The answers of late. Starts again when it is full: 3 MB at most."""
+
+    def __missing__(self, sql: str | bytes) -> Statement:
+        statement = _classify(sql)
+        if type(sql) in (str, bytes) and sys.getsizeof(sql) <= _MOST_BYTES:
+            if len(self) >= _MOST_STATEMENTS:
+                self.clear()
+            self[sql] = statement
+        return statement
+
+
+_known = _Known()
+
+
+def classify(sql: Any) -> Statement:
+    """What a statement may leave behind and what it asks.
+
+    :param sql: text or any bytes; of something else nothing is known.
+    """
+    try:
+        return _known[sql]
+    except (TypeError, ValueError):  # a bytearray, a memoryview: has no hash
+        return _classify(sql)
+
+
+def _classify(sql: Any) -> Statement:
+    if isinstance(sql, (bytearray, memoryview)):
+        sql = bytes(sql)
+    sure = True
     if isinstance(sql, bytes):
-        sql = sql.decode("utf-8", "replace")
-    if "\\" in sql:
-        return Statement(touches="unknown")
-    bare = _OPAQUE.sub(" ", sql)
-    if re.search(r"['\"`]|/\*|\*/", bare):
-        return Statement(touches="unknown")  # an executable comment, or quotes that do not end
-    verb_match = _VERB.match(bare)
-    verb = verb_match.group(1).upper() if verb_match else ""
-    asks = _ASKS.search(bare)
+        sure = sql.isascii()  # what other bytes mean depends on the character set
+        sql = sql.decode("latin-1")
+    elif not isinstance(sql, str):
+        return Statement("unknown")
+    text = _LEXEME.sub(_REPLACEMENT, sql)
+    sure = sure and text.isascii()  # before split(), which takes NBSP for white space
+    bare = " ".join(text.split()).upper().rstrip("; ")
+    if not sure or _DOUBTFUL.search(sql) or _UNSURE.search(bare):
+        return _opaque("unknown", bare, sql)
+    if ";" in bare:
+        return Statement(_lasting(bare, sql) or "several statements", _asks(_ASKS, bare))
+    if _TRANSACTION.fullmatch(bare):
+        return Statement()
+    match = _VERB.match(bare)
+    verb = match.group(1) if match else ""
+    touches = _touches(verb, bare)
+    if touches == "prepared statement":
+        return _opaque(touches, bare, sql)
+    if touches is not None:
+        touches = _lasting(bare, sql) or touches
+    asks = None if _is_harmless(sql) else _asks(_ASKS, bare)
+    keeps = next((reason for _, reason in _found(_KEEPS, bare)), None)
     inserts = verb in ("INSERT", "REPLACE")
     return Statement(
-        _touches(verb, bare),
-        " ".join(asks.group().split()).upper() if asks else None,
+        touches,
+        asks,
+        keeps,
         inserts,
-        inserts and "RETURNING" in bare.upper(),
-        bool(_NEXT.search(bare)),
+        inserts and "RETURNING" in bare,
+        any(_found(_SEQUENCE, bare)),
     )
 
 
+def _opaque(touches: str, bare: str, sql: str) -> Statement:
+    """A statement that cannot be understood, or that runs another one."""
+    asks = _asks(_ASKS, bare) or _asks(_MAY_ASK, sql.upper())
+    return Statement(_lasting(bare, sql) or touches, asks)
+
+
 def _touches(verb: str, bare: str) -> str | None:
-    if ";" in bare.rstrip().rstrip(";"):
-        return "several statements"
-    if verb in TRANSACTION_VERBS and not _COMPOUND.match(bare):
-        return None
-    if verb == "START" and _START.match(bare):
-        return None
-    if verb in PLAIN_VERBS:
-        return next((reason for pattern, reason in _TOUCHES if pattern.search(bare)), None)
-    return next((reason for pattern, reason in _NAMED if pattern.match(bare)), "unknown")
+    if verb in _WRITING_VERBS and "PERFORMANCE_SCHEMA" in bare:
+        return "performance schema"
+    if verb not in PLAIN_VERBS:
+        return next((reason for pattern, reason in _NAMED if pattern.match(bare)), "unknown")
+    for _, reason in _found(_TOUCHES, bare):
+        return reason
+    for call in _QUALIFIED_CALL.finditer(bare):
+        if not _INTO.search(bare, max(0, call.start() - 99), call.start()):
+            return "procedure"
+    return None
+
+
+def _asks(rules: Rules, text: str) -> str | None:
+    for match, _ in _found(rules, text):
+        return " ".join(match.group().split())[:99]
+    return None
+
+
+def _lasting(*texts: str) -> str | None:
+    for text in texts:
+        for _, reason in _found(_LASTING, text.upper()):
+            return reason
+    return None
+
+
+def _is_harmless(sql: str) -> bool:
+    """Whether it is SHOW ... LIKE 'name', the way health checks ask, and the name is none that
+    tells of what ran before."""
+    match = _SHOWS_ONE.fullmatch(sql)
+    if match is None:
+        return False
+    if match.group(1).upper() == "STATUS":
+        return _OF_THE_SERVER.fullmatch(match.group(2)) is not None
+    like = re.compile(match.group(2).replace("_", ".").replace("%", ".*"), re.I)
+    return not any(like.fullmatch(name) for name in _TELLING)

@@ -40,13 +40,17 @@ _BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 CLOSE_REASONS = (
     *("age", "surplus", "drain", "cleared", "closed"),  # in good order
     *("dead", "lost", "moved"),  # the server's doing
-    *("dirty", "unread", "reset failed", "abandoned", "killed", "direct use"),  # the user's
+    *("dirty", "unread", "reset failed", "abandoned", "killed"),  # the user's
+    *("direct use", "lasting state"),
     "other",
 )
 PIN_REASONS = (
     *("variable", "role", "database", "table lock", "lock", "prepared statement"),
     *("temporary table", "procedure", "LAST_INSERT_ID(expr)", "SQL_CALC_FOUND_ROWS"),
     *("several statements", "several results", "unbuffered cursor", "direct use", "unknown"),
+    *("connection id", "sequence"),
+    # What a reset does not undo.
+    *("profiling", "resource group", "optimizer trace", "performance schema", "XA transaction"),
 )
 
 UNKNOWN, YES, NO = range(3)

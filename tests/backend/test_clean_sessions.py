@@ -649,3 +649,57 @@ def test_what_django_and_the_engine_set_comes_back(
         """)
     )
     run_script(folder, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode)
+
+
+# --- What a reset does not undo ----------------------------------------------------------------
+
+LASTING = {
+    "profiling": ["SET profiling = 1", "SELECT 'a secret'"],
+    "profiling, and then a variable": ["SET `profiling` = 1", "SELECT 'a secret'", "SET @x = 1"],
+    "profiling, prepared": ["PREPARE s FROM 'SET profiling = 1'", "EXECUTE s", "SELECT 'a secret'"],
+    "optimizer trace": ["SET optimizer_trace = 'enabled=on'", "SELECT 'a secret' FROM t"],
+    "XA": ["XA START 'x'", "INSERT INTO t VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"],
+    "resource group": ["SET RESOURCE GROUP slow"],
+    "resource group, with noise": ["SET /* x */ resource -- x\n group slow"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", LASTING)
+def test_what_outlives_a_reset_ends_with_the_connection(
+    engine: str, kind: str, mode: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if engine == "mariadb" and "group" in kind:
+        pytest.skip("MariaDB has no resource groups")
+    server: Server = request.getfixturevalue(engine)
+    database = server.create_database()
+    if "group" in kind:
+        if not server.admin.query(
+            "SELECT 1 FROM information_schema.resource_groups WHERE resource_group_name = 'slow'"
+        ):
+            server.admin.query("CREATE RESOURCE GROUP slow TYPE = USER")
+        server.admin.query(f"GRANT RESOURCE_GROUP_USER ON *.* TO {database.user}@127.0.0.1")
+    server.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
+    source = f"""
+        for sql in {LASTING[kind]!r}:
+            run(sql)
+        before = one("SELECT CONNECTION_ID()")
+        patch.end_request()
+        settle(lambda: pool().stats()["in_use"] == 0)
+        assert pool().stats()["closed_total"] == {{"lasting state": 1}}, pool().stats()
+        conn = pool().acquire()
+        seen = []
+        for sql in ("SHOW PROFILES", "SELECT query FROM information_schema.optimizer_trace"):
+            conn.query(sql)
+            seen.append(conn._result.rows)
+        assert "secret" not in str(seen) and conn.thread_id() != before, seen
+        pool().release(conn)
+        if {kind == "XA"}:
+            run("XA ROLLBACK 'x'")
+        run("SET lock_wait_timeout = 2")
+        run("ALTER TABLE t COMMENT 'nobody holds it'")
+        patch.end_request()
+        assert_sound()
+    """
+    folder = write_project(tmp_path / "project", databases={"default": database.django()})
+    run_script(folder, source, POOLED_SERVE_POOL_MODE=mode)

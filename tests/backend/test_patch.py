@@ -870,3 +870,25 @@ def test_without_apply_patch_nothing_is_pooled(project: Any, mariadb: Server) ->
         env={"DJANGO_SETTINGS_MODULE": "mysite.settings"},
     )
     assert done.code == 0, done.output
+
+
+def test_cursor_classes_that_are_made_anew_do_not_pile_up(script: Any) -> None:
+    script(
+        """
+        import weakref
+        from pymysql.cursors import Cursor
+        made = []
+        def request():
+            class Own(Cursor):
+                pass
+            made.append(weakref.ref(Own))
+            connection.ensure_connection()
+            with connection.connection.cursor(Own) as cursor:
+                cursor.execute("SELECT 1")
+            patch.end_request()
+        for _ in range(100):
+            gevent.spawn(request).get()
+        gc.collect()
+        assert sum(kept() is not None for kept in made) <= 20
+        """
+    )

@@ -28,6 +28,7 @@ from pymysql.err import (
 
 from pooled_serve.driver.connection import GONE, READ_ONLY, MySQLConnection
 from pooled_serve.pool import DIRTY, FAILED_OVER
+from support.memory import most_held
 from support.netproxy import NetProxy
 from support.processes import PATIENCE, wait_until
 from support.servers import Database, Server
@@ -698,3 +699,39 @@ def test_time_is_only_asked_of_the_clock_that_cannot_jump(
     run(connection, "BEGIN")
     connection.reset()
     connection.close()
+
+
+# --- What is remembered ------------------------------------------------------------------------
+
+
+def test_names_of_columns_take_a_few_megabytes_at_most(connect: Connect) -> None:
+    """A program may name them as it likes, and anew for each query."""
+    connection = connect()
+
+    def steps() -> Iterator[object]:
+        for n in range(30):
+            names = [f"{n} {m} {chr(0x8868) * 50}" for m in range(200)]
+            run(connection, "SELECT " + ", ".join(f"1 AS `{name}`" for name in names))
+            connection._result = None
+            yield
+
+    assert most_held(steps()) < 6_000_000
+
+
+def test_tls_contexts_do_not_pile_up(mysql: Server, tmp_path: Path) -> None:
+    """Certificates are renewed, and tenants may have one each."""
+    certificate = tmp_path / "ca.pem"
+    certificate.write_bytes((mysql.directory / "data" / "ca.pem").read_bytes())
+    connection = MySQLConnection(**mysql.create_database().connect_args(), defer_connect=True)
+    for n in range(100):
+        os.utime(certificate, (n, n))
+        connection._create_ssl_ctx({"ca": str(certificate)})
+    assert len(connection._contexts) <= 16
+
+
+@pytest.mark.parametrize("kind_of_bytes", [bytearray, memoryview])
+def test_a_statement_may_be_any_bytes(connect: Connect, kind_of_bytes: type) -> None:
+    connection = connect()
+    with connection.cursor() as cursor:
+        cursor.execute(kind_of_bytes("SELECT 'ż'".encode()))
+        assert cursor.fetchall() == (("ż",),)

@@ -249,7 +249,7 @@ def test_counters_come_before_gauges_and_nothing_overlaps() -> None:
 
 
 def test_every_reason_has_a_place() -> None:
-    reasons = {reason for _, reason in (*sql._NAMED, *sql._TOUCHES)} | {
+    reasons = sql.REASONS | {
         *("several statements", "several results", "unbuffered cursor", "direct use", "unknown")
     }
     assert reasons <= set(stats.PIN_REASONS)
