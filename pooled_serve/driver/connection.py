@@ -18,6 +18,7 @@ import functools
 import logging
 import math
 import os
+import re
 import select
 import ssl
 import struct
@@ -61,13 +62,11 @@ GONE = frozenset(
 )
 """Errors after which a connection is of no use."""
 
-READ_ONLY = frozenset({1290, 1792, 1836})
-"""Errors that tell of a server which became read-only; a new connect may reach the new primary."""
+_READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
 RESET_TIMEOUT = 5.0
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
-_IN_TRANS_READONLY = 0x2000  # SERVER_STATUS_IN_TRANS_READONLY, unknown to PyMySQL
 COM_RESET_CONNECTION = 0x1F  # unknown to PyMySQL
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
 
@@ -275,15 +274,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         code = error.args[0] if error.args else None
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
-        elif code in READ_ONLY and not self._expected(code, str(error)):
+        elif _is_read_only(code, str(error)):
             self._fault = FAILED_OVER
-
-    def _expected(self, code: int, message: str) -> bool:
-        """Whether the error says less than that the server became read-only: 1290 also stands for
-        options that forbid a single statement, 1792 for a transaction that was opened READ ONLY."""
-        if code == 1792:
-            return bool(self.server_status & _IN_TRANS_READONLY)
-        return code == 1290 and "read-only" not in message
 
     # --- For the pool --------------------------------------------------------------------------
 
@@ -457,6 +449,16 @@ class _Column(FieldDescriptorPacket):  # type: ignore[misc]
 # request with one query of three columns. Not by way of _read_packet(), which reads rows too.
 if savings.on("columns"):
     connections.FieldDescriptorPacket = functools.lru_cache(maxsize=4096)(_Column)
+
+
+def _is_read_only(code: object, message: str) -> bool:
+    """Whether an error says that the server became read-only; a new connect may reach the new
+    primary.
+
+    1290 is about any option that forbids a statement, and names it. 1792 is none of these: it is
+    about a transaction, or a session, that was asked to be READ ONLY.
+    """
+    return code == 1836 or (code == 1290 and _READ_ONLY_OPTION.search(message) is not None)
 
 
 def _packet(command: int, text: bytes) -> bytes:

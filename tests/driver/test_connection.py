@@ -26,7 +26,7 @@ from pymysql.err import (
     ProgrammingError,
 )
 
-from pooled_serve.driver.connection import GONE, READ_ONLY, MySQLConnection
+from pooled_serve.driver.connection import GONE, MySQLConnection
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from support.netproxy import NetProxy
 from support.processes import PATIENCE, wait_until
@@ -463,20 +463,77 @@ def test_after_some_errors_it_is_gone(connect: Connect) -> None:
             run(connection, "SELECT 1")
 
 
-def test_after_some_errors_it_is_on_the_wrong_server(connect: Connect) -> None:
-    for code in READ_ONLY:
-        connection = connect()
-        with pytest.raises(MySQLError):
-            run(connection, signal(code, "running with the --read-only option"))
-        assert connection.condition() == FAILED_OVER, code
-        assert not connection.usable(), code
-
-
-def test_an_option_that_forbids_one_statement_is_no_reason_to_leave(connect: Connect) -> None:
+@pytest.mark.parametrize(
+    ("code", "option"),
+    [(1290, "--read-only"), (1290, "--super-read-only"), (1290, "--innodb-read-only"), (1836, "")],
+)
+def test_after_some_errors_it_is_on_the_wrong_server(
+    connect: Connect, code: int, option: str
+) -> None:
     connection = connect()
     with pytest.raises(MySQLError):
-        run(connection, signal(1290, "running with the --secure-file-priv option"))
+        run(connection, signal(code, f"running with the {option} option"))
+    assert connection.condition() == FAILED_OVER
+    assert not connection.usable()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--secure-file-priv", "--skip-grant-tables", "--transaction-read-only", "--read-only-mode"],
+)
+def test_an_option_that_forbids_one_statement_is_no_reason_to_leave(
+    connect: Connect, option: str
+) -> None:
+    connection = connect()
+    with pytest.raises(MySQLError):
+        run(connection, signal(1290, f"running with the {option} option"))
     assert connection.usable()
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+def test_an_option_that_the_server_names_itself(connect: Connect, server: Server) -> None:
+    if server.admin.query("SELECT @@secure_file_priv AS folder")[0]["folder"] is None:
+        pytest.skip("this server lets files go anywhere")
+    server.admin.query(f"GRANT FILE ON *.* TO {connect().user.decode()}@127.0.0.1")
+    connection = connect()
+    with pytest.raises(MySQLError) as error:
+        run(connection, "SELECT 1 INTO OUTFILE '/nowhere/at/all'")
+    assert error.value.args[0] == 1290
+    assert connection.usable()
+
+
+READ_ONLY_SESSIONS = {
+    "of the session": ["SET SESSION TRANSACTION READ ONLY"],
+    "of the next transaction": ["SET TRANSACTION READ ONLY"],
+    "of one transaction": ["START TRANSACTION READ ONLY"],
+    "a variable": ["SET SESSION {variable} = 1"],
+    "a variable, and a transaction": ["SET SESSION {variable} = 1", "BEGIN"],
+}
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+@pytest.mark.parametrize("asked", READ_ONLY_SESSIONS)
+@pytest.mark.parametrize("by", ["the user", "OPTIONS"])
+def test_a_session_that_was_asked_to_be_read_only_is_on_the_right_server(
+    connect: Connect, table: Any, kind: str, asked: str, by: str
+) -> None:
+    variable = "tx_read_only" if kind == "mariadb" else "transaction_read_only"
+    statements = [sql.format(variable=variable) for sql in READ_ONLY_SESSIONS[asked]]
+    if by == "the user":
+        connection = connect()
+        for sql in statements:
+            run(connection, sql)
+        connection.touched = "variable"  # a session tells it
+    else:
+        connection = connect(init_command=statements[0])
+    with pytest.raises(MySQLError) as error:
+        run(connection, "INSERT INTO t VALUES (1)")
+    assert error.value.args[0] == 1792
+    assert connection.usable()
+    assert connection.condition() == DIRTY
+    if by == "the user":
+        connection.reset()
+        assert connection.condition() is None
 
 
 def signal(code: int, message: str = "") -> str:
