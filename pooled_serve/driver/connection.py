@@ -409,7 +409,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
     def usable(self) -> bool:
         """What Django asks after an error: can this user go on with it? No I/O."""
-        return self._fault != MOVED and self.alive()
+        return self._fault != FAILED_OVER and self.alive()
 
     def close(self) -> None:
         """Say goodbye, if that is possible without waiting, and close the socket.

@@ -452,6 +452,35 @@ def test_unread_results_are_noticed(connect: Connect) -> None:
         cursor.fetchone()  # not None, which would mean the end
 
 
+def test_what_no_reset_undoes_is_closed_when_it_comes_back(connect: Connect) -> None:
+    connection = connect()
+    connection.condemn("direct use")
+    assert connection.usable()  # until then
+    assert one(connection, "SELECT 1") == 1
+    assert connection.condition() == "direct use"
+    connection.touched = "variable"  # what comes after it does not hide it
+    connection.reset()
+    assert connection.condition() == "direct use"
+
+
+def test_what_a_user_does_to_a_connection_reaches_no_other(connect: Connect) -> None:
+    given = dict(conversions)
+    first, second = connect(conv=given), connect(conv=given)
+    first.decoders[FIELD_TYPE.LONGLONG] = lambda value: "changed"
+    first.encoders[int] = lambda value, mapping: "42"
+    assert one(first, "SELECT 1") == "changed"
+    assert first.literal(1) == "42"
+    for other in (second, connect(conv=given), connect()):
+        assert one(other, "SELECT %s" % other.literal(1)) == 1
+    assert given == conversions
+    shared = {
+        name
+        for name, value in vars(first).items()
+        if isinstance(value, (dict, list, set, bytearray)) and value is getattr(second, name)
+    }
+    assert shared == set()
+
+
 def test_after_some_errors_it_is_gone(connect: Connect) -> None:
     for code in GONE:
         connection = connect()
