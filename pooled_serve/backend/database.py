@@ -24,6 +24,7 @@ from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.backend.spares import Spares
 from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.pool import ConnectionPool, get_thread
 from pooled_serve.pool.stats import new_row
@@ -243,6 +244,12 @@ class Database:
 
     def _open(self) -> MySQLConnection:
         """A real connection, set up by the engine as for any other user of Django."""
+        try:
+            return self._connect()
+        except ConnectAgain:
+            return self._connect()
+
+    def _connect(self) -> MySQLConnection:
         opener: Any = self._opener(self._settings, self.alias)
         conn = opener.get_new_connection(opener.get_connection_params())
         if not isinstance(conn, MySQLConnection):

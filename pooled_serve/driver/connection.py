@@ -22,7 +22,7 @@ import re
 import select
 import ssl
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import gevent
@@ -36,12 +36,12 @@ from pymysql.constants.CR import (
     CR_CONN_HOST_ERROR,
     CR_SERVER_LOST,
 )
-from pymysql.constants.ER import UNKNOWN_COM_ERROR as ER_UNKNOWN_COM_ERROR
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import FieldDescriptorPacket
 
+from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn, succeed
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from pooled_serve.tuning import send as sending
@@ -98,7 +98,9 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     _recorded: tuple[bytes, ...] | None = ()  # None: cannot be run again
     _names: tuple[str, str | None, str] | None = None  # charset, collation, Python's encoding
     _role: str | None = None  # as SET ROLE takes it; None where there are no roles
-    _cannot_reset: set[str] = set()  # noqa: RUF012 - servers, or proxies, that said so; shared
+    _identity: tuple[Any, ...] = ()  # of the server, and what it does at a login
+    _login: Login | None = None
+    _told: set[tuple[str, str]] = set()  # noqa: RUF012 - what the log says already; shared
     _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
 
     # --- Connecting ----------------------------------------------------------------------------
@@ -140,10 +142,14 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         poll = _new_poll()
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
-        self._home = self.server_status & _STATUS_MASK
         try:
-            wait_timeout, role = self._ask("SELECT @@wait_timeout, CURRENT_ROLE()")
-            self.wait_timeout, self._role = int(wait_timeout), _as_role(role)
+            wait_timeout, role, autocommit, *identity = self._ask(
+                "SELECT @@wait_timeout, CURRENT_ROLE(), @@autocommit,"
+                " @@hostname, @@port, @@server_id, @@init_connect"
+            )
+            self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
+            self._identity = tuple(identity)
+            self._know_autocommit(bool(autocommit))
         except MySQLError:
             # A proxy may know no roles, or not that variable. But that time was up, or the server
             # gone, must not go unnoticed.
@@ -153,7 +159,16 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                 self.wait_timeout = int(self._ask("SELECT @@wait_timeout")[0])
             if self._sock is None:
                 raise
+        self._home = self.server_status & _STATUS_MASK
         self._fault, self.suspect = None, False
+
+    def _know_autocommit(self, on: bool) -> None:
+        """Have it as it was asked for. PyMySQL saw no need to say so if the server said that it is
+        on; but that was before init_connect ran."""
+        if on != self.get_autocommit():
+            self.server_status ^= SERVER_STATUS_AUTOCOMMIT
+            if self.autocommit_mode is not None:
+                self.autocommit(self.autocommit_mode)
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
         with self.cursor(Cursor) as cursor:
@@ -162,11 +177,36 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         return row
 
     def set_up(self) -> None:
-        """Setting up is over: what comes now is the users', and is undone after them."""
+        """Setting up is over: what comes now is the users', and is undone after them.
+
+        :raises ConnectAgain: another connection must be opened, for the reason that
+            :func:`pooled_serve.driver.login.learn` gives.
+        """
         if self._recorded is not None:
-            self._recorded = tuple(self._setup or ())
+            # A transaction that the set-up leaves open is no statement that can be run again.
+            open_ended = self.server_status & SERVER_STATUS_IN_TRANS
+            self._recorded = None if open_ended else tuple(self._setup or ())
         self._setup = self.touched = None
         self._names = (self.charset, self.collation, self.encoding)
+        if self._own_obstacle() is None:
+            with _limit(RESET_TIMEOUT, CR_SERVER_LOST, "no answer while logins are compared"):
+                self._login = learn(self)
+            self._forget()
+
+    def login_key(self) -> tuple[Any, ...]:
+        """Equal for connections whose logins do the same, as far as this can be known."""
+        place = (self.host, self.port, self.unix_socket, self.user, self.server_version)
+        asked = (self.client_flag, self._role, self._names, self._recorded, self._home)
+        return (*place, *self._identity, *asked)
+
+    def _as_role(self, role: str | None) -> str:
+        """CURRENT_ROLE() as SET ROLE takes it: MySQL quotes, in one of two ways, and may have
+        several; MariaDB does not, and has NULL for none."""
+        if role is None or role == "NONE":
+            return "NONE"
+        if role.startswith(("`", '"')) and "mariadb" not in self.server_version.lower():
+            return role  # without ANSI_QUOTES the double quotes are a string's, which will do
+        return "`" + role.replace("`", "``") + "`"
 
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
         """PyMySQL's context for these arguments, made once per process and set of files."""
@@ -333,20 +373,42 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                 self._reset_session()
 
     def _reset_session(self) -> None:
-        """COM_RESET_CONNECTION, and again all that set the connection up, in one round trip.
+        if obstacle := self._own_obstacle() or (self._login and self._login.obstacle):
+            self._say(obstacle)
+            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, obstacle)
+        succeed(self.pipeline(self.undoing(self._login.restore if self._login else b"")))
+        self._forget()
+
+    def _own_obstacle(self) -> str | None:
+        """Why what the client does at a login cannot be done again."""
+        if self._recorded is None:
+            return "the set-up cannot be run again"
+        if not self.db:
+            # Whatever was touched, a USE may have been there too.
+            return "there is no database to return to"
+        return None
+
+    def _say(self, obstacle: str) -> None:
+        if obstacle != UNKNOWN and (self.server, obstacle) not in self._told:
+            self._told.add((self.server, obstacle))
+            log.warning(
+                "%s at %s: connections whose session was touched are closed, not reset: %s",
+                self.engine,
+                self.server,
+                obstacle,
+            )
+
+    def undoing(self, restore: bytes = b"") -> list[Command]:
+        """The commands that make a session like a fresh one: COM_RESET_CONNECTION, and again all
+        that set the connection up.
 
         The server ends the transaction and forgets variables, temporary tables, locks and
         prepared statements. It does not go back to the first database, nor to the first role;
         and it returns to its own defaults for everything else, not to ours: character set,
         sql_mode, isolation level, init_command. Found with MariaDB 10.11 and MySQL 9.7.
+
+        :param restore: what brings back the rest; see :mod:`pooled_serve.driver.login`.
         """
-        if self.host_info in self._cannot_reset:
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the server cannot reset a session")
-        if self._recorded is None:
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the set-up cannot be run again")
-        if not self.db:
-            # Whatever was touched, a USE may have been there too.
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "there is no database to return to")
         if self._names is not None:
             # Of these, the ones of the client: set_character_set() changes both sides.
             self.charset, self.collation, self.encoding = self._names
@@ -354,34 +416,44 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         if self.collation:
             names += f" COLLATE {self.collation}"
         database = self.db if isinstance(self.db, bytes) else self.db.encode(self.encoding)
-        commands = [(COM_RESET_CONNECTION, b"")]
-        if self._role is not None:
-            commands.append((COM_QUERY, f"SET ROLE {self._role}".encode()))
         autocommit = int(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
+        role = [] if self._role is None else [f"SET ROLE {self._role}".encode(self.encoding)]
         # In the order of connecting: the set-up may have gone to another database.
-        commands += [
+        statements = [names.encode(), *(self._recorded or ()), *([restore] if restore else ())]
+        return [
+            (COM_RESET_CONNECTION, b""),
+            *((COM_QUERY, sql) for sql in role),
             (COM_INIT_DB, database),
-            (COM_QUERY, names.encode()),
-            *((COM_QUERY, sql) for sql in self._recorded),
+            *((COM_QUERY, sql) for sql in statements),
             (COM_QUERY, b"SET autocommit=%d" % autocommit),
         ]
-        self._result = None
+
+    def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
+        """Send all commands at once, and read all answers: rows, none, or an error.
+
+        :raises MySQLError: the connection is lost.
+        """
         self._write_bytes(b"".join(_packet(command, text) for command, text in commands))
-        for command, _ in commands:
-            self._next_seq_id = 1
-            try:
-                while self._read_ok_packet().has_next:
-                    pass  # several statements in one
-            except MySQLError as error:
-                if command == COM_RESET_CONNECTION and error.args[0] == ER_UNKNOWN_COM_ERROR:
-                    self._cannot_reset.add(self.host_info)
-                    log.warning(
-                        "%s cannot reset sessions (COM_RESET_CONNECTION): connections whose "
-                        "session was touched are closed instead",
-                        self.host_info,
-                    )
+        return [self._answer() for _ in commands]
+
+    def _answer(self) -> Answer:
+        self._next_seq_id = 1
+        try:
+            self._read_query_result()
+            rows: Answer = self._result.rows or ()
+            while self._result.has_next:  # several statements in one
+                self._read_query_result()
+        except BaseException as error:
+            self._failed(error)
+            if self._sock is None or not isinstance(error, MySQLError):
                 raise
+            return error
+        return rows
+
+    def _forget(self) -> None:
+        """It is as good as new, for this side too."""
         self.suspect, self.touched, self.keyed = False, None, False
+        self._result, self._affected_rows = None, 0
 
     def holder(self) -> str:
         """Who has it, in words."""
@@ -463,14 +535,6 @@ def _is_read_only(code: object, message: str) -> bool:
 
 def _packet(command: int, text: bytes) -> bytes:
     return struct.pack("<iB", len(text) + 1, command) + text
-
-
-def _as_role(role: str | None) -> str:
-    """CURRENT_ROLE() as SET ROLE takes it: MySQL quotes, and may have several; MariaDB does not,
-    and has NULL for none."""
-    if role is None or role == "NONE":
-        return "NONE"
-    return role if role.startswith("`") else "`" + role.replace("`", "``") + "`"
 
 
 def _lost() -> NoReturn:

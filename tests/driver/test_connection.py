@@ -466,12 +466,13 @@ def test_what_no_reset_undoes_is_closed_when_it_comes_back(connect: Connect) -> 
 def test_what_a_user_does_to_a_connection_reaches_no_other(connect: Connect) -> None:
     given = dict(conversions)
     first, second = connect(conv=given), connect(conv=given)
-    first.decoders[FIELD_TYPE.LONGLONG] = lambda value: "changed"
+    for number in (FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG):
+        first.decoders[number] = lambda value: "changed"
     first.encoders[int] = lambda value, mapping: "42"
     assert one(first, "SELECT 1") == "changed"
-    assert first.literal(1) == "42"
+    assert first.escape(1) == "42"
     for other in (second, connect(conv=given), connect()):
-        assert one(other, "SELECT %s" % other.literal(1)) == 1
+        assert one(other, f"SELECT {other.escape(1)}") == 1
     assert given == conversions
     shared = {
         name
@@ -553,6 +554,8 @@ def test_a_session_that_was_asked_to_be_read_only_is_on_the_right_server(
         for sql in statements:
             run(connection, sql)
         connection.touched = "variable"  # a session tells it
+    elif "TRANSACTION READ ONLY" in statements[0] and "SESSION" not in statements[0]:
+        pytest.skip("what connecting sets is for one transaction there")
     else:
         connection = connect(init_command=statements[0])
     with pytest.raises(MySQLError) as error:
@@ -572,8 +575,8 @@ def signal(code: int, message: str = "") -> str:
 def test_a_server_that_became_read_only_is_noticed(start_mariadb: Callable[..., Server]) -> None:
     server = start_mariadb()
     database = server.create_database()
+    server.admin.query(f"CREATE TABLE {database.name}.t (id INT)")
     connection = MySQLConnection(**database.connect_args(), autocommit=True)
-    run(connection, "CREATE TABLE t (id INT)")
     connection.set_up()
     server.admin.query("SET GLOBAL read_only = 1")
     assert run(connection, "SELECT * FROM t") == []
@@ -758,8 +761,10 @@ def test_a_forked_child_leaves_the_parents_connection_alone(
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql without TLS"])
 def test_connecting_and_cleaning_cost_what_they_must(connect: Connect, proxy: NetProxy) -> None:
+    connect(port=proxy.port)  # the first one finds out what a login does; see test_login.py
+    before = proxy.traffic().commands
     connection = connect(port=proxy.port)
-    sent = proxy.traffic().commands
+    sent = proxy.traffic().commands - before
     assert sent[COM_QUERY] <= 3  # SET NAMES, autocommit if the server's is off, wait_timeout
     connection.autocommit(False)
     run(connection, "SELECT 1")
