@@ -247,9 +247,10 @@ class Database:
         try:
             return self._connect()
         except ConnectAgain:
-            return self._connect()
+            # Another server may answer, of which nothing is known either: once is enough.
+            return self._connect(compare=False)
 
-    def _connect(self) -> MySQLConnection:
+    def _connect(self, *, compare: bool = True) -> MySQLConnection:
         opener: Any = self._opener(self._settings, self.alias)
         conn = opener.get_new_connection(opener.get_connection_params())
         if not isinstance(conn, MySQLConnection):
@@ -264,7 +265,7 @@ class Database:
             opener.connection = conn
             opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()
-            conn.set_up()
+            conn.set_up(compare=compare)
         except BaseException:
             conn.close()
             raise

@@ -73,12 +73,13 @@ class Login:
 _logins: OrderedDict[tuple[Any, ...], Login] = OrderedDict()
 
 
-def learn(client: Client) -> Login:
+def learn(client: Client, *, compare: bool = True) -> Login:
     """What is known of the logins of a fresh connection, all set up.
 
     Takes a round trip if that is nothing, or old; three if a reset leaves something out. Who
     connects meanwhile does not wait: those connections cannot be reset until it is known.
 
+    :param compare: whether the connection may be used up for it.
     :raises ConnectAgain: the connection must be closed, and another be opened.
     """
     now = time.monotonic()
@@ -86,6 +87,8 @@ def learn(client: Client) -> Login:
     login = _logins.get(key)
     if login is not None and now < login.learn_at:
         return login
+    if not compare:
+        return Login(now)
     login = _logins[key] = Login(now + TRY_AGAIN)
     _logins.move_to_end(key)
     if len(_logins) > MOST_LOGINS:

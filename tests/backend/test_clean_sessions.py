@@ -13,8 +13,9 @@ import pytest
 from pymysql.err import MySQLError, OperationalError
 
 from conftest import lasting_server
-from pooled_serve.driver.connection import COM_RESET_CONNECTION, MySQLConnection
+from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain
+from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from pooled_serve.pool import DIRTY
 from support import TORTURE, servers
 from support.django_project import write_project

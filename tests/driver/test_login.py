@@ -14,8 +14,9 @@ from pymysql.err import MySQLError, OperationalError
 
 from conftest import lasting_server
 from pooled_serve.driver import login
-from pooled_serve.driver.connection import COM_RESET_CONNECTION, MySQLConnection
+from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain, Login
+from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from support import servers
 from support.django_project import write_project
 from support.netproxy import NetProxy
