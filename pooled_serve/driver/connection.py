@@ -57,10 +57,8 @@ GONE = frozenset(
 
 _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
-RESET_TIMEOUT = 5.0
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
-COM_RESET_CONNECTION = 0x1F  # unknown to PyMySQL
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
 
 # gevent's poll switches greenlets; this question must not.

@@ -493,9 +493,7 @@ def test_a_reset_that_fails_half_way_leaves_nothing_to_use(
 def test_a_server_that_cannot_reset_is_told_of_once(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "pooled_serve.driver.connection.COM_RESET_CONNECTION", 0x7E
-    )  # which none knows
+    monkeypatch.setattr("pooled_serve.driver.reset.COM_RESET_CONNECTION", 0x7E)  # unknown
     with pytest.raises(ConnectAgain, match="cannot reset a session"):
         connect()
     connections = [connect() for _ in range(3)]
