@@ -15,6 +15,7 @@ from pymysql.cursors import Cursor
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.pool import ConnectionPool, stats
 from pooled_serve.preflight.plan import PoolPlan
@@ -169,6 +170,13 @@ class Database:
 
     def _open(self) -> MySQLConnection:
         """A real connection, set up by the engine as for any other user of Django."""
+        try:
+            return self._connect()
+        except ConnectAgain:
+            # Another server may answer, of which nothing is known either: once is enough.
+            return self._connect(compare=False)
+
+    def _connect(self, *, compare: bool = True) -> MySQLConnection:
         opener = self._opener(_copied(self.settings), self.alias)
         opener._database = self
         conn = opener.get_new_connection(opener.get_connection_params())
@@ -184,7 +192,7 @@ class Database:
             opener.connection = conn
             opener.set_autocommit(True)  # sessions open transactions themselves
             opener.init_connection_state()
-            conn.set_up()
+            conn.set_up(compare=compare)
         except BaseException:
             conn.close()
             raise

@@ -18,29 +18,23 @@ import functools
 import logging
 import math
 import os
+import re
 import select
 import ssl
-import struct
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
-import gevent
 from gevent.monkey import get_original
 from pymysql import connections
-from pymysql.connections import Connection
-from pymysql.constants.COMMAND import COM_INIT_DB, COM_QUERY
 from pymysql.constants.CR import (
     CR_AUTH_PLUGIN_ERR,
-    CR_COMMANDS_OUT_OF_SYNC,
     CR_CONN_HOST_ERROR,
-    CR_SERVER_LOST,
 )
-from pymysql.constants.ER import UNKNOWN_COM_ERROR as ER_UNKNOWN_COM_ERROR
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import FieldDescriptorPacket
 
+from pooled_serve.driver.reset import ResettableConnection, limit
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from pooled_serve.tuning import send as sending
@@ -61,26 +55,21 @@ GONE = frozenset(
 )
 """Errors after which a connection is of no use."""
 
-READ_ONLY = frozenset({1290, 1792, 1836})
-"""Errors that tell of a server which became read-only; a new connect may reach the new primary."""
+_READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
-RESET_TIMEOUT = 5.0
 _MOST_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
-_IN_TRANS_READONLY = 0x2000  # SERVER_STATUS_IN_TRANS_READONLY, unknown to PyMySQL
-COM_RESET_CONNECTION = 0x1F  # unknown to PyMySQL
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
 
 # gevent's poll switches greenlets; this question must not.
 _new_poll = get_original("select", "poll")
 
 
-class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
+class MySQLConnection(ResettableConnection):
     """A PyMySQL connection that can tell whether the next user may have it."""
 
     _sock: Any
-    _result: Any
     _read_timeout: float | None
     _write_timeout: float | None
 
@@ -90,17 +79,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     _fault: str | None = None  # why it must be closed when it comes back
     lessee: Any = None  # who has it, see pooled_serve.backend.scope.GreenletScope
     leased = False  # and given back, at least once
-    keyed = False  # LAST_INSERT_ID() may be of a lease before
     spoiled = False  # given back while another greenlet runs a statement on it
-    suspect = False  # an error left open whether a transaction is
-    touched: str | None = None
-    """Why the state of the session may not be the one of a fresh connection; None if it is."""
-    _setup: list[bytes] | None = None  # what was run to set it up, to be run again after a reset
-    _home = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
-    _recorded: tuple[bytes, ...] | None = ()  # None: cannot be run again
-    _names: tuple[str, str | None, str] | None = None  # charset, collation, Python's encoding
-    _role: str | None = None  # as SET ROLE takes it; None where there are no roles
-    _cannot_reset: set[str] = set()  # noqa: RUF012 - servers, or proxies, that said so; shared
     _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
 
     # --- Connecting ----------------------------------------------------------------------------
@@ -118,7 +97,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         self._read_timeout = min(patience[0] or math.inf, seconds)
         self._write_timeout = min(patience[1] or math.inf, seconds)
         try:
-            with _limit(
+            with limit(
                 seconds,
                 CR_CONN_HOST_ERROR,
                 f"Can't connect to MySQL server on {self.host!r} "
@@ -142,10 +121,14 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         poll = _new_poll()
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
-        self._home = self.server_status & _STATUS_MASK
         try:
-            wait_timeout, role = self._ask("SELECT @@wait_timeout, CURRENT_ROLE()")
-            self.wait_timeout, self._role = int(wait_timeout), _as_role(role)
+            wait_timeout, role, autocommit, *identity = self._ask(
+                "SELECT @@wait_timeout, CURRENT_ROLE(), @@autocommit,"
+                " @@hostname, @@port, @@server_id, @@init_connect"
+            )
+            self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
+            self._identity = tuple(identity)
+            self._know_autocommit(bool(autocommit))
         except MySQLError:
             # A proxy may know no roles, or not that variable. But that time was up, or the server
             # gone, must not go unnoticed.
@@ -155,6 +138,7 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                 self.wait_timeout = int(self._ask("SELECT @@wait_timeout")[0])
             if self._sock is None:
                 raise
+        self._home = self.server_status & _STATUS_MASK
         self._fault, self.suspect = None, False
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
@@ -162,13 +146,6 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             cursor.execute(sql)
             row: tuple[Any, ...] = cursor.fetchone()
         return row
-
-    def set_up(self) -> None:
-        """Setting up is over: what comes now is the users', and is undone after them."""
-        if self._recorded is not None:
-            self._recorded = tuple(self._setup or ())
-        self._setup = self.touched = None
-        self._names = (self.charset, self.collation, self.encoding)
 
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
         """PyMySQL's context for these arguments, made once per process and set of files."""
@@ -278,15 +255,8 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         code = error.args[0] if error.args else None
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
-        elif code in READ_ONLY and not self._expected(code, str(error)):
+        elif _is_read_only(code, str(error)):
             self._fault = FAILED_OVER
-
-    def _expected(self, code: int, message: str) -> bool:
-        """Whether the error says less than that the server became read-only: 1290 also stands for
-        options that forbid a single statement, 1792 for a transaction that was opened READ ONLY."""
-        if code == 1792:
-            return bool(self.server_status & _IN_TRANS_READONLY)
-        return code == 1290 and "read-only" not in message
 
     # --- For the pool --------------------------------------------------------------------------
 
@@ -330,87 +300,9 @@ class MySQLConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         result = self._result
         return result is not None and bool(result.unbuffered_active or result.has_next)
 
-    def reset(self) -> None:
-        """End what the last user left open, and undo what it set.
-
-        :raises MySQLError: the connection must be closed.
-        """
-        with _limit(RESET_TIMEOUT, CR_SERVER_LOST, "no answer to a reset"):
-            if self.touched is None:
-                # First: to switch autocommit on would commit.
-                self.rollback()
-                self.autocommit(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
-            else:
-                self._reset_session()
-
-    def _reset_session(self) -> None:
-        """COM_RESET_CONNECTION, and again all that set the connection up, in one round trip.
-
-        The server ends the transaction and forgets variables, temporary tables, locks and
-        prepared statements. It does not go back to the first database, nor to the first role;
-        and it returns to its own defaults for everything else, not to ours: character set,
-        sql_mode, isolation level, init_command. Found with MariaDB 10.11 and MySQL 9.7.
-        """
-        if self.host_info in self._cannot_reset:
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the server cannot reset a session")
-        if self._recorded is None:
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "the set-up cannot be run again")
-        if not self.db:
-            # Whatever was touched, a USE may have been there too.
-            raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, "there is no database to return to")
-        if self._names is not None:
-            # Of these, the ones of the client: set_character_set() changes both sides.
-            self.charset, self.collation, self.encoding = self._names
-        names = f"SET NAMES {self.charset}"
-        if self.collation:
-            names += f" COLLATE {self.collation}"
-        database = self.db if isinstance(self.db, bytes) else self.db.encode(self.encoding)
-        commands = [(COM_RESET_CONNECTION, b"")]
-        if self._role is not None:
-            commands.append((COM_QUERY, f"SET ROLE {self._role}".encode()))
-        autocommit = int(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
-        # In the order of connecting: the set-up may have gone to another database.
-        commands += [
-            (COM_INIT_DB, database),
-            (COM_QUERY, names.encode()),
-            *((COM_QUERY, sql) for sql in self._recorded),
-            (COM_QUERY, b"SET autocommit=%d" % autocommit),
-        ]
-        self._result = None
-        self._write_bytes(b"".join(_packet(command, text) for command, text in commands))
-        for command, _ in commands:
-            self._next_seq_id = 1
-            try:
-                while self._read_ok_packet().has_next:
-                    pass  # several statements in one
-            except MySQLError as error:
-                if command == COM_RESET_CONNECTION and error.args[0] == ER_UNKNOWN_COM_ERROR:
-                    self._cannot_reset.add(self.host_info)
-                    log.warning(
-                        "%s cannot reset sessions (COM_RESET_CONNECTION): connections whose "
-                        "session was touched are closed instead",
-                        self.host_info,
-                    )
-                raise
-        self.suspect, self.touched, self.keyed = False, None, False
-
     def holder(self) -> str:
         """Who has it, in words."""
         return "" if self.lessee is None else str(self.lessee)
-
-    @property
-    def engine(self) -> str:
-        """ "MariaDB 10.11.19", "MySQL 9.7.0"."""
-        version = self.server_version.removeprefix("5.5.5-")  # MariaDB, to be let in by old clients
-        kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
-        return f"{kind} {version.partition('-')[0]}"
-
-    @property
-    def server(self) -> str:
-        """host:port or the path of a socket. What stands before an "@" in a host is a password
-        in the wrong place, and left out."""
-        host = self.host.rpartition("@")[2]
-        return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
 
     @property
     def address(self) -> str:
@@ -462,24 +354,15 @@ if savings.on("columns"):
     connections.FieldDescriptorPacket = functools.lru_cache(maxsize=1024)(_Column)
 
 
-def _packet(command: int, text: bytes) -> bytes:
-    return struct.pack("<iB", len(text) + 1, command) + text
+def _is_read_only(code: object, message: str) -> bool:
+    """Whether an error says that the server became read-only; a new connect may reach the new
+    primary.
 
-
-def _as_role(role: str | None) -> str:
-    """CURRENT_ROLE() as SET ROLE takes it: MySQL quotes, and may have several; MariaDB does not,
-    and has NULL for none."""
-    if role is None or role == "NONE":
-        return "NONE"
-    return role if role.startswith("`") else "`" + role.replace("`", "``") + "`"
+    1290 is about any option that forbids a statement, and names it. 1792 is none of these: it is
+    about a transaction, or a session, that was asked to be READ ONLY.
+    """
+    return code == 1836 or (code == 1290 and _READ_ONLY_OPTION.search(message) is not None)
 
 
 def _lost() -> NoReturn:
     raise InterfaceError(0, "the connection was closed before all rows were read")
-
-
-@contextlib.contextmanager
-def _limit(seconds: float, code: int, message: str) -> Iterator[None]:
-    """Raise OperationalError in the body after that many seconds."""
-    with gevent.Timeout(seconds, OperationalError(code, message)):
-        yield

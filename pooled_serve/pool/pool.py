@@ -370,7 +370,7 @@ class ConnectionPool(RetiringPool[C]):
         if entry.conn_id in self._inherited:
             return None
         self._entries.end_reset(entry)
-        return self._condition(entry.conn) or failed
+        return failed or self._condition(entry.conn)
 
     def _put_back(self, entry: Entry[C], fault: str | None, now: float) -> None:
         """A leased entry to the first waiter, or to idle, or closed. Does not switch."""

@@ -13,7 +13,9 @@ import pytest
 from pymysql.err import MySQLError, OperationalError
 
 from conftest import lasting_server
-from pooled_serve.driver.connection import COM_RESET_CONNECTION, MySQLConnection
+from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.driver.login import ConnectAgain
+from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from pooled_serve.pool import DIRTY
 from support import TORTURE, servers
 from support.django_project import write_project
@@ -491,20 +493,20 @@ def test_a_reset_that_fails_half_way_leaves_nothing_to_use(
 def test_a_server_that_cannot_reset_is_told_of_once(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(self: MySQLConnection) -> None:
-        raise OperationalError(1047, "Unknown command")
-
-    monkeypatch.setattr(MySQLConnection, "_cannot_reset", set())
+    monkeypatch.setattr("pooled_serve.driver.reset.COM_RESET_CONNECTION", 0x7E)  # unknown
+    with pytest.raises(ConnectAgain, match="cannot reset a session"):
+        connect()
     connections = [connect() for _ in range(3)]
-    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "gunicorn.error"):
-        patched.setattr(MySQLConnection, "_read_ok_packet", refuse)
+    assert not caplog.records  # nobody was affected so far
+    with caplog.at_level(logging.WARNING, "gunicorn.error"):
         for connection in connections:
+            assert connection.condition() is None
             touch(connection)
-            with pytest.raises(OperationalError):
+            with pytest.raises(OperationalError, match="cannot reset a session"):
                 connection.reset()
-            assert connection.condition() is not None
+            assert connection.condition() == DIRTY
     (record,) = caplog.records
-    assert "cannot reset sessions" in record.getMessage()
+    assert "closed, not reset: the server cannot reset a session" in record.getMessage()
 
 
 # --- In a project ------------------------------------------------------------------------------
@@ -565,7 +567,8 @@ def test_plain_orm_work_costs_nothing_on_return(
     resets = script_on(tmp_path / "project", database.via(proxy.port), source, mode=mode)
     used = proxy.traffic().commands - before
     assert set(used) <= {1, COM_QUERY, COM_INIT_DB, COM_RESET_CONNECTION}
-    assert used[COM_RESET_CONNECTION] == resets  # for what made the table
+    # For what made the table; and two to find out what a login does.
+    assert used[COM_RESET_CONNECTION] == resets + 2
 
 
 @pytest.mark.parametrize("mode", MODES)

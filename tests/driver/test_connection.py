@@ -26,7 +26,7 @@ from pymysql.err import (
     ProgrammingError,
 )
 
-from pooled_serve.driver.connection import GONE, READ_ONLY, MySQLConnection
+from pooled_serve.driver.connection import GONE, MySQLConnection
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from support.memory import most_held
 from support.netproxy import NetProxy
@@ -453,6 +453,36 @@ def test_unread_results_are_noticed(connect: Connect) -> None:
         cursor.fetchone()  # not None, which would mean the end
 
 
+def test_what_no_reset_undoes_is_closed_when_it_comes_back(connect: Connect) -> None:
+    connection = connect()
+    connection.condemn("direct use")
+    assert connection.usable()  # until then
+    assert one(connection, "SELECT 1") == 1
+    assert connection.condition() == "direct use"
+    connection.touched = "variable"  # what comes after it does not hide it
+    connection.reset()
+    assert connection.condition() == "direct use"
+
+
+def test_what_a_user_does_to_a_connection_reaches_no_other(connect: Connect) -> None:
+    given = dict(conversions)
+    first, second = connect(conv=given), connect(conv=given)
+    for number in (FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG):
+        first.decoders[number] = lambda value: "changed"
+    first.encoders[int] = lambda value, mapping: "42"
+    assert one(first, "SELECT 1") == "changed"
+    assert first.escape(1) == "42"
+    for other in (second, connect(conv=given), connect()):
+        assert one(other, f"SELECT {other.escape(1)}") == 1
+    assert given == conversions
+    shared = {
+        name
+        for name, value in vars(first).items()
+        if isinstance(value, (dict, list, set, bytearray)) and value is getattr(second, name)
+    }
+    assert shared == set()
+
+
 def test_after_some_errors_it_is_gone(connect: Connect) -> None:
     for code in GONE:
         connection = connect()
@@ -464,20 +494,79 @@ def test_after_some_errors_it_is_gone(connect: Connect) -> None:
             run(connection, "SELECT 1")
 
 
-def test_after_some_errors_it_is_on_the_wrong_server(connect: Connect) -> None:
-    for code in READ_ONLY:
-        connection = connect()
-        with pytest.raises(MySQLError):
-            run(connection, signal(code, "running with the --read-only option"))
-        assert connection.condition() == FAILED_OVER, code
-        assert not connection.usable(), code
-
-
-def test_an_option_that_forbids_one_statement_is_no_reason_to_leave(connect: Connect) -> None:
+@pytest.mark.parametrize(
+    ("code", "option"),
+    [(1290, "--read-only"), (1290, "--super-read-only"), (1290, "--innodb-read-only"), (1836, "")],
+)
+def test_after_some_errors_it_is_on_the_wrong_server(
+    connect: Connect, code: int, option: str
+) -> None:
     connection = connect()
     with pytest.raises(MySQLError):
-        run(connection, signal(1290, "running with the --secure-file-priv option"))
+        run(connection, signal(code, f"running with the {option} option"))
+    assert connection.condition() == FAILED_OVER
+    assert not connection.usable()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--secure-file-priv", "--skip-grant-tables", "--transaction-read-only", "--read-only-mode"],
+)
+def test_an_option_that_forbids_one_statement_is_no_reason_to_leave(
+    connect: Connect, option: str
+) -> None:
+    connection = connect()
+    with pytest.raises(MySQLError):
+        run(connection, signal(1290, f"running with the {option} option"))
     assert connection.usable()
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+def test_an_option_that_the_server_names_itself(connect: Connect, server: Server) -> None:
+    if server.admin.query("SELECT @@secure_file_priv AS folder")[0]["folder"] is None:
+        pytest.skip("this server lets files go anywhere")
+    server.admin.query(f"GRANT FILE ON *.* TO {connect().user.decode()}@127.0.0.1")
+    connection = connect()
+    with pytest.raises(MySQLError) as error:
+        run(connection, "SELECT 1 INTO OUTFILE '/nowhere/at/all'")
+    assert error.value.args[0] == 1290
+    assert connection.usable()
+
+
+READ_ONLY_SESSIONS = {
+    "of the session": ["SET SESSION TRANSACTION READ ONLY"],
+    "of the next transaction": ["SET TRANSACTION READ ONLY"],
+    "of one transaction": ["START TRANSACTION READ ONLY"],
+    "a variable": ["SET SESSION {variable} = 1"],
+    "a variable, and a transaction": ["SET SESSION {variable} = 1", "BEGIN"],
+}
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+@pytest.mark.parametrize("asked", READ_ONLY_SESSIONS)
+@pytest.mark.parametrize("by", ["the user", "OPTIONS"])
+def test_a_session_that_was_asked_to_be_read_only_is_on_the_right_server(
+    connect: Connect, table: Any, kind: str, asked: str, by: str
+) -> None:
+    variable = "tx_read_only" if kind == "mariadb" else "transaction_read_only"
+    statements = [sql.format(variable=variable) for sql in READ_ONLY_SESSIONS[asked]]
+    if by == "the user":
+        connection = connect()
+        for sql in statements:
+            run(connection, sql)
+        connection.touched = "variable"  # a session tells it
+    elif "TRANSACTION READ ONLY" in statements[0] and "SESSION" not in statements[0]:
+        pytest.skip("what connecting sets is for one transaction there")
+    else:
+        connection = connect(init_command=statements[0])
+    with pytest.raises(MySQLError) as error:
+        run(connection, "INSERT INTO t VALUES (1)")
+    assert error.value.args[0] == 1792
+    assert connection.usable()
+    assert connection.condition() == DIRTY
+    if by == "the user":
+        connection.reset()
+        assert connection.condition() is None
 
 
 def signal(code: int, message: str = "") -> str:
@@ -487,8 +576,8 @@ def signal(code: int, message: str = "") -> str:
 def test_a_server_that_became_read_only_is_noticed(start_mariadb: Callable[..., Server]) -> None:
     server = start_mariadb()
     database = server.create_database()
+    server.admin.query(f"CREATE TABLE {database.name}.t (id INT)")
     connection = MySQLConnection(**database.connect_args(), autocommit=True)
-    run(connection, "CREATE TABLE t (id INT)")
     connection.set_up()
     server.admin.query("SET GLOBAL read_only = 1")
     assert run(connection, "SELECT * FROM t") == []
@@ -673,8 +762,10 @@ def test_a_forked_child_leaves_the_parents_connection_alone(
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql without TLS"])
 def test_connecting_and_cleaning_cost_what_they_must(connect: Connect, proxy: NetProxy) -> None:
+    connect(port=proxy.port)  # the first one finds out what a login does; see test_login.py
+    before = proxy.traffic().commands
     connection = connect(port=proxy.port)
-    sent = proxy.traffic().commands
+    sent = proxy.traffic().commands - before
     assert sent[COM_QUERY] <= 3  # SET NAMES, autocommit if the server's is off, wait_timeout
     connection.autocommit(False)
     run(connection, "SELECT 1")

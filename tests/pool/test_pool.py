@@ -232,6 +232,17 @@ def test_an_error_while_cleaning_closes_and_is_not_raised(
     with leased(pool) as connection:
         connection.dirty = True
     settle(lambda: connection.closed)
+    assert pool.stats()["closed_total"] == {"reset failed": 1}
+
+
+def test_a_reset_that_leaves_a_connection_dirty_closes_it(
+    make_pool: MakePool, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "reset", lambda connection: None)
+    pool = make_pool()
+    with leased(pool) as connection:
+        connection.dirty = True
+    settle(lambda: connection.closed)
     assert pool.stats()["closed_total"] == {"dirty": 1}
 
 

@@ -1,0 +1,229 @@
+"""What a login gives that a reset does not bring back, found out by trying.
+
+A reset returns a session to the server's defaults, and the client runs again what it asked for
+when it connected. What is missing then is what the server does at a login and only there: it runs
+``init_connect``, applies an account's MAX_STATEMENT_TIME, gives interactive clients another
+wait_timeout. No list of these would be complete. So once for each server and account a fresh
+connection is reset, and all its session variables are compared. What differs is set after each
+reset from then on. Where that does not help, connections that were touched are closed instead.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+from pymysql.constants.COMMAND import COM_QUERY
+from pymysql.constants.CR import CR_SERVER_LOST
+from pymysql.constants.ER import UNKNOWN_COM_ERROR as ER_UNKNOWN_COM_ERROR
+from pymysql.err import MySQLError, OperationalError
+
+from pooled_serve.driver.statements import classify
+
+LEARN_AGAIN = 300.0
+"""Seconds after which logins are compared again: an administrator may have changed them."""
+
+TRY_AGAIN = 10.0
+"""The same, where the comparison came to no end."""
+
+MOST_LOGINS = 256
+"""Logins to remember: a project may have an account for each tenant."""
+
+Command = tuple[int, bytes]
+Answer: TypeAlias = Sequence[tuple[Any, ...]] | MySQLError
+"""Rows, or none, or what the server says is wrong."""
+
+UNKNOWN = "what a login sets is not known yet"
+
+
+class Client(Protocol):
+    """What is asked of a connection."""
+
+    def login_key(self) -> tuple[Any, ...]:
+        """Equal for connections whose logins do the same."""
+
+    def undoing(self, restore: bytes = b"") -> list[Command]:
+        """What makes its session like a fresh one; ``restore`` is the login's share."""
+
+    def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
+        """Run them all in one round trip. An answer without rows is empty."""
+
+
+class ConnectAgain(OperationalError):  # type: ignore[misc]  # PyMySQL has no types
+    """The connection was used up to find out what a reset does. The next one is not."""
+
+
+class Login:
+    """What is known of the logins to one server with one account."""
+
+    __slots__ = ("learn_at", "obstacle", "restore")
+
+    def __init__(self, learn_at: float) -> None:
+        self.learn_at = learn_at
+        """When to compare again, in seconds of :func:`time.monotonic`."""
+        self.restore = b""
+        """The statement that sets what a reset leaves out; empty if it is nothing."""
+        self.obstacle: str | None = UNKNOWN
+        """Why a session cannot be made like a fresh one; None if it can."""
+
+
+_logins: OrderedDict[tuple[Any, ...], Login] = OrderedDict()
+
+
+def learn(client: Client, *, compare: bool = True) -> Login:
+    """What is known of the logins of a fresh connection, all set up.
+
+    Takes a round trip if that is nothing, or old; three if a reset leaves something out. Who
+    connects meanwhile does not wait: those connections cannot be reset until it is known.
+
+    :param compare: whether the connection may be used up for it.
+    :raises ConnectAgain: the connection must be closed, and another be opened.
+    """
+    now = time.monotonic()
+    key = client.login_key()
+    login = _logins.get(key)
+    if login is not None and now < login.learn_at:
+        return login
+    if not compare:
+        return Login(now)
+    login = _logins[key] = Login(now + TRY_AGAIN)
+    _logins.move_to_end(key)
+    if len(_logins) > MOST_LOGINS:
+        _logins.popitem(last=False)
+    try:
+        login.restore, login.obstacle = _compare(client)
+    except MySQLError as error:
+        login.obstacle = f"the session variables of a login cannot be compared: {error}"
+    else:
+        login.learn_at = time.monotonic() + LEARN_AGAIN
+    if login.obstacle:
+        raise ConnectAgain(CR_SERVER_LOST, login.obstacle)
+    return login
+
+
+def succeed(answers: Sequence[Answer]) -> None:
+    """Raise the first error among the answers to a pipeline."""
+    for answer in answers:
+        if isinstance(answer, MySQLError):
+            raise answer
+
+
+# --- Comparing ---------------------------------------------------------------------------------
+
+_LOOK = ((COM_QUERY, b"SHOW SESSION VARIABLES"), (COM_QUERY, b"SELECT DATABASE()"))
+
+_CUT = 1024
+"""Characters after which SHOW cuts values off, on MySQL; on MariaDB it is twice as many."""
+
+_NO_EFFECT = frozenset({"max_user_connections"})
+"""Session variables that say which limit the server applied at the login. They cannot be set, and
+no statement depends on them. (MariaDB does not count a connection that was reset any more; the pool
+has a bound of its own.)"""
+
+_SETS_VARIABLES = re.compile(
+    r"SET\s+(?!DEFAULT|GLOBAL|PASSWORD|PERSIST|RESOURCE|STATEMENT|TRANSACTION)", re.I
+)
+
+
+class _Session:
+    """What one look shows."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        succeed(answers)
+        shown, database = answers
+        assert not isinstance(shown, MySQLError)
+        self.variables = {_text(name): _text(value) for name, value in shown}
+        self.database = database
+
+    def other(self, session: _Session) -> set[str]:
+        """The variables that have another value there."""
+        return {name for name, _ in self.variables.items() ^ session.variables.items()}
+
+
+def _compare(client: Client) -> tuple[bytes, str | None]:
+    """The statement that sets what a reset leaves out, and why that does not do, if so.
+
+    :raises MySQLError: there is no way to know.
+    """
+    undoing = client.undoing()
+    # Twice, so that what no two sessions have in common (clocks, seeds, counts of statements)
+    # shows by itself.
+    answers = client.pipeline([*_LOOK, *undoing, *_LOOK, *undoing, *_LOOK])
+    first = answers[len(_LOOK)]
+    if isinstance(first, MySQLError) and first.args[0] == ER_UNKNOWN_COM_ERROR:
+        return b"", "the server cannot reset a session (COM_RESET_CONNECTION)"
+    succeed(answers)
+    step = len(_LOOK) + len(undoing)
+    fresh, after, again = (_Session(answers[n : n + len(_LOOK)]) for n in (0, step, 2 * step))
+    if not _sets_variables_only(fresh.variables.get("init_connect") or ""):
+        return b"", "init_connect may do more than set session variables"
+    if fresh.database != after.database:
+        return b"", "a reset does not go back to the database"
+    if fresh.variables.keys() != after.variables.keys():
+        return b"", "a login limits what SHOW SESSION VARIABLES shows (sql_select_limit?)"
+    lost = sorted(fresh.other(after) - after.other(again) - _NO_EFFECT)
+    if not lost:
+        return b"", None
+
+    values = client.pipeline([(COM_QUERY, f"SELECT @@SESSION.{name}".encode()) for name in lost])
+    # An error: it is a global variable, and somebody changed it in this moment.
+    kinds = {
+        name: rows[0][0]
+        for name, rows in zip(lost, values, strict=True)
+        if not isinstance(rows, MySQLError)
+    }
+    settings = (
+        f"SESSION {name} = {_literal(fresh.variables.get(name), kind)}"
+        for name, kind in kinds.items()
+    )
+    restore = f"SET {', '.join(settings)}".encode() if kinds else b""
+    undoing = client.undoing(restore)
+    answers = client.pipeline([*undoing, *_LOOK])
+    still = fresh.other(_Session(answers[len(undoing) :])) & kinds.keys()
+    if any(isinstance(answer, MySQLError) for answer in answers):
+        still = set(kinds)  # of one that cannot be set, none was
+    too_long = {name for name in kinds if len(fresh.variables.get(name) or "") >= _CUT}
+    if still or too_long:
+        return b"", f"a reset does not bring back {_enumerate(sorted(still | too_long))}"
+    return restore, None
+
+
+def _sets_variables_only(init_connect: str) -> bool:
+    """Whether a comparison of session variables shows all that init_connect leaves. User
+    variables, locks and temporary tables do not show."""
+    if len(init_connect) >= _CUT:
+        return False
+    # The values are expressions, and may do what those of a SELECT may.
+    return all(
+        _SETS_VARIABLES.match(statement) and not classify("SELECT" + statement[3:]).touches
+        for statement in map(str.strip, init_connect.split(";"))
+        if statement
+    )
+
+
+def _literal(value: str | None, kind: object) -> str:
+    """What SHOW shows, as SET takes it. ``kind`` is a value of the same type.
+
+    Strings in a way that means the same in any sql_mode: under NO_BACKSLASH_ESCAPES a backslash
+    is itself.
+    """
+    if value is None:
+        return "NULL"
+    if kind is not None and not isinstance(kind, (str, bytes)):
+        return value  # a number; or ON, for 1
+    if value.isascii() and value.isprintable() and "'" not in value and "\\" not in value:
+        return f"'{value}'"
+    return f"_utf8mb4 0x{value.encode().hex()}"
+
+
+def _text(value: Any) -> Any:
+    """A string as such: with ``use_unicode`` off the driver returns bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
