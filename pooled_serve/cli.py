@@ -223,7 +223,7 @@ def _check_variables() -> None:
 
 def _usage_problem(error: click.UsageError) -> Verdict:
     if isinstance(error, click.NoSuchOption):
-        from pooled_serve.serve.app import unknown_option
+        from pooled_serve.serve.config import unknown_option
 
         return unknown_option(error.option_name, error.possibilities or ())
     return Verdict(Level.FAIL, "PS401", error.format_message(), "see pooled-serve --help")

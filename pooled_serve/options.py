@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from pooled_serve.tuning import switches as savings
 
@@ -20,6 +20,9 @@ ENV_PREFIX = "POOLED_SERVE_"
 DEFAULT_SIZE = 4
 DEFAULT_CAP_FACTOR = 3
 DEFAULT_MAX_AGE = 60.0
+
+SAFE_SHARE = 0.8
+"""Share of ``wait_timeout`` that a connection may live at most, unless a person says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +282,39 @@ class PoolOptions:
 OPTIONS: tuple[Option, ...] = tuple(f.metadata["option"] for f in fields(PoolOptions))
 BY_SETTING = {option.setting: option for option in OPTIONS}
 VARIABLES = [option.variable for option in OPTIONS]
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """The numbers of one pool."""
+
+    size: int
+    cap: float  # infinity: no limit
+    timeout: float
+    max_age: float  # infinity: never
+    mode: str
+    reset: str
+    size_written: bool = False
+    cap_written: bool = False
+    age_written: bool = False
+    leak_threshold: float | None = None  # seconds; None: nobody looks
+
+    def safe_age(self, wait_timeout: float | None) -> float:
+        """The longest that a connection may live on a server with this ``wait_timeout``."""
+        if wait_timeout is None or self.age_written:
+            return self.max_age
+        return min(self.max_age, SAFE_SHARE * wait_timeout)
+
+
+class PoolPlans(Protocol):
+    """Where the numbers of each pool come from: :class:`pooled_serve.preflight.plan.Plan`."""
+
+    @property
+    def options(self) -> PoolOptions:
+        """What was written."""
+
+    def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
+        """The numbers for an alias with this CONN_MAX_AGE."""
 
 
 def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:

@@ -18,19 +18,13 @@ import os
 from typing import Any
 
 from pooled_serve import compat as seam
-from pooled_serve import options
+from pooled_serve import launcher, options
 from pooled_serve.options import PoolOptions
 from pooled_serve.preflight.plan import Plan
 
 __all__ = ["apply_patch", "set_pool_size"]
 
 _said: dict[str, Any] = {}
-
-under_command = False
-"""Set by the command, whose options count then: its preflight has planned with those."""
-
-ignored = False
-"""Whether :func:`apply_patch` was called all the same."""
 
 
 def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | None = 60) -> None:
@@ -61,9 +55,8 @@ def apply_patch() -> None:
         has changed where we plug in.
     :raises ValueError: a ``POOLED_SERVE_*`` variable cannot be used.
     """
-    global ignored
-    if under_command:
-        ignored = True
+    if launcher.under_command:
+        launcher.pooling_ignored = True
         return
     with seam.imports():
         from pooled_serve.backend import patch

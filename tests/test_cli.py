@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -248,66 +247,6 @@ def test_an_optional_value_may_be_left_out(here: Here, monkeypatch: pytest.Monke
 
 
 # --- How the package is put together -----------------------------------------------------------
-
-# Each module may import the ones above it.
-ORDER = [
-    *("__init__", "errors", "tuning.switches", "tuning.gc", "tuning.send", "tuning.response"),
-    *("options", "compat", "preflight.plan", "preflight.project"),
-    *("pool.stats", "pool.backoff", "pool.entry", "pool.listener", "pool.waiters", "pool.base"),
-    *("pool.retiring", "pool.lease", "pool.pool"),
-    *("driver.statements", "driver.questions", "driver.connection", "status.leaks"),
-    *("backend.scope", "backend.direct", "backend.cursors", "backend.lease"),
-    *("status.scoreboard", "status.pool_log", "status.reachability"),
-    *("backend.database", "backend.registry", "backend.wrappers", "backend.patch"),
-    *("status.prometheus", "status.listener"),
-    *("serve.signals", "serve.worker", "pooling"),
-    *("preflight.child", "preflight.databases", "preflight.runner", "preflight.render"),
-    *("serve.addresses", "serve.app", "cli", "__main__"),
-]
-
-
-def modules() -> dict[str, Path]:
-    """Dotted names of all modules, and of folders that export something, with their files."""
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.endswith(".__init__"):
-            found[name] = path
-    return found
-
-
-def imports(module: str) -> set[str]:
-    """The modules of ours that a module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(modules()[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pooled_serve"):
-            where = str(node.module).removeprefix("pooled_serve").removeprefix(".")
-            for alias in node.names:
-                name = f"{where}.{alias.name}".removeprefix(".")
-                if name in ORDER:
-                    found.add(name)
-                elif where == "pool":  # what the folder exports
-                    found.add("pool.pool")
-                else:
-                    found.add(where or "__init__")
-        elif isinstance(node, ast.Import):
-            assert not any(alias.name.startswith("pooled_serve") for alias in node.names)
-    return found
-
-
-def test_imports_point_one_way() -> None:
-    assert set(ORDER) == set(modules())
-    for place, module in enumerate(ORDER):
-        assert imports(module) <= set(ORDER[:place]), module
-    assert imports("errors") == set()
-    assert imports("options") == {"tuning.switches"}
-    assert imports("tuning.switches") == imports("pool.stats") == set()
-    assert imports("tuning.send") == {"tuning.switches"}
-    assert imports("status.scoreboard") == {"pool.stats"}
-    for module in ("backoff", "entry", "listener", "stats"):
-        assert imports(f"pool.{module}") == set(), module
-    assert {name for name in imports("pool.pool") if not name.startswith("pool.")} == {"errors"}
-    assert imports("preflight.plan") <= {"errors", "options"}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.errors import PoolClosed, PoolTimeout
+from pooled_serve.options import PoolPlan
 from pooled_serve.pool import ConnectionPool, stats
-from pooled_serve.preflight.plan import PoolPlan
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.scoreboard import Place

@@ -28,7 +28,7 @@ from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import PoolTimeout, refuse
-from pooled_serve.preflight.plan import Plan
+from pooled_serve.options import PoolPlans
 from pooled_serve.status.scoreboard import Place
 
 RETRY_AFTER = "1"
@@ -45,7 +45,7 @@ _handle = WSGIHandler.__call__
 _response_for_exception = handlers.response_for_exception
 
 
-def install(plan: Plan, *, own_launcher: bool = False) -> None:
+def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
     :param own_launcher: see :func:`pooled_serve.backend.scope.configure`.

@@ -16,8 +16,8 @@ from weakref import WeakSet
 from django.db import connections
 
 from pooled_serve.backend.database import Database
+from pooled_serve.options import PoolPlans
 from pooled_serve.pool import get_thread
-from pooled_serve.preflight.plan import Plan
 from pooled_serve.status.scoreboard import Place
 
 MOST_ADDED = 4
@@ -27,14 +27,14 @@ databases: dict[str, Database] = {}
 """By alias. Those that the project has added stand in the order of their last use."""
 
 _retired: WeakSet[Database] = WeakSet()  # that are in use still
-_plan = Plan()
+_plan: PoolPlans  # once there is one; nothing is pooled before
 _thread = 0  # the OS thread whose event loop the pools belong to
 _lasting: frozenset[str] | None = None  # aliases that were there from the start
 _draining = False
 _place_for: Callable[..., Place | None] | None = None  # on the board, if there is one
 
 
-def start(plan: Plan) -> None:
+def start(plan: PoolPlans) -> None:
     """Pool in this OS thread, with these numbers."""
     global _plan, _thread
     _plan, _thread = plan, get_thread()

@@ -15,11 +15,10 @@ from pooled_serve.options import (
     DEFAULT_CAP_FACTOR,
     DEFAULT_MAX_AGE,
     DEFAULT_SIZE,
+    SAFE_SHARE,
     PoolOptions,
+    PoolPlan,
 )
-
-SAFE_SHARE = 0.8
-"""Share of ``wait_timeout`` that a connection may live at most, unless a person says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +64,6 @@ class ProjectReport:
     django: str = ""
     databases: tuple[DatabaseReport, ...] = ()
     warnings: tuple[Verdict, ...] = ()
-
-
-@dataclass(frozen=True)
-class PoolPlan:
-    """The numbers of one pool."""
-
-    size: int
-    cap: float  # infinity: no limit
-    timeout: float
-    max_age: float  # infinity: never
-    mode: str
-    reset: str
-    size_written: bool = False
-    cap_written: bool = False
-    age_written: bool = False
-    leak_threshold: float | None = None  # seconds; None: nobody looks
-
-    def safe_age(self, wait_timeout: float | None) -> float:
-        """The longest that a connection may live on a server with this ``wait_timeout``."""
-        if wait_timeout is None or self.age_written:
-            return self.max_age
-        return min(self.max_age, SAFE_SHARE * wait_timeout)
 
 
 @dataclass(frozen=True)

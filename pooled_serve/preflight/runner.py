@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pooled_serve import compat as seam
-from pooled_serve import pooling
+from pooled_serve import launcher
 from pooled_serve.errors import Level, Refusal, Verdict, refuse
 from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
@@ -92,7 +92,7 @@ def _report(app: str) -> ProjectReport:
     with seam.imports():
         from pooled_serve.backend import patch  # and Django, part of the project's time
 
-    pooling.under_command = True
+    launcher.under_command = True
     patch.use_pymysql()
     seam.check("django", "pymysql", "gunicorn")  # first, or it would look like the project's fault
     project.load(app)
@@ -127,7 +127,7 @@ def _report(app: str) -> ProjectReport:
 
 
 def _pooling_warning() -> Iterator[Verdict]:
-    if pooling.ignored:
+    if launcher.pooling_ignored:
         yield Verdict(
             Level.WARN,
             "PS207",

@@ -113,6 +113,6 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from pooled_serve.status.listener import StatusServer
 
         self.sockets.remove(listener)
-        status = StatusServer(listener, self)
+        status = StatusServer(listener, self, self._patch.pools)
         status.start()
         return status

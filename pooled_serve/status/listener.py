@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
 from pooled_serve import __version__
-from pooled_serve.backend import patch
-from pooled_serve.pool import stats
+from pooled_serve.pool import ConnectionPool, stats
 from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.scoreboard import Board, Reading
 
@@ -60,10 +59,14 @@ class StatusServer:
 
     :param listener: a listening socket, TCP or Unix.
     :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a board.
+    :param pools: those of this worker, by alias.
     """
 
-    def __init__(self, listener: Any, worker: Any) -> None:
+    def __init__(
+        self, listener: Any, worker: Any, pools: Callable[[], Mapping[str, ConnectionPool[Any]]]
+    ) -> None:
         self._worker = worker
+        self._pools = pools
         self._board: Board = worker.board
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
@@ -95,11 +98,15 @@ class StatusServer:
 
     def _mark(self) -> None:
         while True:
-            _mark_ours()
+            self._refresh_gauges()
             gevent.sleep(MARK_EVERY)
 
+    def _refresh_gauges(self) -> None:
+        for pool in self._pools().values():
+            pool.refresh_gauges()
+
     def _read(self) -> list[Reading]:
-        _mark_ours()
+        self._refresh_gauges()
         return self._board.read()
 
     # --- HTTP ----------------------------------------------------------------------------------
@@ -217,11 +224,6 @@ def _page() -> Answer:
     )
     headers = (f"Content-Security-Policy: {policy}",)
     return Answer(OK, html, "text/html; charset=utf-8", headers)
-
-
-def _mark_ours() -> None:
-    for pool in patch.pools().values():
-        pool.refresh_gauges()
 
 
 def _encode(answer: Answer, *, body: bool) -> bytes:

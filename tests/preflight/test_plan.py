@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooled_serve.errors import Level, Verdict
-from pooled_serve.options import AliasSize, PoolOptions
+from pooled_serve.options import AliasSize, PoolOptions, PoolPlan
 from pooled_serve.preflight.plan import (
     DatabaseReport,
     Plan,
-    PoolPlan,
     ProjectReport,
     ServerFacts,
     make_plan,

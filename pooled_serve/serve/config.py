@@ -1,0 +1,204 @@
+"""Gunicorn's configuration with the pool's options in it, and the hooks of Gunicorn that the
+command uses itself, before or after the user's."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from gunicorn import systemd, util
+from gunicorn.config import Config as GunicornConfig
+
+from pooled_serve import options
+from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
+from pooled_serve.options import OPTIONS, PoolOptions
+from pooled_serve.serve import addresses, signals
+
+log = logging.getLogger("gunicorn.error")
+
+PROGRAM = "pooled-serve"
+
+options.register_settings()
+
+
+class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
+
+    _source = ""  # of the arguments that are parsed, if they were not typed
+
+    @property
+    def address(self) -> list[Any]:
+        """What gunicorn listens on: the addresses of the application, and the status page's."""
+        return self.app_address + self.status_address
+
+    @property
+    def app_address(self) -> list[Any]:
+        """Where the application is served."""
+        found: list[Any] = super().address
+        return found
+
+    @property
+    def status_address(self) -> list[Any]:
+        """Where the status page is served; empty if it is not."""
+        text = self.settings["pool_status"].value
+        if text is None:
+            return []
+        return [util.parse_address(f"0.0.0.0{text}" if text.startswith(":") else text)]
+
+    def is_status_listener(self, sock: Any) -> bool:
+        """Whether a listening socket, perhaps an inherited one, is the status page's."""
+        return any(addresses.is_at(sock.getsockname(), address) for address in self.status_address)
+
+    def on_starting(self, arbiter: Any) -> None:
+        """Gunicorn's hook: it is about to listen. First the user's. Then do it, in its place.
+
+        :raises Refusal: an address cannot be listened on.
+        """
+        self.settings["on_starting"].get()(arbiter)
+        if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
+            return  # USR2's old master has them, or systemd
+        descriptors = [address for address in self.address if isinstance(address, int)]
+        try:
+            if descriptors:  # gunicorn ignores all others then
+                addresses.check_inherited(descriptors)
+            elif self.reuse_port:  # each worker makes its own
+                addresses.check(self.address, self.status_address, reuse_port=True)
+            else:
+                arbiter.LISTENERS = addresses.listen(
+                    self.address, self.status_address, self, arbiter.log
+                )
+        except Refusal as refusal:
+            if self.errorlog != "-":
+                log.error("%s", refusal)
+            _remove_pidfile(arbiter)
+            raise
+
+    def when_ready(self, arbiter: Any) -> None:
+        """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
+
+        :raises Refusal: the listeners were inherited, and none is for the status page.
+        """
+        # With reuse_port there are none here: each worker makes its own.
+        found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
+        if self.status_address and arbiter.LISTENERS and not found:
+            _remove_pidfile(arbiter)
+            raise refuse(
+                "PS406",
+                f"the sockets were inherited, and none listens on --status "
+                f"{addresses.text(self.status_address[0])}",
+                "add it where the others come from (systemd, fd://), or leave out --status",
+            )
+        for address in self.status_address:
+            if isinstance(address, tuple) and not addresses.is_loopback(address[0]):
+                log.warning(
+                    "Whoever reaches %s can read the status page: names of databases, and load",
+                    addresses.text(address),
+                )
+        self.settings["when_ready"].get()(arbiter)
+
+    def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
+        """Gunicorn's hook: TTIN, TTOU, or a HUP. First the user's."""
+        self.settings["nworkers_changed"].get()(arbiter, new, old)
+        if old is not None:  # else it is the start, which has told
+            arbiter.app.judge_workers(new, old)
+
+    def pre_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker is about to be forked. First the user's.
+
+        From here to post_fork() what ends a worker waits. It would take it with the arbiter's
+        handler, which the fork copies: nobody would hear of it, and the worker be killed in the
+        end.
+        """
+        self.settings["pre_fork"].get()(arbiter, worker)
+        signals.hold()
+
+    def post_fork(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook, in the worker. Then the user's."""
+        signals.handle_with(worker)
+        signals.release()
+        self.settings["post_fork"].get()(arbiter, worker)
+
+    def worker_exit(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook, in a worker that has served its last request. First the user's."""
+        if worker.pid == os.getpid():  # else it is the master that buries one
+            signals.ignore_interrupts()
+        try:
+            self.settings["worker_exit"].get()(arbiter, worker)
+        finally:
+            worker.last_call()
+
+    def child_exit(self, arbiter: Any, worker: Any) -> None:
+        """Gunicorn's hook: a worker has died, however. Then the user's."""
+        if worker.board is not None:
+            worker.board.retire(worker.slot)
+        self.settings["child_exit"].get()(arbiter, worker)
+
+    def get_cmd_args_from_env(self) -> list[str]:
+        """Gunicorn's variable, then ours: of two values for an option the last counts."""
+        try:
+            arguments: list[str] = super().get_cmd_args_from_env()
+        except ValueError as error:
+            raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
+        self._source = "GUNICORN_CMD_ARGS: "
+        try:
+            for option, text in options.from_environment(self.env_orig):
+                if not option.is_flag:
+                    arguments.append(f"{option.flag}={text}")
+                else:
+                    on = option.parse(text)
+                    arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
+        except ValueError as error:
+            raise bad_value(str(error)) from None
+        return arguments
+
+    def set(self, name: str, value: object) -> None:
+        """As gunicorn, whose complaint does not always name the option."""
+        try:
+            super().set(name, value)
+        except Exception as error:
+            cli = self.settings[name].cli if name in self.settings else None
+            raise bad_value(f"{cli[-1] if cli else name}: {error}") from None
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Gunicorn's parser; its complaints in our form."""
+        parser: argparse.ArgumentParser = super().parser()
+
+        def complain(message: str) -> NoReturn:
+            if message.startswith("unrecognized arguments: --"):
+                name = message.split()[2].partition("=")[0]
+                known = parser._option_string_actions
+                raise Refusal(EXIT_USAGE, [unknown_option(name, known, self._source)])
+            name, _, problem = message.removeprefix("argument ").partition(": ")
+            name = name.partition("/--no-")[0].split("/")[-1]
+            said = f"{name}: {problem}" if problem else message
+            raise bad_value(f"{self._source}{said}")
+
+        parser.error = complain  # type: ignore[method-assign]
+        return parser
+
+    def pool_options(self) -> PoolOptions:
+        """What was written for the pool, from all sources."""
+        return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
+
+
+def _remove_pidfile(arbiter: Any) -> None:
+    if arbiter.pidfile is not None:
+        arbiter.pidfile.unlink()
+
+
+def bad_value(problem: str) -> Refusal:
+    """A usage error about one option."""
+    return refuse("PS401", problem, f"see {PROGRAM} --help")
+
+
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:
+    """A usage error about an option that neither gunicorn nor we have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    what = "option" if name.startswith("-") else "variable"
+    hint = f"did you mean {near[0]}? " if near else ""
+    text = f"{source}there is no {what} {name}"
+    return Verdict(Level.WARN, "PS402", text, f"{hint}see {PROGRAM} --help")
