@@ -113,7 +113,10 @@ def succeed(answers: Sequence[Answer]) -> None:
 
 # --- Comparing ---------------------------------------------------------------------------------
 
-_LOOK = ((COM_QUERY, b"SHOW SESSION VARIABLES"), (COM_QUERY, b"SELECT DATABASE()"))
+# The last two leave FOUND_ROWS() and ROW_COUNT() as a fresh connection has them.
+_LOOK = tuple(
+    (COM_QUERY, sql) for sql in (b"SHOW SESSION VARIABLES", b"SELECT DATABASE()", b"DO 0")
+)
 
 _CUT = 1024
 """Characters after which SHOW cuts values off, on MySQL; on MariaDB it is twice as many."""
@@ -133,7 +136,7 @@ class _Session:
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         succeed(answers)
-        shown, database = answers
+        shown, database, _ = answers
         assert not isinstance(shown, MySQLError)
         self.variables = {_text(name): _text(value) for name, value in shown}
         self.database = database

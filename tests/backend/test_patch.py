@@ -87,10 +87,10 @@ def test_connecting_costs_few_round_trips(
     # Each: SET NAMES, wait_timeout, isolation level. Once: what Django wants to know of a server.
     # Twice, if both ask at the same time. And in one round trip, what a login does: two resets,
     # with four statements each (role, SET NAMES, isolation level, autocommit), and three looks of
-    # two statements.
+    # three statements.
     traffic = proxy.traffic()
     assert traffic.commands[COM_RESET_CONNECTION] == 2
-    assert 7 + 14 <= traffic.commands[COM_QUERY] <= 8 + 14
+    assert 7 + 17 <= traffic.commands[COM_QUERY] <= 8 + 17
     wait_until(lambda: proxy.traffic().commands[COM_QUIT] == 2)
 
 

@@ -540,3 +540,19 @@ def test_what_was_said_of_the_statement_before_is_forgotten(connect: Connect) ->
     assert (connection.insert_id(), connection.affected_rows()) == (0, 0)
     assert connection.show_warnings() == ()
     assert run(connection, "SELECT LAST_INSERT_ID(), @@warning_count") == ((0, 0),)
+
+
+def test_the_first_user_of_a_connection_finds_nothing_of_the_comparison(connect: Connect) -> None:
+    first, second = connect(), connect()
+    run(second, "DO 0")  # as what Django runs last when it sets a connection up
+    for ask, answer in (
+        ("@@warning_count", 0),
+        ("ROW_COUNT()", -1),  # the question before was one
+        ("LAST_INSERT_ID()", 0),
+        ("FOUND_ROWS()", 1),
+    ):
+        assert run(first, f"SELECT {ask}") == run(second, f"SELECT {ask}") == ((answer,),)
+    third, fourth = connect(init_command="DO 1"), connect(init_command="DO 1")
+    run(fourth, "DO 0")
+    for connection in (third, fourth):
+        assert run(connection, "SELECT ROW_COUNT(), FOUND_ROWS()") == ((0, 1),)
