@@ -57,6 +57,8 @@ GONE = frozenset(
 
 _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
+# Statements, and bytes of one. Outside of the pool a connection is never done with its set-up.
+_MOST_SETUP, _LONGEST_SETUP = 100, 10_000
 _MOST_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
@@ -181,7 +183,8 @@ class MySQLConnection(ResettableConnection):
             self._failed(error)
             raise
         if self._setup is not None and classify(sql).touches:
-            if not self._result.field_count:
+            few = len(self._setup) < _MOST_SETUP and len(sql) < _LONGEST_SETUP
+            if few and not self._result.field_count:
                 self._setup.append(sql)
             else:
                 self._recorded = None  # its rows would be in the way

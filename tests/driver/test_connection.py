@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -66,11 +67,12 @@ def connect(kind: str, database: Database) -> Iterator[Connect]:
     """Connects as Django would: with autocommit on."""
     made: list[MySQLConnection] = []
 
-    def connect(**options: Any) -> MySQLConnection:
+    def connect(*, set_up: bool = True, **options: Any) -> MySQLConnection:
         if "without TLS" in kind:
             options.setdefault("ssl_disabled", True)
         made.append(MySQLConnection(**{**database.connect_args(), "autocommit": True, **options}))
-        made[-1].set_up()
+        if set_up:
+            made[-1].set_up()
         return made[-1]
 
     yield connect
@@ -207,6 +209,20 @@ def test_the_handshake_is_bounded_without_gevent_too(connect: Connect, proxy: Ne
 def test_the_limit_on_connecting_is_none_on_queries(connect: Connect) -> None:
     connection = connect(connect_timeout=2)
     assert one(connection, "SELECT SLEEP(2.2)") == 0
+
+
+def test_a_connection_that_is_never_set_up_remembers_little(connect: Connect) -> None:
+    # Those of threads outside of the pool. Each statement could be one of the set-up.
+    connection = connect(set_up=False)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            connection.query(f"SET @x = '{number}{'x' * 20_000}'")
+            connection.query(f"SET @y = {number}")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
 
 
 def test_init_command_sql_mode_and_collation_arrive(connect: Connect) -> None:
