@@ -235,8 +235,8 @@ def test_the_age_limit_follows_conn_max_age(script: Any) -> None:
         for age in (7, 3000, 7):
             swap(CONN_MAX_AGE=age)
             tenant("SELECT 1")
-            conn, = [slot for slot in (*pool("tenant")._in_use.values(), *pool("tenant")._idle)]
-            left = conn.expires - time.monotonic()
+            (entry,) = pool("tenant")._entries.open()
+            left = entry.expires - time.monotonic()
             assert age * 0.8 < left <= age, (age, left)
             patch.end_request()
         """
