@@ -187,7 +187,9 @@ _TELLING = (
     *("last_insert_id", "identity", "warning_count", "error_count", "last_gtid"),
     *("rand_seed1", "rand_seed2", "pseudo_thread_id"),
 )
-_OF_THE_SERVER = re.compile(r"(?:threads_|innodb_|wsrep_|max_used_|aborted_|uptime)\w*%*", re.I)
+_OF_THE_SERVER = re.compile(
+    r"(?:threads_|innodb_|wsrep_|ssl_|max_used_|aborted_|uptime)\w*%*", re.I
+)
 
 
 @dataclass(frozen=True, slots=True)

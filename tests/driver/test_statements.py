@@ -52,6 +52,7 @@ PLAIN = [
     "SELECT `größe`.`maß` FROM `größe` WHERE `größe`.`maß` IN (%s)",
     "SHOW VARIABLES LIKE 'sql_mode'",
     "SHOW STATUS LIKE 'Threads_connected'",
+    "SHOW SESSION STATUS LIKE 'Ssl_cipher'",
     "SHOW VARIABLES LIKE 'wait%%'",
     "SHOW GLOBAL STATUS LIKE 'Threads%%'",
     "SHOW TABLE STATUS",
