@@ -275,7 +275,8 @@ def test_what_is_large_encrypted_or_lost_is_left_for_sendall(pair: Any) -> None:
 
 
 def test_every_saving_can_be_switched_off(web: Serve, folder: Path) -> None:
-    ours: list[Any] = [f"pooled_serve.{name}" for name in ("response", "mysql", "response")]
+    modules = "tuning.response", "driver.connection", "tuning.response"
+    ours: list[Any] = [f"pooled_serve.{name}" for name in modules]
     stock: list[Any] = ["gunicorn.http.wsgi", "pymysql.protocol", "gunicorn.util"]
     ours += [True, True, 5000]
     stock += [False, False, gc.get_threshold()[0]]
@@ -375,7 +376,8 @@ def test_a_request_with_a_query_makes_few_calls_of_ours_and_the_driver(project: 
     report(calls(request, "pooled_serve", "pymysql"))
     """
     )
-    assert run_script(project(), source) <= 110  # 108, and a little room
+    # 111, and a little room. Three are for a wrapper of its own, and a look at the settings.
+    assert run_script(project(), source) <= 113
 
 
 def test_a_column_that_was_seen_before_costs_few_calls(project: Any) -> None:
