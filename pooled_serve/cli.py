@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
+from pooled_serve.errors import EXIT_USAGE, Level, StartupError, Verdict, startup_error
 from pooled_serve.serve import signals
 
 EPILOG = """\b
@@ -196,12 +196,12 @@ def main() -> None:
     try:
         _check_variables()
         make_command().main(prog_name="pooled-serve", standalone_mode=False)
-    except Refusal as refusal:
-        for problem in refusal.problems:
+    except StartupError as error:
+        for problem in error.problems:
             print(problem, file=sys.stderr)
-        if not refusal.problems:  # they stand in the plan, which was shown
+        if not error.problems:  # they stand in the plan, which was shown
             print("\nRefused. Nothing was started.", file=sys.stderr)
-        sys.exit(refusal.exit_code)
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         print(_usage_problem(error), file=sys.stderr)
         sys.exit(EXIT_USAGE)
@@ -214,7 +214,7 @@ def _check_variables() -> None:
     """gunicorn reads this one at its import, and fails with a traceback."""
     workers = os.environ.get("WEB_CONCURRENCY", "1")
     if not workers.strip().isdecimal():
-        raise refuse(
+        raise startup_error(
             "PS401",
             f"WEB_CONCURRENCY: must be a whole number, not {workers!r}",
             "set it to the number of workers, or leave it out",

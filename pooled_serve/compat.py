@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pooled_serve.errors import Refusal, refuse
+from pooled_serve.errors import StartupError, startup_error
 
 NEWEST = {"django": "6.1", "gunicorn": "27.0", "pymysql": "1.2"}
 """The newest series that all tests have run with."""
@@ -84,7 +84,7 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
 def check(*packages: str) -> None:
     """Compare what is installed with :data:`SEAM`. Takes about a millisecond.
 
-    :raises Refusal: naming package, version and place.
+    :raises StartupError: naming package, version and place.
     """
     for package in packages:
         for place, expected in SEAM[package]:
@@ -114,7 +114,7 @@ def _check_storage() -> None:
 def imports() -> Iterator[None]:
     """Around imports of ours that import from other packages.
 
-    :raises Refusal: a name is not where it was.
+    :raises StartupError: a name is not where it was.
     """
     try:
         yield
@@ -124,7 +124,7 @@ def imports() -> Iterator[None]:
         raise _moved("gevent", str(error)) from error
 
 
-def _moved(package: str, what: str) -> Refusal:
+def _moved(package: str, what: str) -> StartupError:
     from importlib.metadata import PackageNotFoundError, version  # takes time, and is rarely wanted
 
     try:
@@ -134,4 +134,4 @@ def _moved(package: str, what: str) -> Refusal:
     remedy = f"pip install --upgrade {package} pooled-serve"
     if package in NEWEST:
         remedy = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
-    return refuse("PS504", f"{found} does not fit: {what}", remedy)
+    return startup_error("PS504", f"{found} does not fit: {what}", remedy)

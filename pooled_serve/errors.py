@@ -24,7 +24,7 @@ EXIT_DATABASE = 6
 
 
 class Level(enum.StrEnum):
-    """How bad it is. ``--strict`` turns WARN into a refusal."""
+    """How bad it is. ``--strict`` makes WARN fatal."""
 
     OK = "ok"
     NOTE = "note"
@@ -47,7 +47,7 @@ class Verdict:
         return f"{self.subject} {self.text}{detail}\n  → {self.remedy}"
 
 
-class Refusal(Exception):
+class StartupError(Exception):
     """pooled-serve will not start: why, and the exit code that says so."""
 
     def __init__(self, exit_code: int, problems: Iterable[Verdict]) -> None:
@@ -59,10 +59,10 @@ class Refusal(Exception):
         return "\n".join(map(str, self.problems))
 
 
-def refuse(code: str, text: str, remedy: str, detail: str = "") -> Refusal:
-    """A :class:`Refusal` for one reason: how the command is used, or else the project."""
+def startup_error(code: str, text: str, remedy: str, detail: str = "") -> StartupError:
+    """A :class:`StartupError` for one reason: how the command is used, or else the project."""
     exit_code = EXIT_USAGE if code.startswith("PS4") else EXIT_PROJECT
-    return Refusal(exit_code, [Verdict(Level.FAIL, code, text, remedy, detail)])
+    return StartupError(exit_code, [Verdict(Level.FAIL, code, text, remedy, detail)])
 
 
 # --- The pool's exceptions ---------------------------------------------------------------------

@@ -51,8 +51,8 @@ def apply_patch() -> None:
 
     Does nothing under the command ``pooled-serve``, which has done that already.
 
-    :raises Refusal: mysqlclient is loaded, another pool has patched Django, or Django or PyMySQL
-        has changed where we plug in.
+    :raises StartupError: mysqlclient is loaded, another pool has patched Django, or Django or
+        PyMySQL has changed where pooled-serve plugs in.
     :raises ValueError: a ``POOLED_SERVE_*`` variable cannot be used.
     """
     if launcher.under_command:

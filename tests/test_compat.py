@@ -11,7 +11,7 @@ import pytest
 
 from conftest import MakeProject
 from pooled_serve import compat as seam
-from pooled_serve.errors import EXIT_PROJECT, Refusal
+from pooled_serve.errors import EXIT_PROJECT, StartupError
 from support.command import run
 from support.django_project import APP
 from support.servers import ROOT
@@ -86,7 +86,7 @@ def test_apply_patch_tells_of_it_too(tmp_path: Path) -> None:
         pooling.apply_patch()
     """)
     done = run("-c", source, cwd=tmp_path, command=(sys.executable,))
-    assert "Refusal: PS504 pymysql" in done.output
+    assert "StartupError: PS504 pymysql" in done.output
     assert "Connection._force_close takes (self, why), not (self)" in done.output
 
 
@@ -99,12 +99,12 @@ def test_wrappers_that_are_kept_elsewhere_are_told_of(tmp_path: Path) -> None:
         pooling.apply_patch()
     """)
     done = run("-c", source, cwd=tmp_path, command=(sys.executable,))
-    assert "Refusal: PS504 asgiref" in done.output
+    assert "StartupError: PS504 asgiref" in done.output
     assert "there is no threading.local in Local._storage" in done.output
 
 
 def test_a_gevent_that_is_too_old_for_gunicorn_is_told_of() -> None:
-    with pytest.raises(Refusal, match=r"PS504 gevent .* 24\.10\.1 or higher"), seam.imports():
+    with pytest.raises(StartupError, match=r"PS504 gevent .* 24\.10\.1 or higher"), seam.imports():
         raise RuntimeError("gevent worker requires gevent 24.10.1 or higher")
 
 
@@ -112,7 +112,7 @@ def test_a_gevent_that_is_too_old_for_gunicorn_is_told_of() -> None:
 def test_each_place_is_looked_at(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     package = place.partition(".")[0]
     monkeypatch.setattr(place.replace(":", "."), lambda here, it_is, different: None)
-    with pytest.raises(Refusal, match="different"):
+    with pytest.raises(StartupError, match="different"):
         seam.check(package)
 
 

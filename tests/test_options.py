@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooled_serve import options
-from pooled_serve.errors import Refusal
+from pooled_serve.errors import StartupError
 from pooled_serve.options import OPTIONS, AliasSize, Option
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
@@ -269,5 +269,5 @@ def test_environment_names_follow_the_flags() -> None:
 
 def test_refusals_name_the_variable(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOLED_SERVE_POOL", "default")
-    with pytest.raises(Refusal, match="PS401 POOLED_SERVE_POOL: must be ALIAS:SIZE"):
+    with pytest.raises(StartupError, match="PS401 POOLED_SERVE_POOL: must be ALIAS:SIZE"):
         server.Application(["app"])

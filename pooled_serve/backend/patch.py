@@ -27,7 +27,7 @@ from pooled_serve.backend import registry
 from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
-from pooled_serve.errors import PoolTimeout, refuse
+from pooled_serve.errors import PoolTimeout, startup_error
 from pooled_serve.options import PoolPlans
 from pooled_serve.status.scoreboard import Place
 
@@ -49,7 +49,7 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
     :param own_launcher: see :func:`pooled_serve.backend.scope.configure`.
-    :raises Refusal: mysqlclient is loaded, somebody else patched Django before, or Django or
+    :raises StartupError: mysqlclient is loaded, somebody else patched Django before, or Django or
         PyMySQL has changed where we plug in.
     """
     use_pymysql()
@@ -80,12 +80,12 @@ def _import_wrappers() -> None:
 def use_pymysql() -> None:
     """Let Django's MySQL backend find PyMySQL.
 
-    :raises Refusal: it has found mysqlclient already, which blocks a gevent worker: ten queries
-        of half a second take five seconds.
+    :raises StartupError: it has found mysqlclient already, which blocks a gevent worker: ten
+        queries of half a second take five seconds.
     """
     loaded = sys.modules.get("MySQLdb")
     if loaded is not None and loaded is not pymysql:
-        raise refuse(
+        raise startup_error(
             "PS502",
             "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
             "remove the import of MySQLdb from the configuration file or the project",
@@ -96,13 +96,13 @@ def use_pymysql() -> None:
 def refuse_other_pools() -> None:
     """Two pools on top of each other lose connections.
 
-    :raises Refusal: naming the module that replaced a part of Django that we rely on.
+    :raises StartupError: naming the module that replaced a part of Django that we rely on.
     """
     for name in ("__getitem__", "create_connection"):
         found = getattr(ConnectionHandler, name)
         if found is create_connection or found.__module__.startswith("django."):
             continue
-        raise refuse(
+        raise startup_error(
             "PS503",
             f"{found.__module__} has replaced Django's ConnectionHandler.{name}",
             f"remove the call that applies the patch of {found.__module__}; "

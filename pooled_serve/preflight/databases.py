@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pooled_serve.errors import Level, Verdict, refuse
+from pooled_serve.errors import Level, Verdict, startup_error
 
 _TEXTS = ("NAME", "USER", "PASSWORD")  # or None, as Django has it
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
@@ -14,7 +14,7 @@ _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
 def check(alias: str, settings: Mapping[str, Any]) -> None:
     """See that the settings of a MySQL database have types that Django and PyMySQL take.
 
-    :raises Refusal: PS110, with the first that has not. Django would fail in every request.
+    :raises StartupError: PS110, with the first that has not. Django would fail in every request.
     """
     for name in _TEXTS:
         if not isinstance(settings[name], str | bytes | None):
@@ -42,7 +42,7 @@ def _wrong(
     # Only of these: OPTIONS may hold a password, and what stands in the wrong place may be one.
     shown = repr(value) if name in ("PORT", "CONN_MAX_AGE") else f"of type {type(value).__name__}"
     text = f"{name} of the database {alias!r} is {shown}, not {wanted}"
-    return refuse("PS110", text, f"correct DATABASES in the settings: use {remedy}")
+    return startup_error("PS110", text, f"correct DATABASES in the settings: use {remedy}")
 
 
 def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Verdict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pooled_serve.errors import Level, Refusal, Verdict, refuse
+from pooled_serve.errors import Level, StartupError, Verdict, startup_error
 
 DEFAULT_ATTRIBUTE = "application"
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
@@ -26,7 +26,7 @@ SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 def load(app: str) -> None:
     """Import ``module`` or ``module:callable``, and see that it is Django's WSGI application.
 
-    :raises Refusal: with a PS1xx problem.
+    :raises StartupError: with a PS1xx problem.
     """
     name, _, attribute = app.partition(":")
     _refuse_path(app, name)
@@ -38,7 +38,7 @@ def load(app: str) -> None:
 def _refuse_path(app: str, name: str) -> None:
     if "/" in name or name.endswith(".py"):
         dotted = name.removesuffix(".py").strip("./").replace("/", ".")
-        raise refuse(
+        raise startup_error(
             "PS107",
             f"{app!r} is a file path; the application is named as a module",
             f"use {dotted}" if dotted else "use the module's name, as in myproject.wsgi",
@@ -55,7 +55,7 @@ def _import(app: str, name: str) -> ModuleType:
             if part and not missing:
                 raise _import_failed(part, error) from error
             there = ", ".join(_wsgi_modules())
-            raise refuse(
+            raise startup_error(
                 "PS101",
                 f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
                 f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
@@ -63,7 +63,7 @@ def _import(app: str, name: str) -> ModuleType:
     return module
 
 
-def _import_failed(name: str, error: BaseException) -> Refusal:
+def _import_failed(name: str, error: BaseException) -> StartupError:
     """The project's own code failed: its error, and where."""
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if (
@@ -71,18 +71,18 @@ def _import_failed(name: str, error: BaseException) -> Refusal:
         and error.name
         and f"{settings}.".startswith(f"{error.name}.")
     ):
-        return refuse(
+        return startup_error(
             "PS105",
             f"there is no settings module {settings!r}",
             f"correct {SETTINGS_VARIABLE}, or use --settings MODULE",
         )
     if type(error).__name__ == "ImproperlyConfigured" and SETTINGS_VARIABLE in str(error):
-        return refuse(
+        return startup_error(
             "PS104",
             f"{name} uses Django's settings, but names no settings module",
             f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
         )
-    return refuse(
+    return startup_error(
         "PS102",
         f"{name} exists, but fails while it is imported",
         "correct the error above; manage.py check shows it too",
@@ -135,13 +135,13 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
             remedy = f"use {', '.join(there)}"
         else:
             remedy = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
-        raise refuse(
+        raise startup_error(
             "PS103",
             f"the module {module.__name__} has no attribute {attribute!r}",
             remedy,
         ) from None
     if not callable(found):
-        raise refuse(
+        raise startup_error(
             "PS103",
             f"{module.__name__}:{attribute} is not callable, so it is no WSGI application",
             f"name what get_wsgi_application() returned, usually {DEFAULT_ATTRIBUTE!r}",
@@ -155,7 +155,7 @@ def _refuse_asgi(application: Any, app: str, name: str) -> None:
     call = getattr(application, "__call__", None)  # noqa: B004 - the method itself is wanted
     if iscoroutinefunction(application) or iscoroutinefunction(call):
         wsgi = name.replace("asgi", "wsgi")
-        raise refuse(
+        raise startup_error(
             "PS106",
             f"{app} is an ASGI application; a gevent worker serves WSGI",
             f"use {wsgi}" if wsgi != app else "use the project's wsgi module",
@@ -165,7 +165,7 @@ def _refuse_asgi(application: Any, app: str, name: str) -> None:
 def _refuse_other_framework(app: str) -> None:
     conf = sys.modules.get("django.conf")
     if conf is None or not conf.settings.configured:
-        raise refuse(
+        raise startup_error(
             "PS104",
             f"{app} is not a Django project: it has set up no Django settings",
             "serve it with gunicorn itself, or name the Django project's wsgi module",

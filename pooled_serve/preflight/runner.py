@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from pooled_serve import compat as seam
 from pooled_serve import launcher
-from pooled_serve.errors import Level, Refusal, Verdict, refuse
+from pooled_serve.errors import Level, StartupError, Verdict, startup_error
 from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
 
@@ -39,15 +39,15 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
 
     :param setup: called in the child first, to make it what a worker will be: directory, user,
         environment.
-    :raises Refusal: the project cannot be served.
+    :raises StartupError: the project cannot be served.
     """
 
     def work() -> bytes:
         try:
             setup()
             return pickle.dumps(_report(app))
-        except Refusal as refusal:
-            return pickle.dumps(refusal)
+        except StartupError as error:
+            return pickle.dumps(error)
 
     def slow() -> None:
         text = f"{app} is still being loaded after {SLOW_AFTER:g}s"
@@ -59,13 +59,13 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
     except child.ChildDied as died:
         code = died.code
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
-        raise refuse(
+        raise startup_error(
             "PS102",
             f"loading {app} ended the process {how}",
             "look for os._exit(), a crash in a C extension, or a memory limit",
         ) from None
     result = _Answer(io.BytesIO(answer)).load()
-    if isinstance(result, Refusal):
+    if isinstance(result, StartupError):
         raise result
     assert isinstance(result, ProjectReport)
     return result
@@ -77,7 +77,7 @@ class _Answer(pickle.Unpickler):
 
     _known: ClassVar = {
         known.__name__: known
-        for known in (ProjectReport, DatabaseReport, ServerFacts, Refusal, Verdict, Level)
+        for known in (ProjectReport, DatabaseReport, ServerFacts, StartupError, Verdict, Level)
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -140,17 +140,19 @@ def _pooling_warning() -> Iterator[Verdict]:
 def _databases(problem: str) -> Iterator[None]:
     """Around what fails where DATABASES is wrong.
 
-    :raises Refusal: with the problem, and the user's own error.
+    :raises StartupError: with the problem, and the user's own error.
     """
     remedy = "correct DATABASES in the settings, or install what it needs"
     try:
         yield
-    except Refusal:
+    except StartupError:
         raise
     except UnicodeError as error:  # which shows what could not be encoded
-        raise refuse("PS102", f"{problem}: a password that is not latin-1", remedy) from error
+        raise startup_error(
+            "PS102", f"{problem}: a password that is not latin-1", remedy
+        ) from error
     except Exception as error:
-        raise refuse("PS102", problem, remedy, project.where(error)) from error
+        raise startup_error("PS102", problem, remedy, project.where(error)) from error
 
 
 def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:

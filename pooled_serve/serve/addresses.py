@@ -21,7 +21,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 
-from pooled_serve.errors import EXIT_SERVER, Level, Refusal, Verdict
+from pooled_serve.errors import EXIT_SERVER, Level, StartupError, Verdict
 
 Address = Any
 """As gunicorn parses it: (host, port), the path of a Unix socket, or the number of a descriptor."""
@@ -60,7 +60,7 @@ def listen(
     """Gunicorn's sockets, listening; all or none.
 
     :param status: those of them which are the status page's, for the messages.
-    :raises Refusal: with a PS501 for each address that cannot be listened on.
+    :raises StartupError: with a PS501 for each address that cannot be listened on.
     """
     sockets, problems = [], []
     for address in addresses:
@@ -73,14 +73,14 @@ def listen(
             made.close()
             if isinstance(made, UnixSocket):
                 util.unlink(made.cfg_addr)
-        raise Refusal(EXIT_SERVER, problems)
+        raise StartupError(EXIT_SERVER, problems)
     return sockets
 
 
 def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port: bool) -> None:
     """See whether one could listen, without listening: no client is accepted, no file removed.
 
-    :raises Refusal: as :func:`listen`.
+    :raises StartupError: as :func:`listen`.
     """
     problems, probes = [], []
     for address in addresses:
@@ -92,13 +92,13 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
         if probe is not None:
             probe.close()
     if problems:
-        raise Refusal(EXIT_SERVER, problems)
+        raise StartupError(EXIT_SERVER, problems)
 
 
 def check_inherited(descriptors: Iterable[int]) -> None:
     """See whether they are sockets.
 
-    :raises Refusal: with a PS501 for each that is none.
+    :raises StartupError: with a PS501 for each that is none.
     """
     problems = []
     for descriptor in descriptors:
@@ -109,7 +109,7 @@ def check_inherited(descriptors: Iterable[int]) -> None:
         remedy = "see what starts it, or listen elsewhere with -b HOST:PORT"
         problems.append(Verdict(Level.FAIL, "PS501", why, remedy))
     if problems:
-        raise Refusal(EXIT_SERVER, problems)
+        raise StartupError(EXIT_SERVER, problems)
 
 
 def _listen(address: Address, cfg: Any, log: Any) -> Any:

@@ -24,8 +24,8 @@ from pooled_serve.errors import (
     EXIT_DATABASE,
     EXIT_PLAN,
     EXIT_SERVER,
-    Refusal,
-    refuse,
+    StartupError,
+    startup_error,
 )
 from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan, plural
 from pooled_serve.preflight.project import where
@@ -45,7 +45,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     """Load the configuration, run the preflight, run gunicorn's arbiter.
 
     :param arguments: a command line for gunicorn's parser.
-    :raises Refusal: the configuration cannot be used.
+    :raises StartupError: the configuration cannot be used.
     """
 
     plan: Plan
@@ -72,11 +72,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
             self.load_config()
             if hasattr(self.cfg, "validate"):  # gunicorn 27
                 self.cfg.validate()
-        except Refusal:
+        except StartupError:
             raise
         except Exception as error:
             if "application module" in str(error):
-                raise refuse(
+                raise startup_error(
                     "PS405",
                     "no application was given",
                     f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
@@ -89,13 +89,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
         try:
             with contextlib.redirect_stderr(said):
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
-        except Refusal as refusal:
-            (bad,) = refusal.problems
-            raise bad_value(f"{location}: {bad.text}") from None
+        except StartupError as error:
+            (problem,) = error.problems
+            raise bad_value(f"{location}: {problem.text}") from None
         except (Exception, SystemExit) as error:
             # gunicorn made its exit of the file's error
             cause = error.__context__ if isinstance(error, SystemExit) else None
-            raise refuse(
+            raise startup_error(
                 "PS403",
                 f"the configuration file {location} cannot be used",
                 "correct it, or name another with -c FILE",
@@ -129,7 +129,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def _use_pooled_worker(self) -> None:
         name = self.cfg.settings["worker_class"].value
         if name not in (WORKER, "gevent"):
-            raise refuse(
+            raise startup_error(
                 "PS404",
                 f"the worker class is {name!r}; the pool needs gevent's event loop",
                 "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
@@ -189,18 +189,18 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().reload()
             self._check_files()
             if self.plan.contradictions:
-                raise Refusal(EXIT_PLAN, self.plan.contradictions)
+                raise StartupError(EXIT_PLAN, self.plan.contradictions)
             self._check_listeners(before[0])
-        except Refusal as refusal:
+        except StartupError as error:
             self.cfg, self.plan, self.app_uri = before
-            log.error("Not reloaded, the old configuration stays: %s", refusal)
+            log.error("Not reloaded, the old configuration stays: %s", error)
 
     def _check_listeners(self, before: Config) -> None:
         """Where an address changes, gunicorn closes all its listeners and binds them anew, and ends
         if that fails. It does for TCP addresses that stay: the old workers still listen there.
         With reuse_port it would itself listen, and never accept.
 
-        :raises Refusal: a new address cannot be listened on.
+        :raises StartupError: a new address cannot be listened on.
         """
         new, old = self.cfg.address, before.address
         reuse_port = self.cfg.reuse_port or before.reuse_port
@@ -240,7 +240,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def preflight(self) -> None:
         """Load the project in a child and ask the servers; decide the numbers.
 
-        :raises Refusal: the project cannot be loaded.
+        :raises StartupError: the project cannot be loaded.
         """
         self._check_files()
         # The last two for the sake of time: imported before the fork, they are there in the
@@ -256,7 +256,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def _become_worker(self) -> None:
         """What gunicorn does to a process before it loads an application there.
 
-        :raises Refusal: it may not become that user.
+        :raises StartupError: it may not become that user.
         """
         cfg = self.cfg
         os.environ.update(cfg.env, SERVER_SOFTWARE=SERVER_SOFTWARE)
@@ -271,7 +271,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         try:
             util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         except OSError as error:
-            raise refuse(
+            raise startup_error(
                 "PS401",
                 f"--user, --group: the workers cannot run as user {cfg.uid}, group {cfg.gid} "
                 f"({error.strerror})",
@@ -302,14 +302,14 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def refuse_problems(self, *, strict: bool) -> None:
         """Stop here if the plan contradicts itself; if strict, also for a mere warning.
 
-        :raises Refusal: with no text, because the plan was shown.
+        :raises StartupError: with no text, because the plan was shown.
         """
         if self.plan.contradictions:
-            raise Refusal(EXIT_PLAN, ())
+            raise StartupError(EXIT_PLAN, ())
         if self.plan.options.strict and self.plan.warnings:
-            raise Refusal(EXIT_PLAN, ())
+            raise StartupError(EXIT_PLAN, ())
         if strict and any(database.problem for database in self._report.databases):
-            raise Refusal(EXIT_DATABASE, ())
+            raise StartupError(EXIT_DATABASE, ())
 
     def run(self) -> None:
         """Run the arbiter until it is told to stop; ends in SystemExit."""
@@ -370,7 +370,7 @@ def loggers_stay_enabled() -> Iterator[None]:
 def serve(application: Application, *, check: bool) -> NoReturn:
     """Preflight, banner, serve. Or, to check, preflight and plan.
 
-    :raises Refusal: it will not start.
+    :raises StartupError: it will not start.
     :raises SystemExit: with the exit code of the contract.
     """
     cfg = application.cfg

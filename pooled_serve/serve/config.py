@@ -14,7 +14,7 @@ from gunicorn import systemd, util
 from gunicorn.config import Config as GunicornConfig
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Level, Refusal, Verdict, refuse
+from pooled_serve.errors import EXIT_USAGE, Level, StartupError, Verdict, startup_error
 from pooled_serve.options import OPTIONS, PoolOptions
 from pooled_serve.serve import addresses, signals
 
@@ -56,7 +56,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     def on_starting(self, arbiter: Any) -> None:
         """Gunicorn's hook: it is about to listen. First the user's. Then do it, in its place.
 
-        :raises Refusal: an address cannot be listened on.
+        :raises StartupError: an address cannot be listened on.
         """
         self.settings["on_starting"].get()(arbiter)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
@@ -71,22 +71,22 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 arbiter.LISTENERS = addresses.listen(
                     self.address, self.status_address, self, arbiter.log
                 )
-        except Refusal as refusal:
+        except StartupError as error:
             if self.errorlog != "-":
-                log.error("%s", refusal)
+                log.error("%s", error)
             _remove_pidfile(arbiter)
             raise
 
     def when_ready(self, arbiter: Any) -> None:
         """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
 
-        :raises Refusal: the listeners were inherited, and none is for the status page.
+        :raises StartupError: the listeners were inherited, and none is for the status page.
         """
         # With reuse_port there are none here: each worker makes its own.
         found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
         if self.status_address and arbiter.LISTENERS and not found:
             _remove_pidfile(arbiter)
-            raise refuse(
+            raise startup_error(
                 "PS406",
                 f"the sockets were inherited, and none listens on --status "
                 f"{addresses.text(self.status_address[0])}",
@@ -171,7 +171,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if message.startswith("unrecognized arguments: --"):
                 name = message.split()[2].partition("=")[0]
                 known = parser._option_string_actions
-                raise Refusal(EXIT_USAGE, [unknown_option(name, known, self._source)])
+                raise StartupError(EXIT_USAGE, [unknown_option(name, known, self._source)])
             name, _, problem = message.removeprefix("argument ").partition(": ")
             name = name.partition("/--no-")[0].split("/")[-1]
             said = f"{name}: {problem}" if problem else message
@@ -190,9 +190,9 @@ def _remove_pidfile(arbiter: Any) -> None:
         arbiter.pidfile.unlink()
 
 
-def bad_value(problem: str) -> Refusal:
+def bad_value(problem: str) -> StartupError:
     """A usage error about one option."""
-    return refuse("PS401", problem, f"see {PROGRAM} --help")
+    return startup_error("PS401", problem, f"see {PROGRAM} --help")
 
 
 def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:

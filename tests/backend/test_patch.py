@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pooled_serve import pooling
-from pooled_serve.errors import Refusal
+from pooled_serve.errors import StartupError
 from support.command import run
 from support.netproxy import NetProxy
 from support.processes import wait_until
@@ -848,7 +848,7 @@ def test_apply_patch_refuses_what_it_cannot_live_with(
     source = f"{before}\nfrom pooled_serve import pooling\npooling.apply_patch()"
     done = run("-c", source, cwd=tmp_path, command=(sys.executable,))
     assert done.code == 1
-    assert f"{Refusal.__name__}: {code}" in done.output
+    assert f"{StartupError.__name__}: {code}" in done.output
 
 
 def test_without_apply_patch_nothing_is_pooled(project: Any, mariadb: Server) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
-from pooled_serve.errors import Refusal
+from pooled_serve.errors import StartupError
 from pooled_serve.preflight import runner as preflight
 from support.command import Done, run
 from support.netproxy import NetProxy
@@ -264,7 +264,7 @@ def test_a_child_that_fails_by_our_own_fault(capfd: pytest.CaptureFixture[str]) 
     def setup() -> None:
         raise AssertionError("ours")
 
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(StartupError) as refused:
         preflight.run("mysite.wsgi", setup)
     assert refused.value.problems[0].subject == "PS102"
     assert "exit code 70" in refused.value.problems[0].text
@@ -278,6 +278,6 @@ def test_interrupted(capfd: pytest.CaptureFixture[str]) -> None:
     def setup() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(Refusal):
+    with pytest.raises(StartupError):
         preflight.run("mysite.wsgi", setup)
     assert capfd.readouterr().err == ""
