@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Level, StartupError, Verdict, startup_error
+from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.serve import signals
 
 EPILOG = """\b
@@ -221,9 +221,9 @@ def _check_variables() -> None:
         )
 
 
-def _usage_problem(error: click.UsageError) -> Verdict:
+def _usage_problem(error: click.UsageError) -> Finding:
     if isinstance(error, click.NoSuchOption):
         from pooled_serve.serve.config import unknown_option
 
         return unknown_option(error.option_name, error.possibilities or ())
-    return Verdict(Level.FAIL, "PS401", error.format_message(), "see pooled-serve --help")
+    return Finding(Level.FAIL, "PS401", "", error.format_message(), "see pooled-serve --help")

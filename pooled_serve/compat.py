@@ -131,7 +131,7 @@ def _moved(package: str, what: str) -> StartupError:
         found = f"{package} {version(package)}"
     except (PackageNotFoundError, ValueError):
         found = package
-    remedy = f"pip install --upgrade {package} pooled-serve"
+    hint = f"pip install --upgrade {package} pooled-serve"
     if package in NEWEST:
-        remedy = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
-    return startup_error("PS504", f"{found} does not fit: {what}", remedy)
+        hint = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
+    return startup_error("PS504", f"{found} does not fit: {what}", hint)

@@ -33,36 +33,43 @@ class Level(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One line of problem, one line of remedy, for a person at 3 a.m.; or that all is well."""
+class Finding:
+    """One line of problem and one line of remedy, for a person at 3 a.m.; or that all is well."""
 
     level: Level
-    subject: str  # code and place, as in "PS203 default", or the name of what was looked at
-    text: str
-    remedy: str = ""
-    detail: str = ""  # the user's own error, where their code failed
+    code: str  # as in PS203; empty for notes, and for what is well
+    subject: str  # the database, server or setting that it is about; may be empty
+    message: str
+    hint: str = ""  # what to do about it
+    detail: str = ""  # the user's own error, if their code failed
+
+    @property
+    def label(self) -> str:
+        """Code and subject, as in "PS203 default"."""
+        return f"{self.code} {self.subject}".strip()
 
     def __str__(self) -> str:
         detail = f"\n{self.detail}" if self.detail else ""
-        return f"{self.subject} {self.text}{detail}\n  → {self.remedy}"
+        return f"{self.label} {self.message}{detail}\n  → {self.hint}"
 
 
 class StartupError(Exception):
-    """pooled-serve will not start: why, and the exit code that says so."""
+    """pooled-serve does not start: the reasons, and the exit code for them."""
 
-    def __init__(self, exit_code: int, problems: Iterable[Verdict]) -> None:
+    def __init__(self, exit_code: int, problems: Iterable[Finding]) -> None:
         self.exit_code = exit_code
         self.problems = tuple(problems)
-        super().__init__(self.exit_code, self.problems)  # which is what pickle makes it of
+        super().__init__(self.exit_code, self.problems)  # pickle calls the class with these
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
 
 
-def startup_error(code: str, text: str, remedy: str, detail: str = "") -> StartupError:
-    """A :class:`StartupError` for one reason: how the command is used, or else the project."""
+def startup_error(code: str, message: str, hint: str, detail: str = "") -> StartupError:
+    """A :class:`StartupError` for one reason. A PS4xx code is a usage error, any other one the
+    project's."""
     exit_code = EXIT_USAGE if code.startswith("PS4") else EXIT_PROJECT
-    return StartupError(exit_code, [Verdict(Level.FAIL, code, text, remedy, detail)])
+    return StartupError(exit_code, [Finding(Level.FAIL, code, "", message, hint, detail)])
 
 
 # --- The pool's exceptions ---------------------------------------------------------------------

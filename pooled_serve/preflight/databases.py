@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pooled_serve.errors import Level, Verdict, startup_error
+from pooled_serve.errors import Finding, Level, startup_error
 
 _TEXTS = ("NAME", "USER", "PASSWORD")  # or None, as Django has it
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
@@ -35,23 +35,21 @@ def check(alias: str, settings: Mapping[str, Any]) -> None:
         raise _wrong(alias, settings, "CONN_MAX_AGE", "a number", "int(...), or None for no limit")
 
 
-def _wrong(
-    alias: str, settings: Mapping[str, Any], name: str, wanted: str, remedy: str
-) -> Exception:
+def _wrong(alias: str, settings: Mapping[str, Any], name: str, wanted: str, hint: str) -> Exception:
     value = settings[name]
     # Only of these: OPTIONS may hold a password, and what stands in the wrong place may be one.
     shown = repr(value) if name in ("PORT", "CONN_MAX_AGE") else f"of type {type(value).__name__}"
     text = f"{name} of the database {alias!r} is {shown}, not {wanted}"
-    return startup_error("PS110", text, f"correct DATABASES in the settings: use {remedy}")
+    return startup_error("PS110", text, f"correct DATABASES in the settings: use {hint}")
 
 
-def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Verdict]:
+def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """What Django takes, but not for what it looks like."""
     if isinstance(settings["CONN_MAX_AGE"], bool):
         value = settings["CONN_MAX_AGE"]
         text = f"CONN_MAX_AGE is {value}, which counts as {value:d}s"
-        yield Verdict(Level.WARN, f"PS110 {alias}", text, "write the seconds, or None for no limit")
+        yield Finding(Level.WARN, "PS110", alias, text, "write the seconds, or None for no limit")
     for name in _SWITCHES:
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a text, which counts as {bool(settings[name])}"
-            yield Verdict(Level.WARN, f"PS110 {alias}", text, "write True or False, without quotes")
+            yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")

@@ -1,4 +1,4 @@
-"""Options and what the servers said, turned into numbers and verdicts. Pure: no I/O, no Django.
+"""Options and what the servers said, turned into numbers and findings. Pure: no I/O, no Django.
 
 Defaults yield, written values refuse: a default that does not fit is lowered, with a note; a
 number that a person wrote is obeyed, or refused with a remedy.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pooled_serve.errors import Level, Verdict
+from pooled_serve.errors import Finding, Level
 from pooled_serve.options import (
     DEFAULT_CAP_FACTOR,
     DEFAULT_MAX_AGE,
@@ -51,7 +51,7 @@ class DatabaseReport:
     server: str = ""  # host:port, the same for all aliases on one server
     conn_max_age: float | None = 0  # as in settings
     facts: ServerFacts | None = None
-    problem: Verdict | None = None
+    problem: Finding | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ProjectReport:
     load_seconds: float = 0.0
     django: str = ""
     databases: tuple[DatabaseReport, ...] = ()
-    warnings: tuple[Verdict, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class BudgetRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided: rows for the tables, numbers for the pools, verdicts."""
+    """Everything decided: rows for the tables, numbers for the pools, findings."""
 
     options: PoolOptions = field(default_factory=PoolOptions)
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
     budget: tuple[BudgetRow, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
         """The numbers for an alias; its CONN_MAX_AGE may have changed since the preflight."""
@@ -102,12 +102,12 @@ class Plan:
             return fresh
         return replace(known, max_age=min(known.max_age, fresh.max_age))
 
-    def judge(self, workers: int) -> list[Verdict]:
+    def judge(self, workers: int) -> list[Finding]:
         """What is wrong with so many workers of these caps, long after the preflight."""
         return [
-            verdict
+            finding
             for row in self.budget
-            for verdict in _judge_budget(
+            for finding in _judge_budget(
                 replace(row, workers=workers),
                 [self.pools[alias] for alias in row.aliases],
                 "at the start",
@@ -115,14 +115,14 @@ class Plan:
         ]
 
     @property
-    def contradictions(self) -> list[Verdict]:
+    def contradictions(self) -> list[Finding]:
         """What refuses the start."""
-        return [v for v in self.verdicts if v.level is Level.FAIL]
+        return [f for f in self.findings if f.level is Level.FAIL]
 
     @property
-    def warnings(self) -> list[Verdict]:
+    def warnings(self) -> list[Finding]:
         """What refuses it under ``--strict``."""
-        return [v for v in self.verdicts if v.level is Level.WARN]
+        return [f for f in self.findings if f.level is Level.WARN]
 
 
 def make_plan(
@@ -133,22 +133,22 @@ def make_plan(
     worker_connections: int,
     now: str = "now",
 ) -> Plan:
-    """Decide. Nothing is raised: what is wrong stands in the verdicts.
+    """Decide. Nothing is raised: what is wrong stands in the findings.
 
     :param now: when the report was made.
     """
-    verdicts = list(_unknown_aliases(options, report.databases))
+    findings = list(_unknown_aliases(options, report.databases))
     pooled = [database for database in report.databases if database.pooled]
     pools: dict[str, PoolPlan] = {}
     for database in pooled:
         plan, found = _pool_plan(options, database.alias, database.conn_max_age)
         pools[database.alias], more = _fit_age(plan, database)
-        verdicts += found + more
+        findings += found + more
     budget = []
     for group in _by_server(pooled):
         limit, limit_name, in_use = _limit(group)
         share = limit // (options.replicas * workers)  # of one worker
-        verdicts += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
+        findings += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
         plans = [pools[d.alias] for d in group]
         cap = sum(_worst(plan, worker_connections) for plan in plans)
         row = BudgetRow(
@@ -162,17 +162,17 @@ def make_plan(
             tuple(d.alias for d in group),
         )
         budget.append(row)
-        verdicts += _judge_budget(row, plans, now)
-    verdicts += [
-        Verdict(Level.NOTE, d.alias, f"{d.label} is not pooled; Django connects as without us")
+        findings += _judge_budget(row, plans, now)
+    findings += [
+        Finding(Level.NOTE, "", d.alias, f"{d.label} is not pooled; Django connects as without us")
         for d in report.databases
         if not d.pooled
     ]
-    verdicts += report.warnings
+    findings += report.warnings
     if report.app and not report.databases:
-        verdicts.append(Verdict(Level.NOTE, "DATABASES", "no database: nothing to pool"))
-    verdicts += _all_well(pools, pooled, budget, verdicts)
-    return Plan(options, pools, tuple(budget), tuple(verdicts))
+        findings.append(Finding(Level.NOTE, "", "DATABASES", "no database: nothing to pool"))
+    findings += _all_well(pools, pooled, budget, findings)
+    return Plan(options, pools, tuple(budget), tuple(findings))
 
 
 # --- One pool ----------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def make_plan(
 
 def _pool_plan(
     options: PoolOptions, alias: str, conn_max_age: float | None
-) -> tuple[PoolPlan, list[Verdict]]:
+) -> tuple[PoolPlan, list[Finding]]:
     """The numbers of a pool before any server is asked."""
-    verdicts = []
+    findings = []
     own = options.alias(alias)
     size = own.size if own else options.size
     cap = own.cap if own and own.cap else options.cap
@@ -203,10 +203,11 @@ def _pool_plan(
     )
     if plan.size > plan.cap:
         if plan.size_written:
-            verdicts.append(
-                Verdict(
+            findings.append(
+                Finding(
                     Level.FAIL,
-                    f"PS204 {alias}",
+                    "PS204",
+                    alias,
                     f"max-outstanding {plan.cap:.0f} is smaller than pool-size {plan.size}: "
                     "not all of the pool could ever be used",
                     f"use --pool-size {plan.cap:.0f}, or --max-outstanding {plan.size} or more",
@@ -214,15 +215,15 @@ def _pool_plan(
             )
         else:
             text = f"pool size lowered from {plan.size} to {plan.cap:.0f}, the cap"
-            verdicts.append(Verdict(Level.NOTE, alias, text))
+            findings.append(Finding(Level.NOTE, "", alias, text))
         plan = replace(plan, size=int(plan.cap))
     if age is None and conn_max_age is None:
         text = f"CONN_MAX_AGE=None means {DEFAULT_MAX_AGE:g}s here; --conn-max-age none for never"
-        verdicts.append(Verdict(Level.NOTE, alias, text))
-    return plan, verdicts
+        findings.append(Finding(Level.NOTE, "", alias, text))
+    return plan, findings
 
 
-def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[Verdict]]:
+def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[Finding]]:
     """Retire connections before the server hangs up on them."""
     alias = database.alias
     if plan.max_age == math.inf:
@@ -230,7 +231,7 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[V
             "connections never retire; a long-lived one keeps server memory, and a failover "
             "unnoticed"
         )
-        return plan, [Verdict(Level.WARN, f"PS206 {alias}", text, "use --conn-max-age 3600")]
+        return plan, [Finding(Level.WARN, "PS206", alias, text, "use --conn-max-age 3600")]
     if database.facts is None:
         return plan, []
     limit = database.facts.wait_timeout
@@ -238,15 +239,15 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[V
     server = f"{database.facts.kind} hangs up after wait_timeout={limit}s"
     if plan.age_written and plan.max_age >= limit:
         text = f"connections live {plan.max_age:g}s but {server}"
-        remedy = (
+        hint = (
             f"use --conn-max-age {safe}, or on the server: "
             f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}"
         )
-        return plan, [Verdict(Level.FAIL, f"PS203 {alias}", text, remedy)]
+        return plan, [Finding(Level.FAIL, "PS203", alias, text, hint)]
     if plan.age_written or plan.max_age <= safe:
         return plan, []
     text = f"age limit lowered from {plan.max_age:g}s to {safe}s: {server}"
-    return replace(plan, max_age=float(safe)), [Verdict(Level.NOTE, alias, text)]
+    return replace(plan, max_age=float(safe)), [Finding(Level.NOTE, "", alias, text)]
 
 
 # --- The budget --------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def _fit_budget(
     share: int,
     limit: str,
     worker_connections: int,
-) -> Iterator[Verdict]:
+) -> Iterator[Finding]:
     """Lower the default caps on one server until they fit the share of one worker."""
     yielding = [d.alias for d in group if not pools[d.alias].cap_written]
     wanted = sum(pools[alias].cap for alias in yielding)
@@ -294,7 +295,7 @@ def _fit_budget(
         if cap < plan.cap:
             pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
             text = f"cap lowered from {plan.cap:.0f} to {cap} to fit {limit}"
-            yield Verdict(Level.NOTE, alias, text)
+            yield Finding(Level.NOTE, "", alias, text)
 
 
 def plural(number: int, what: str) -> str:
@@ -302,7 +303,7 @@ def plural(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -> Iterator[Verdict]:
+def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -> Iterator[Finding]:
     """:param now: when the server was asked how many are in use."""
     left = max(0, row.limit - row.in_use)
     if row.most <= left:
@@ -324,18 +325,18 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -
     in_use, verb = f"{row.in_use} in use", "are"
     if now != "now":
         in_use, verb = f"{in_use} {now}", "were"
-    remedy = f"raise {row.limit_name}"
+    hint = f"raise {row.limit_name}"
     if uses:
-        remedy = f"use {', or '.join(uses)}, or {remedy}"
+        hint = f"use {', or '.join(uses)}, or {hint}"
     if row.most > row.limit:
         text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({in_use})"
-        yield Verdict(Level.FAIL, f"PS201 {row.server}", text, remedy)
+        yield Finding(Level.FAIL, "PS201", row.server, text, hint)
     else:
         text = (
             f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} {verb} in use {now} "
             "(by a running instance of this project, perhaps)"
         )
-        yield Verdict(Level.WARN, f"PS202 {row.server}", text, remedy)
+        yield Finding(Level.WARN, "PS202", row.server, text, hint)
 
 
 # --- The rest ----------------------------------------------------------------------------------
@@ -343,25 +344,25 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -
 
 def _unknown_aliases(
     options: PoolOptions, databases: Sequence[DatabaseReport]
-) -> Iterator[Verdict]:
+) -> Iterator[Finding]:
     known = [d.alias for d in databases]
     for item in options.aliases:
         if known and item.alias not in known:
             text = f"--pool names the database {item.alias!r}, which is not in DATABASES"
-            remedy = f"use one of: {', '.join(known)}"
-            yield Verdict(Level.FAIL, f"PS205 {item.alias}", text, remedy)
+            hint = f"use one of: {', '.join(known)}"
+            yield Finding(Level.FAIL, "PS205", item.alias, text, hint)
 
 
 def _all_well(
     pools: Mapping[str, PoolPlan],
     pooled: Sequence[DatabaseReport],
     budget: Sequence[BudgetRow],
-    verdicts: Sequence[Verdict],
-) -> list[Verdict]:
+    findings: Sequence[Finding],
+) -> list[Finding]:
     """Lines that say what was checked and found good; only where nothing was found bad."""
 
     def found(*codes: str) -> bool:
-        return any(v.subject.startswith(codes) for v in verdicts)
+        return any(f.code in codes for f in findings)
 
     well = []
     asked = [(d.facts, pools[d.alias].max_age) for d in pooled if d.facts is not None]
@@ -371,8 +372,8 @@ def _all_well(
             f"connections retire at {max(age for _, age in asked):g}s, {shortest.kind} hangs up at "
             f"{shortest.wait_timeout}s"
         )
-        well.append(Verdict(Level.OK, "wait_timeout", text))
+        well.append(Finding(Level.OK, "", "wait_timeout", text))
     if budget and not found("PS201", "PS202"):
         text = ", ".join(f"{row.most:.0f} of {row.limit} on {row.server}" for row in budget)
-        well.append(Verdict(Level.OK, "max_connections", text))
+        well.append(Finding(Level.OK, "", "max_connections", text))
     return well

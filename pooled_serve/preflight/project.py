@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pooled_serve.errors import Level, StartupError, Verdict, startup_error
+from pooled_serve.errors import Finding, Level, StartupError, startup_error
 
 DEFAULT_ATTRIBUTE = "application"
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
@@ -130,15 +130,15 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
         ]
         there = _wsgi_modules()
         if len(names) == 1:
-            remedy = f"use {module.__name__}:{names[0]}"
+            hint = f"use {module.__name__}:{names[0]}"
         elif there and module.__name__ not in there:
-            remedy = f"use {', '.join(there)}"
+            hint = f"use {', '.join(there)}"
         else:
-            remedy = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
+            hint = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
         raise startup_error(
             "PS103",
             f"the module {module.__name__} has no attribute {attribute!r}",
-            remedy,
+            hint,
         ) from None
     if not callable(found):
         raise startup_error(
@@ -176,7 +176,7 @@ def _wsgi_modules() -> list[str]:
     return sorted(f"{path.parent.name}.wsgi" for path in Path.cwd().glob("*/wsgi.py"))
 
 
-def async_warnings() -> Iterator[Verdict]:
+def async_warnings() -> Iterator[Finding]:
     """What in a loaded project is async: under gevent it breaks other requests' queries."""
     from django.conf import settings
     from django.urls import get_resolver
@@ -191,18 +191,20 @@ def async_warnings() -> Iterator[Verdict]:
     try:
         found += _async_views(get_resolver())
     except (Exception, SystemExit) as error:
-        yield Verdict(
+        yield Finding(
             Level.WARN,
             "PS109",
+            "",
             f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
             f"every request will: {where(error).strip()}",
             "correct the error; manage.py check shows it too",
         )
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield Verdict(
+        yield Finding(
             Level.WARN,
             "PS108",
+            "",
             f"{found[0]}{more} is async: while it runs, queries of other requests in the worker "
             "fail with SynchronousOnlyOperation",
             "make it a plain function; under gevent that does not block other requests",

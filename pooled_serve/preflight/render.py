@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pooled_serve import __version__
-from pooled_serve.errors import Level, Verdict
+from pooled_serve.errors import Finding, Level
 from pooled_serve.preflight.plan import DatabaseReport, Plan, ProjectReport, plural
 
 SKIP = "–"
@@ -50,7 +50,7 @@ def check(
         lines += ["", "Databases", *_table(*_databases(plan, report))]
     if plan.budget:
         lines += ["", "Connection budget", *_table(*_budget(plan))]
-    lines += ["", "Checks", *verdicts(plan.verdicts), *_problems(report)]
+    lines += ["", "Checks", *findings(plan.findings), *_problems(report)]
     return "\n".join(lines)
 
 
@@ -63,7 +63,7 @@ def banner(plan: Plan, report: ProjectReport) -> str:
             f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
             f"age {_seconds(pool.max_age)} · wait {_seconds(pool.timeout)}"
         )
-    lines += verdicts([v for v in plan.verdicts if v.level is not Level.OK])
+    lines += findings([f for f in plan.findings if f.level is not Level.OK])
     lines += _problems(report)
     return "\n".join(lines)
 
@@ -102,14 +102,14 @@ def _budget(plan: Plan) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def verdicts(found: Sequence[Verdict]) -> list[str]:
-    """Two lines each at most: the verdict, and its remedy under it."""
-    width = max((len(v.subject) for v in found), default=0)
+def findings(found: Sequence[Finding]) -> list[str]:
+    """Two lines each at most: the finding, and its hint below it."""
+    width = max((len(f.label) for f in found), default=0)
     lines = []
-    for v in found:
-        lines.append(f"  {v.level:<4}  {v.subject:<{width}}  {v.text}")
-        if v.remedy:
-            lines.append(f"  {'':<4}  {'':<{width}}  → {v.remedy}")
+    for f in found:
+        lines.append(f"  {f.level:<4}  {f.label:<{width}}  {f.message}")
+        if f.hint:
+            lines.append(f"  {'':<4}  {'':<{width}}  → {f.hint}")
     return lines
 
 
@@ -118,7 +118,7 @@ def _server(database: DatabaseReport) -> str:
 
 
 def _problems(report: ProjectReport) -> list[str]:
-    return verdicts([d.problem for d in report.databases if d.problem])
+    return findings([d.problem for d in report.databases if d.problem])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from pooled_serve import compat as seam
 from pooled_serve import launcher
-from pooled_serve.errors import Level, StartupError, Verdict, startup_error
+from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
 
@@ -51,8 +51,8 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
 
     def slow() -> None:
         text = f"{app} is still being loaded after {SLOW_AFTER:g}s"
-        remedy = "look for a loop, or for a server that does not answer; Ctrl-C ends it"
-        print(Verdict(Level.WARN, "PS111", text, remedy), file=sys.stderr, flush=True)
+        hint = "look for a loop, or for a server that does not answer; Ctrl-C ends it"
+        print(Finding(Level.WARN, "PS111", "", text, hint), file=sys.stderr, flush=True)
 
     try:
         answer = child.call(work, slow_after=SLOW_AFTER, slow=slow)
@@ -77,7 +77,7 @@ class _Answer(pickle.Unpickler):
 
     _known: ClassVar = {
         known.__name__: known
-        for known in (ProjectReport, DatabaseReport, ServerFacts, StartupError, Verdict, Level)
+        for known in (ProjectReport, DatabaseReport, ServerFacts, StartupError, Finding, Level)
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -110,10 +110,10 @@ def _report(app: str) -> ProjectReport:
         ]
     reports = _ask_all(found)
     doubts = [
-        verdict
+        finding
         for report in reports
         if report.pooled
-        for verdict in databases.warnings(report.alias, connections.settings[report.alias])
+        for finding in databases.warnings(report.alias, connections.settings[report.alias])
     ]
     connections.close_all()  # what the project opened on its own account
     return ProjectReport(
@@ -126,11 +126,12 @@ def _report(app: str) -> ProjectReport:
     )
 
 
-def _pooling_warning() -> Iterator[Verdict]:
+def _pooling_warning() -> Iterator[Finding]:
     if launcher.pooling_ignored:
-        yield Verdict(
+        yield Finding(
             Level.WARN,
             "PS207",
+            "",
             "the project calls pooled_serve.pooling; under this command its numbers do not count",
             "delete the calls, and use --pool-size and --max-outstanding",
         )
@@ -142,17 +143,15 @@ def _databases(problem: str) -> Iterator[None]:
 
     :raises StartupError: with the problem, and the user's own error.
     """
-    remedy = "correct DATABASES in the settings, or install what it needs"
+    hint = "correct DATABASES in the settings, or install what it needs"
     try:
         yield
     except StartupError:
         raise
     except UnicodeError as error:  # which shows what could not be encoded
-        raise startup_error(
-            "PS102", f"{problem}: a password that is not latin-1", remedy
-        ) from error
+        raise startup_error("PS102", f"{problem}: a password that is not latin-1", hint) from error
     except Exception as error:
-        raise startup_error("PS102", problem, remedy, project.where(error)) from error
+        raise startup_error("PS102", problem, hint, project.where(error)) from error
 
 
 def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:
@@ -239,17 +238,18 @@ def _ask(connection: Any) -> ServerFacts:
     )
 
 
-def _no_answer(server: str) -> Verdict:
-    return Verdict(
+def _no_answer(server: str) -> Finding:
+    return Finding(
         Level.WARN,
         "PS307",
+        "",
         f"{server} gave no answer within {ANSWER_WITHIN:g}s",
         "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
     )
 
 
-def classify(error: Exception, server: str) -> Verdict:
-    """The problem and remedy for an error of a connect. Holds no password."""
+def classify(error: Exception, server: str) -> Finding:
+    """The problem and the hint for an error of a connect. Holds no password."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
@@ -257,43 +257,43 @@ def classify(error: Exception, server: str) -> Verdict:
     match number:
         case 1045 | 1698:
             code = "PS303"
-            remedy = (
+            hint = (
                 "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
                 "certificate wants the ssl options of OPTIONS, too"
             )
         case 1044 | 1049:
-            code, remedy = "PS304", "create the database, or GRANT the user rights on it"
+            code, hint = "PS304", "create the database, or GRANT the user rights on it"
         case 1040 | 1203 | 1226:
             code = "PS305"
-            remedy = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
+            hint = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
         case _ if "cryptography" in text:
-            code, remedy = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
+            code, hint = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
             problem = (
                 f"{server}: the login needs the cryptography package (caching_sha2_password "
                 "without TLS)"
             )
         case _ if number in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
-            code, remedy = "PS309", "correct the ssl options of OPTIONS in DATABASES"
+            code, hint = "PS309", "correct the ssl options of OPTIONS in DATABASES"
         case 2003 | 2013 if "timed out" in text or "handshake" in text:
             return _no_answer(server)
         case 2003 if isinstance(cause, socket.gaierror):
-            code, remedy = "PS302", "correct HOST in DATABASES, or the name service"
+            code, hint = "PS302", "correct HOST in DATABASES, or the name service"
             problem = f"the host of {server} is unknown ({cause.strerror})"
         case 2003:
             code = "PS301"
-            remedy = "start the database server, or correct HOST and PORT in DATABASES"
+            hint = "start the database server, or correct HOST and PORT in DATABASES"
             why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
             problem = f"{server} does not accept connections ({why})"
         case 2006 | 2013:
             # With TLS 1.3 a client certificate is refused after the handshake; that message is
             # often lost with the connection.
             code = "PS308"
-            remedy = (
+            hint = (
                 "see the server's error log; if it refused a client certificate, correct the ssl "
                 "options of OPTIONS in DATABASES"
             )
             problem = f"{server} hung up during the login: {text}"
         case _:
-            code, remedy = "PS308", "see the server's error log"
+            code, hint = "PS308", "see the server's error log"
             problem = f"{server}: {text} (error {number})"
-    return Verdict(Level.WARN, code, problem, remedy)
+    return Finding(Level.WARN, code, "", problem, hint)

@@ -21,7 +21,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 
-from pooled_serve.errors import EXIT_SERVER, Level, StartupError, Verdict
+from pooled_serve.errors import EXIT_SERVER, Finding, Level, StartupError
 
 Address = Any
 """As gunicorn parses it: (host, port), the path of a Unix socket, or the number of a descriptor."""
@@ -106,8 +106,8 @@ def check_inherited(descriptors: Iterable[int]) -> None:
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
         why = f"fd://{descriptor} is no socket that this process has inherited"
-        remedy = "see what starts it, or listen elsewhere with -b HOST:PORT"
-        problems.append(Verdict(Level.FAIL, "PS501", why, remedy))
+        hint = "see what starts it, or listen elsewhere with -b HOST:PORT"
+        problems.append(Finding(Level.FAIL, "PS501", "", why, hint))
     if problems:
         raise StartupError(EXIT_SERVER, problems)
 
@@ -157,16 +157,18 @@ def _exists(address: str) -> bool:
 # --- Why not -----------------------------------------------------------------------------------
 
 
-def _problem(address: Address, is_status: bool, error: Exception) -> Verdict:
+def _problem(address: Address, is_status: bool, error: Exception) -> Finding:
     flag = "--status" if is_status else "-b"
     name = text(address) + (" (--status)" if is_status else "")
     said = getattr(error, "strerror", None) or str(error)
-    why, remedy = _explain(address, flag, getattr(error, "errno", None), error)
-    return Verdict(Level.FAIL, "PS501", f"{name} {why or f'cannot be listened on: {said}'}", remedy)
+    why, hint = _explain(address, flag, getattr(error, "errno", None), error)
+    return Finding(
+        Level.FAIL, "PS501", "", f"{name} {why or f'cannot be listened on: {said}'}", hint
+    )
 
 
 def _explain(address: Address, flag: str, number: int | None, error: Exception) -> tuple[str, str]:
-    """What is wrong ("" for what the system says), and the remedy."""
+    """What is wrong ("" for what the system says), and the hint."""
     if isinstance(address, tuple):
         return _explain_tcp(address, flag, number, error)
     folder = os.path.dirname(os.path.abspath(address))
@@ -197,11 +199,11 @@ def _explain_tcp(
             return "is listened on by this server already", f"leave it out, or {elsewhere}"
         return f"is in use by process {pid} ({command})", f"stop that process, or {elsewhere}"
     if number == errno.EADDRNOTAVAIL:
-        remedy = f"use {flag} 0.0.0.0:{port} for all of them, or one that it has (ip addr)"
-        return f"cannot be listened on: {host} is no address of this machine", remedy
+        hint = f"use {flag} 0.0.0.0:{port} for all of them, or one that it has (ip addr)"
+        return f"cannot be listened on: {host} is no address of this machine", hint
     if number in (errno.EACCES, errno.EPERM):
-        remedy = f"use a port from 1024 on, or give it CAP_NET_BIND_SERVICE; or {elsewhere}"
-        return f"cannot be listened on: user {os.geteuid()} may not use port {port}", remedy
+        hint = f"use a port from 1024 on, or give it CAP_NET_BIND_SERVICE; or {elsewhere}"
+        return f"cannot be listened on: user {os.geteuid()} may not use port {port}", hint
     return "", elsewhere
 
 

@@ -91,7 +91,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
         except StartupError as error:
             (problem,) = error.problems
-            raise bad_value(f"{location}: {problem.text}") from None
+            raise bad_value(f"{location}: {problem.message}") from None
         except (Exception, SystemExit) as error:
             # gunicorn made its exit of the file's error
             cause = error.__context__ if isinstance(error, SystemExit) else None
@@ -230,8 +230,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """Warn if so many workers can need more connections than there are; tell that they no
         longer can. Each running one keeps the caps that it was started with."""
         found = self.plan.judge(new)
-        for verdict in found:
-            log.warning("%s", verdict)
+        for finding in found:
+            log.warning("%s", finding)
         if not found and self.plan.judge(old):
             log.info("%s fit the connection budget again", plural(new, "worker"))
 

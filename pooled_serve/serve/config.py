@@ -14,7 +14,7 @@ from gunicorn import systemd, util
 from gunicorn.config import Config as GunicornConfig
 
 from pooled_serve import options
-from pooled_serve.errors import EXIT_USAGE, Level, StartupError, Verdict, startup_error
+from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.options import OPTIONS, PoolOptions
 from pooled_serve.serve import addresses, signals
 
@@ -195,10 +195,10 @@ def bad_value(problem: str) -> StartupError:
     return startup_error("PS401", problem, f"see {PROGRAM} --help")
 
 
-def unknown_option(name: str, known: Iterable[str], source: str = "") -> Verdict:
+def unknown_option(name: str, known: Iterable[str], source: str = "") -> Finding:
     """A usage error about an option that neither gunicorn nor we have."""
     near = difflib.get_close_matches(name, known, n=1)
     what = "option" if name.startswith("-") else "variable"
-    hint = f"did you mean {near[0]}? " if near else ""
+    guess = f"did you mean {near[0]}? " if near else ""
     text = f"{source}there is no {what} {name}"
-    return Verdict(Level.WARN, "PS402", text, f"{hint}see {PROGRAM} --help")
+    return Finding(Level.WARN, "PS402", "", text, f"{guess}see {PROGRAM} --help")

@@ -634,8 +634,8 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
     with pytest.raises(pymysql.OperationalError) as raised:
         MySQLConnection(host="db", password=PASSWORD)
     problem = classify(raised.value, "db:3306")
-    assert problem.subject == "PS306"
-    assert "pooled-serve[rsa]" in problem.remedy
+    assert problem.code == "PS306"
+    assert "pooled-serve[rsa]" in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -662,10 +662,10 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
 )
 def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None:
     problem = classify(error, "db:3306")
-    assert problem.subject == code
-    assert says in problem.text
-    assert "db:3306" in problem.text
-    assert "\n" not in problem.text
+    assert problem.code == code
+    assert says in problem.message
+    assert "db:3306" in problem.message
+    assert "\n" not in problem.message
 
 
 # --- The plan ----------------------------------------------------------------------------------

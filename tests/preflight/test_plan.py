@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooled_serve.errors import Level, Verdict
+from pooled_serve.errors import Finding, Level
 from pooled_serve.options import AliasSize, PoolOptions, PoolPlan
 from pooled_serve.preflight.plan import (
     DatabaseReport,
@@ -49,13 +49,13 @@ def plan_for(
     )
 
 
-def the(plan: Plan, level: Level) -> Verdict:
-    (verdict,) = (v for v in plan.verdicts if v.level is level)
-    return verdict
+def the(plan: Plan, level: Level) -> Finding:
+    (finding,) = (f for f in plan.findings if f.level is level)
+    return finding
 
 
 def levels(plan: Plan) -> set[Level]:
-    return {verdict.level for verdict in plan.verdicts}
+    return {finding.level for finding in plan.findings}
 
 
 # --- Sizes -------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_defaults() -> None:
     plan = plan_for()
     assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "request", "auto")}
     assert levels(plan) == {Level.OK}
-    assert [v.text for v in plan.verdicts] == [
+    assert [f.message for f in plan.findings] == [
         "connections retire at 60s, MariaDB hangs up at 28800s",
         "12 of 151 on db:3306",
     ]
@@ -78,13 +78,13 @@ def test_the_cap_follows_the_size() -> None:
 def test_a_default_size_yields_to_a_written_cap() -> None:
     plan = plan_for(cap=3)
     assert (plan.pools["default"].size, plan.pools["default"].cap) == (3, 3)
-    assert the(plan, Level.NOTE).text == "pool size lowered from 4 to 3, the cap"
+    assert the(plan, Level.NOTE).message == "pool size lowered from 4 to 3, the cap"
 
 
 def test_a_written_size_above_a_written_cap_is_refused() -> None:
-    verdict = the(plan_for(size=5, cap=4), Level.FAIL)
-    assert verdict.subject == "PS204 default"
-    assert verdict.remedy == "use --pool-size 4, or --max-outstanding 5 or more"
+    finding = the(plan_for(size=5, cap=4), Level.FAIL)
+    assert finding.label == "PS204 default"
+    assert finding.hint == "use --pool-size 4, or --max-outstanding 5 or more"
 
 
 def test_one_database_may_have_its_own() -> None:
@@ -105,8 +105,8 @@ def test_the_last_word_on_a_database_counts() -> None:
 
 def test_unknown_database() -> None:
     plan = plan_for(database("b"), database("a"), aliases=(AliasSize("nosuch", 1),))
-    assert the(plan, Level.FAIL).subject == "PS205 nosuch"
-    assert the(plan, Level.FAIL).remedy == "use one of: b, a"
+    assert the(plan, Level.FAIL).label == "PS205 nosuch"
+    assert the(plan, Level.FAIL).hint == "use one of: b, a"
 
 
 # --- Age ---------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_a_default_age_yields(wait_timeout: int, age: float) -> None:
     assert plan.pools["default"].max_age == age
     assert Level.FAIL not in levels(plan)
     if age < 60:
-        assert the(plan, Level.NOTE).text.startswith(f"age limit lowered from 60s to {age:g}s")
+        assert the(plan, Level.NOTE).message.startswith(f"age limit lowered from 60s to {age:g}s")
 
 
 @pytest.mark.parametrize("where", ["option", "settings"])
@@ -132,24 +132,22 @@ def test_a_written_age_is_obeyed_or_refused(where: str) -> None:
 
     assert plan(59.5).pools["default"].max_age == 59.5
     assert levels(plan(59.5)) == {Level.OK}
-    verdict = the(plan(60), Level.FAIL)
-    assert verdict.subject == "PS203 default"
-    assert verdict.text == "connections live 60s but MariaDB hangs up after wait_timeout=60s"
-    assert verdict.remedy == (
-        "use --conn-max-age 48, or on the server: SET GLOBAL wait_timeout = 75"
-    )
+    finding = the(plan(60), Level.FAIL)
+    assert finding.label == "PS203 default"
+    assert finding.message == "connections live 60s but MariaDB hangs up after wait_timeout=60s"
+    assert finding.hint == ("use --conn-max-age 48, or on the server: SET GLOBAL wait_timeout = 75")
 
 
 def test_never_retiring_is_allowed_with_a_warning() -> None:
     plan = plan_for(max_age=math.inf)
     assert plan.pools["default"].max_age == math.inf
-    assert the(plan, Level.WARN).subject == "PS206 default"
+    assert the(plan, Level.WARN).label == "PS206 default"
 
 
 def test_no_conn_max_age_means_the_default_here() -> None:
     plan = plan_for(database(age=None))
     assert plan.pools["default"].max_age == 60
-    assert the(plan, Level.NOTE).text.startswith("CONN_MAX_AGE=None means 60s here")
+    assert the(plan, Level.NOTE).message.startswith("CONN_MAX_AGE=None means 60s here")
 
 
 def test_where_nobody_could_ask_a_default_age_yields_later() -> None:
@@ -167,7 +165,7 @@ def test_where_nobody_could_ask_a_default_age_yields_later() -> None:
 def test_a_default_cap_yields() -> None:
     plan = plan_for(database(limit=20), workers=3)
     assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 6)
-    assert the(plan, Level.NOTE).text == "cap lowered from 12 to 6 to fit max_connections=20"
+    assert the(plan, Level.NOTE).message == "cap lowered from 12 to 6 to fit max_connections=20"
     assert plan.budget[0].most == 18
 
 
@@ -185,26 +183,26 @@ def test_a_default_size_yields_with_it() -> None:
 def test_a_written_size_does_not() -> None:
     plan = plan_for(database(limit=20), workers=10, size=3)
     assert (plan.pools["default"].size, plan.pools["default"].cap) == (3, 3)
-    assert the(plan, Level.FAIL).text == (
+    assert the(plan, Level.FAIL).message == (
         "10 workers × 3 connections = 30, the server allows 20 (0 in use)"
     )
 
 
 def test_a_written_cap_is_refused() -> None:
     plan = plan_for(database(in_use=9), workers=8, cap=48)
-    verdict = the(plan, Level.FAIL)
-    assert verdict.subject == "PS201 db:3306"
-    assert verdict.text == ("8 workers × 48 connections = 384, the server allows 151 (9 in use)")
-    assert verdict.remedy == "use --max-outstanding 17, or --workers 2, or raise max_connections"
+    finding = the(plan, Level.FAIL)
+    assert finding.label == "PS201 db:3306"
+    assert finding.message == ("8 workers × 48 connections = 384, the server allows 151 (9 in use)")
+    assert finding.hint == "use --max-outstanding 17, or --workers 2, or raise max_connections"
 
 
 def test_remedies_that_would_not_help_are_not_named() -> None:
-    verdict = the(plan_for(database(limit=10), workers=20), Level.FAIL)
-    assert verdict.remedy == "use --workers 10, or raise max_connections"
-    verdict = the(plan_for(database(limit=10), workers=3, replicas=11), Level.FAIL)
-    assert verdict.remedy == "raise max_connections"
-    verdict = the(plan_for(database(limit=10), workers=4, size=5), Level.FAIL)
-    assert verdict.remedy == (
+    finding = the(plan_for(database(limit=10), workers=20), Level.FAIL)
+    assert finding.hint == "use --workers 10, or raise max_connections"
+    finding = the(plan_for(database(limit=10), workers=3, replicas=11), Level.FAIL)
+    assert finding.hint == "raise max_connections"
+    finding = the(plan_for(database(limit=10), workers=4, size=5), Level.FAIL)
+    assert finding.hint == (
         "use --pool-size 2 --max-outstanding 2, or --workers 2, or raise max_connections"
     )
 
@@ -212,14 +210,14 @@ def test_remedies_that_would_not_help_are_not_named() -> None:
 def test_hosts_multiply() -> None:
     plan = plan_for(database(limit=100), workers=2, replicas=5, cap=11)
     assert plan.budget[0].most == 110
-    assert the(plan, Level.FAIL).text.startswith("5 replicas × 2 workers × 11 connections = 110")
+    assert the(plan, Level.FAIL).message.startswith("5 replicas × 2 workers × 11 connections = 110")
 
 
 def test_databases_on_one_server_share_its_limit() -> None:
     plan = plan_for(database("a"), database("b"), database("c", server="db2:3306"), cap=80)
     assert [(row.server, row.most) for row in plan.budget] == [("db:3306", 160), ("db2:3306", 80)]
-    assert the(plan, Level.FAIL).subject == "PS201 db:3306"
-    assert "--max-outstanding 75" in the(plan, Level.FAIL).remedy
+    assert the(plan, Level.FAIL).label == "PS201 db:3306"
+    assert "--max-outstanding 75" in the(plan, Level.FAIL).hint
 
 
 def test_a_default_cap_yields_to_a_written_one_on_the_same_server() -> None:
@@ -231,9 +229,9 @@ def test_a_default_cap_yields_to_a_written_one_on_the_same_server() -> None:
 
 def test_what_is_in_use_now_is_a_warning() -> None:
     plan = plan_for(database(in_use=145))
-    verdict = the(plan, Level.WARN)
-    assert verdict.subject == "PS202 db:3306"
-    assert verdict.text == (
+    finding = the(plan, Level.WARN)
+    assert finding.label == "PS202 db:3306"
+    assert finding.message == (
         "1 worker × 12 connections = 12, but 145 of 151 are in use now "
         "(by a running instance of this project, perhaps)"
     )
@@ -245,16 +243,16 @@ def test_the_limit_of_the_user_counts_the_users_connections() -> None:
     (row,) = plan.budget
     assert (row.limit, row.limit_name, row.in_use) == (20, "max_user_connections", 2)
     plan = plan_for(database(of_user=20, own=15))
-    assert the(plan, Level.WARN).remedy.endswith("or raise max_user_connections")
+    assert the(plan, Level.WARN).hint.endswith("or raise max_user_connections")
 
 
 def test_no_cap_counts_greenlets() -> None:
     plan = plan_for(database(in_use=1), connections=1000, workers=2, cap=math.inf)
-    verdict = the(plan, Level.FAIL)
-    assert verdict.text.startswith(
+    finding = the(plan, Level.FAIL)
+    assert finding.message.startswith(
         "2 workers × 1000 connections (no cap: one per greenlet, --worker-connections) = 2000"
     )
-    assert verdict.remedy == (
+    assert finding.hint == (
         "use --max-outstanding 75, or --worker-connections 75, or raise max_connections"
     )
     plan = plan_for(connections=75, workers=2, cap=math.inf)
@@ -263,12 +261,17 @@ def test_no_cap_counts_greenlets() -> None:
 
 def test_a_server_that_did_not_answer_has_no_budget() -> None:
     report = DatabaseReport(
-        "default", True, "MySQL", "db:3306/x", "db:3306", problem=Verdict(Level.WARN, "PS301", "")
+        "default",
+        True,
+        "MySQL",
+        "db:3306/x",
+        "db:3306",
+        problem=Finding(Level.WARN, "PS301", "", ""),
     )
     plan = plan_for(report, workers=99)
     assert plan.pools["default"].cap == 12
     assert plan.budget == ()
-    assert plan.verdicts == ()
+    assert plan.findings == ()
 
 
 # --- What is not pooled ------------------------------------------------------------------------
@@ -276,17 +279,17 @@ def test_a_server_that_did_not_answer_has_no_budget() -> None:
 
 def test_other_engines_are_left_alone() -> None:
     plan = plan_for(DatabaseReport("default", False, "SQLite"), size=4)
-    assert the(plan, Level.NOTE).text == "SQLite is not pooled; Django connects as without us"
+    assert the(plan, Level.NOTE).message == "SQLite is not pooled; Django connects as without us"
     assert plan.pools == {}
 
 
 def test_no_databases() -> None:
     plan = make_plan(PoolOptions(), ProjectReport(app="x"), workers=1, worker_connections=1)
-    assert the(plan, Level.NOTE).text == "no database: nothing to pool"
+    assert the(plan, Level.NOTE).message == "no database: nothing to pool"
 
 
 def test_warnings_of_the_project_are_passed_on() -> None:
-    warning = Verdict(Level.WARN, "PS108", "async", "plain")
+    warning = Finding(Level.WARN, "PS108", "", "async", "plain")
     report = ProjectReport(warnings=(warning,))
     plan = make_plan(PoolOptions(), report, workers=1, worker_connections=1)
     assert plan.warnings == [warning]
@@ -353,10 +356,11 @@ def any_plan(draw: st.DrawFn) -> tuple[Plan, ProjectReport, PoolOptions, int, in
 @given(any_plan())
 def test_what_is_not_refused_fits(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) -> None:
     plan, report, options, workers, connections = made
-    for verdict in plan.verdicts:
-        assert bool(verdict.remedy) == (verdict.level in (Level.WARN, Level.FAIL))
-        assert "\n" not in verdict.text + verdict.remedy
-        assert bool(re.match(r"PS2\d\d ", verdict.subject)) == bool(verdict.remedy)
+    for finding in plan.findings:
+        assert bool(finding.hint) == (finding.level in (Level.WARN, Level.FAIL))
+        assert "\n" not in finding.message + finding.hint
+        assert bool(re.fullmatch(r"PS2\d\d", finding.code)) == bool(finding.hint)
+        assert finding.subject
     if plan.contradictions:
         return
     most: dict[str, float] = {}
@@ -379,8 +383,8 @@ def test_remedies_work(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) 
     plan, report, options, workers, connections = made
     if options.aliases or len(plan.budget) > 1:
         return  # what is said of one server or database need not help the other
-    for verdict in plan.contradictions:
-        for remedy in verdict.remedy.removeprefix("use ").split(", or "):
+    for finding in plan.contradictions:
+        for remedy in finding.hint.removeprefix("use ").split(", or "):
             changed, number, clients = dict(vars(options)), workers, connections
             for flag, value in re.findall(r"--([a-z-]+) ([0-9.]+)", remedy):
                 match flag:
@@ -399,5 +403,5 @@ def test_remedies_work(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) 
             again = make_plan(
                 PoolOptions(**changed), report, workers=number, worker_connections=clients
             )
-            codes = {v.subject for v in again.contradictions}
-            assert verdict.subject not in codes, remedy
+            labels = {f.label for f in again.contradictions}
+            assert finding.label not in labels, remedy

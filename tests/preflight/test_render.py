@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pooled_serve.errors import Level, Verdict
+from pooled_serve.errors import Finding, Level
 from pooled_serve.options import PoolOptions
 from pooled_serve.preflight import render as report
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
@@ -21,7 +21,9 @@ DATABASES = (
         "far:3306/shop",
         "far:3306",
         0,
-        problem=Verdict(Level.WARN, "PS301", "far:3306 does not accept connections", "start it"),
+        problem=Finding(
+            Level.WARN, "PS301", "", "far:3306 does not accept connections", "start it"
+        ),
     ),
     DatabaseReport("legacy", False, "SQLite"),
 )

@@ -266,8 +266,8 @@ def test_a_child_that_fails_by_our_own_fault(capfd: pytest.CaptureFixture[str]) 
 
     with pytest.raises(StartupError) as refused:
         preflight.run("mysite.wsgi", setup)
-    assert refused.value.problems[0].subject == "PS102"
-    assert "exit code 70" in refused.value.problems[0].text
+    assert refused.value.problems[0].code == "PS102"
+    assert "exit code 70" in refused.value.problems[0].message
     assert "AssertionError: ours" in capfd.readouterr().err
 
 
