@@ -126,9 +126,9 @@ def _for_gunicorn(ctx: click.Context, params: Sequence[click.Parameter]) -> list
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from pooled_serve.preflight import render as report
+        from pooled_serve.preflight import render
 
-        click.echo(report.versions())
+        click.echo(render.versions())
         ctx.exit()
 
 

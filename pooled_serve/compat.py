@@ -23,7 +23,7 @@ _WORKER = "gunicorn.workers.ggevent:GeventWorker"
 
 # Where we plug in, and the parameters. Others call our own in their place, so that one parameter
 # more is as bad as one less; a change of its default is not.
-SEAM: dict[str, tuple[tuple[str, str], ...]] = {
+SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
     "django": (
         ("django.db.utils:ConnectionHandler.create_connection", "self, alias"),
         ("django.core.handlers.exception:response_for_exception", "request, exc"),
@@ -82,12 +82,12 @@ SEAM: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def check(*packages: str) -> None:
-    """Compare what is installed with :data:`SEAM`. Takes about a millisecond.
+    """Compare what is installed with :data:`SIGNATURES`. Takes about a millisecond.
 
     :raises StartupError: naming package, version and place.
     """
     for package in packages:
-        for place, expected in SEAM[package]:
+        for place, expected in SIGNATURES[package]:
             name = place.partition(":")[2]
             try:
                 found = inspect.signature(pkgutil.resolve_name(place)).parameters

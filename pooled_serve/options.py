@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from pooled_serve.tuning import switches as savings
+from pooled_serve.tuning import switches
 
 ENV_PREFIX = "POOLED_SERVE_"
 
@@ -167,9 +167,9 @@ class Option:
         return self.parse is alias_sizes
 
 
-def _option(*args: Any, yields: bool = False) -> Any:
+def _option(*args: Any, adjustable: bool = False) -> Any:
     option = Option(*args)
-    return field(default=None if yields else option.default, metadata={"option": option})
+    return field(default=None if adjustable else option.default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class PoolOptions:
         "N",
         "Connections kept open per worker and database.",
         DEFAULT_SIZE,
-        yields=True,
+        adjustable=True,
     )
     cap: float | None = _option(
         "--max-outstanding",
@@ -294,14 +294,14 @@ class PoolPlan:
     max_age: float  # infinity: never
     mode: str
     reset: str
-    size_written: bool = False
-    cap_written: bool = False
-    age_written: bool = False
+    size_explicit: bool = False
+    cap_explicit: bool = False
+    age_explicit: bool = False
     leak_threshold: float | None = None  # seconds; None: nobody looks
 
     def safe_age(self, wait_timeout: float | None) -> float:
         """The longest that a connection may live on a server with this ``wait_timeout``."""
-        if wait_timeout is None or self.age_written:
+        if wait_timeout is None or self.age_explicit:
             return self.max_age
         return min(self.max_age, SAFE_SHARE * wait_timeout)
 
@@ -322,7 +322,7 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
 
     :raises ValueError: naming the variable.
     """
-    savings.off(environ)  # no option, but to be right all the same
+    switches.off(environ)  # no option, but to be right all the same
     found = []
     for option in OPTIONS:
         text = environ.get(option.variable)

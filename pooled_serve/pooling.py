@@ -17,8 +17,7 @@ import math
 import os
 from typing import Any
 
-from pooled_serve import compat as seam
-from pooled_serve import launcher, options
+from pooled_serve import compat, launcher, options
 from pooled_serve.options import PoolOptions
 from pooled_serve.preflight.plan import Plan
 
@@ -58,7 +57,7 @@ def apply_patch() -> None:
     if launcher.under_command:
         launcher.pooling_ignored = True
         return
-    with seam.imports():
+    with compat.imports():
         from pooled_serve.backend import patch
 
     values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}

@@ -10,14 +10,14 @@ from textwrap import dedent
 import pytest
 
 from conftest import MakeProject
-from pooled_serve import compat as seam
+from pooled_serve import compat
 from pooled_serve.errors import EXIT_PROJECT, StartupError
 from support.command import run
 from support.django_project import APP
 from support.servers import ROOT
 
 SQLITE = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-PLACES = [place for places in seam.SEAM.values() for place, _ in places]
+PLACES = [place for places in compat.SIGNATURES.values() for place, _ in places]
 
 # Run at the start of the interpreter, it makes of what is installed a version yet to come.
 FUTURES = {
@@ -72,7 +72,7 @@ def test_it_is_told_of_in_one_line_before_anything_starts(
     source, package, says = future
     (tmp_path / "sitecustomize.py").write_text(dedent(source))
     done = run(APP, cwd=project(databases=SQLITE), env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
-    remedy = f"pip install '{package}=={seam.NEWEST[package]}.*', or a newer pooled-serve"
+    remedy = f"pip install '{package}=={compat.NEWEST[package]}.*', or a newer pooled-serve"
     done.assert_one_problem("PS504", EXIT_PROJECT, says, remedy)
     assert f"{package} {version(package)} does not fit" in done.output
     assert "Starting gunicorn" not in done.output
@@ -104,7 +104,10 @@ def test_wrappers_that_are_kept_elsewhere_are_told_of(tmp_path: Path) -> None:
 
 
 def test_a_gevent_that_is_too_old_for_gunicorn_is_told_of() -> None:
-    with pytest.raises(StartupError, match=r"PS504 gevent .* 24\.10\.1 or higher"), seam.imports():
+    with (
+        pytest.raises(StartupError, match=r"PS504 gevent .* 24\.10\.1 or higher"),
+        compat.imports(),
+    ):
         raise RuntimeError("gevent worker requires gevent 24.10.1 or higher")
 
 
@@ -113,7 +116,7 @@ def test_each_place_is_looked_at(place: str, monkeypatch: pytest.MonkeyPatch) ->
     package = place.partition(".")[0]
     monkeypatch.setattr(place.replace(":", "."), lambda here, it_is, different: None)
     with pytest.raises(StartupError, match="different"):
-        seam.check(package)
+        compat.check(package)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -122,4 +125,4 @@ def test_wrappers_of_others_are_none_of_our_business(
 ) -> None:
     """As tracing puts them around methods of Django and PyMySQL."""
     monkeypatch.setattr(place.replace(":", "."), lambda *args, **kwargs: None)
-    seam.check(place.partition(".")[0])
+    compat.check(place.partition(".")[0])

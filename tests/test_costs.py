@@ -18,8 +18,7 @@ import gevent.ssl
 import pytest
 from gunicorn.http.wsgi import Response
 
-from pooled_serve.tuning import response
-from pooled_serve.tuning import send as sending
+from pooled_serve.tuning import response, send
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
@@ -42,7 +41,7 @@ VIEWS = """
     from gevent.event import Event
     from gunicorn import util
     from gunicorn.http import wsgi
-    from pooled_serve.tuning import send as sending
+    from pooled_serve.tuning import send
     from pymysql import connections as pymysql
 
     go = Event()
@@ -87,10 +86,10 @@ VIEWS = """
     def body(request):
         return HttpResponse(request.body)
 
-    def savings(request):
+    def switches(request):
         kinds = wsgi.Response, pymysql.FieldDescriptorPacket, util.http_date
         garbage = gc.get_freeze_count() > 0, gc.get_threshold()[0]
-        found = [*(kind.__module__ for kind in kinds), sending._direct, *garbage]
+        found = [*(kind.__module__ for kind in kinds), send._direct, *garbage]
         return JsonResponse(found, safe=False)
 """
 
@@ -233,7 +232,7 @@ def pair() -> Iterator[tuple[gevent.socket.socket, gevent.socket.socket]]:
 
 def test_what_is_small_is_sent_without_sendall(pair: Any) -> None:
     ours, theirs = pair
-    assert sending.unsent(ours, b"SELECT 1") == b""
+    assert send.unsent(ours, b"SELECT 1") == b""
     assert theirs.recv(100) == b"SELECT 1"
 
 
@@ -241,7 +240,7 @@ def test_what_does_not_fit_is_left_for_sendall(pair: Any) -> None:
     ours, theirs = pair
     data = bytes(range(256)) * 255
     given = b""
-    while not (rest := sending.unsent(ours, data)):
+    while not (rest := send.unsent(ours, data)):
         given += data
     sender = gevent.spawn(ours.sendall, rest)
     given += data
@@ -254,40 +253,40 @@ def test_what_does_not_fit_is_left_for_sendall(pair: Any) -> None:
 
 def test_what_is_large_encrypted_or_lost_is_left_for_sendall(pair: Any) -> None:
     ours, theirs = pair
-    large = bytes(sending.LARGEST + 1)
-    assert sending.unsent(ours, large) is large
+    large = bytes(send.COPY_LIMIT_BYTES + 1)
+    assert send.unsent(ours, large) is large
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     with gevent.ssl.SSLSocket(sock=ours, _context=context, do_handshake_on_connect=False) as tls:
-        assert sending.unsent(tls, b"secret") == b"secret"
+        assert send.unsent(tls, b"secret") == b"secret"
     theirs.close()
     ours, theirs = gevent.socket.socketpair()
     with ours:
         theirs.close()
-        assert sending.unsent(ours, b"in vain") == b"in vain"
+        assert send.unsent(ours, b"in vain") == b"in vain"
         with pytest.raises(BrokenPipeError):
             ours.sendall(b"in vain")
-    assert sending.unsent(ours, b"in vain") == b"in vain"
-    assert sending.unsent(None, b"in vain") == b"in vain"
+    assert send.unsent(ours, b"in vain") == b"in vain"
+    assert send.unsent(None, b"in vain") == b"in vain"
 
 
 # --- Off switches ------------------------------------------------------------------------------
 
 
-def test_every_saving_can_be_switched_off(web: Serve, folder: Path) -> None:
+def test_every_switch_can_be_switched_off(web: Serve, folder: Path) -> None:
     modules = "tuning.response", "driver.connection", "tuning.response"
     ours: list[Any] = [f"pooled_serve.{name}" for name in modules]
     stock: list[Any] = ["gunicorn.http.wsgi", "pymysql.protocol", "gunicorn.util"]
     ours += [True, True, 5000]
     stock += [False, False, gc.get_threshold()[0]]
-    assert web.get("/savings").json() == ours
+    assert web.get("/switches").json() == ours
     off = {"POOLED_SERVE_WITHOUT": "one-send, columns date,direct-send,freeze,threshold"}
     with Serve(APP, cwd=folder, env=off) as server:
-        assert server.get("/savings").json() == stock
+        assert server.get("/switches").json() == stock
         assert server.get("/hello").text == "hello"
 
 
-def test_an_unknown_saving_is_a_usage_error(folder: Path) -> None:
+def test_an_unknown_switch_is_a_usage_error(folder: Path) -> None:
     done = run(APP, "--check", cwd=folder, env={"POOLED_SERVE_WITHOUT": "colums"})
     done.assert_one_problem("PS401", 2, says="POOLED_SERVE_WITHOUT: there is no 'colums'")
 

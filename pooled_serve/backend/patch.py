@@ -22,7 +22,7 @@ from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-from pooled_serve import compat as seam
+from pooled_serve import compat
 from pooled_serve.backend import registry
 from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.registry import databases as _databases
@@ -55,7 +55,7 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     use_pymysql()
     refuse_other_pools()
     if _wrappers is None:  # else our own functions stand there
-        seam.check("django", "pymysql")
+        compat.check("django", "pymysql")
         WSGIHandler.__call__ = handle  # type: ignore[assignment, method-assign]
     _import_wrappers()
     mode = plan.options.mode

@@ -37,8 +37,7 @@ from pymysql.protocol import FieldDescriptorPacket
 from pooled_serve.driver.reset import ResettableConnection, limit
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
-from pooled_serve.tuning import send as sending
-from pooled_serve.tuning import switches as savings
+from pooled_serve.tuning import send, switches
 
 log = logging.getLogger("gunicorn.error")
 
@@ -235,7 +234,7 @@ class MySQLConnection(ResettableConnection):
 
     def _write_bytes(self, data: bytes) -> None:
         try:
-            if rest := sending.unsent(self._sock, data):
+            if rest := send.unsent(self._sock, data):
                 super()._write_bytes(rest)
         except BaseException:
             # GreenletExit or Timeout after part of a packet: the rest will never be sent.
@@ -353,7 +352,7 @@ class _Column(FieldDescriptorPacket):  # type: ignore[misc]
 # Belongs upstream. A server describes each column of each result, nearly always in the very bytes
 # of the last time, and PyMySQL takes them apart with 25 calls each: a tenth of the calls of a
 # request with one query of three columns. Not by way of _read_packet(), which reads rows too.
-if savings.on("columns"):
+if switches.on("columns"):
     connections.FieldDescriptorPacket = functools.lru_cache(maxsize=1024)(_Column)
 
 

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
-LOOK_EVERY = 0.05
+POLL_SECONDS = 0.05
 """Seconds between two looks whether the child still lives."""
 
-LEAVE_WITHIN = 0.5
+GRACE_SECONDS = 0.5
 """Seconds that processes which the child has left behind have to end by themselves."""
 
-FAILED = 70
+EXIT_RAISED = 70
 """Exit code of a child whose function has raised."""
 
 _END_US = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
@@ -82,7 +82,7 @@ def call(
     returned, content = answer
     if not returned:
         sys.stderr.write(content.decode())
-        raise ChildDied(FAILED)
+        raise ChildDied(EXIT_RAISED)
     return content
 
 
@@ -113,7 +113,7 @@ def _child(writer: int, work: Callable[[], bytes], held: set[int | signal.Signal
     except (KeyboardInterrupt, BrokenPipeError):
         pass  # the parent was interrupted too, or has been ended
     finally:
-        os._exit(FAILED)
+        os._exit(EXIT_RAISED)
 
 
 # --- In the parent -----------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _receive(
     while not ended:
         # First, so that what it has written to its last is there.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        while _select([reader], [], [], 0 if ended else LOOK_EVERY)[0]:
+        while _select([reader], [], [], 0 if ended else POLL_SECONDS)[0]:
             chunk = os.read(reader, 1 << 16)
             if not chunk:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -183,7 +183,7 @@ def _end(pid: int) -> int:
     os.kill(pid, signal.SIGKILL)  # no error if it has ended: nobody has waited for it yet
     code = os.waitstatus_to_exitcode(_waitpid(pid, 0)[1])
     for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + LEAVE_WITHIN
+        deadline = time.monotonic() + GRACE_SECONDS
         while _signal_group(pid, number):
             if time.monotonic() > deadline:
                 break

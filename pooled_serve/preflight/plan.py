@@ -194,15 +194,15 @@ def _pool_plan(
         cap=cap or DEFAULT_CAP_FACTOR * (size or DEFAULT_SIZE),
         timeout=options.timeout,
         max_age=age or DEFAULT_MAX_AGE,
-        size_written=size is not None,
-        cap_written=cap is not None,
-        age_written=age is not None,
+        size_explicit=size is not None,
+        cap_explicit=cap is not None,
+        age_explicit=age is not None,
         mode=options.mode,
         reset=options.reset,
         leak_threshold=options.leak_threshold,
     )
     if plan.size > plan.cap:
-        if plan.size_written:
+        if plan.size_explicit:
             findings.append(
                 Finding(
                     Level.FAIL,
@@ -237,14 +237,14 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[F
     limit = database.facts.wait_timeout
     safe = math.floor(SAFE_SHARE * limit) or SAFE_SHARE
     server = f"{database.facts.kind} hangs up after wait_timeout={limit}s"
-    if plan.age_written and plan.max_age >= limit:
+    if plan.age_explicit and plan.max_age >= limit:
         text = f"connections live {plan.max_age:g}s but {server}"
         hint = (
             f"use --conn-max-age {safe}, or on the server: "
             f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}"
         )
         return plan, [Finding(Level.FAIL, "PS203", alias, text, hint)]
-    if plan.age_written or plan.max_age <= safe:
+    if plan.age_explicit or plan.max_age <= safe:
         return plan, []
     text = f"age limit lowered from {plan.max_age:g}s to {safe}s: {server}"
     return replace(plan, max_age=float(safe)), [Finding(Level.NOTE, "", alias, text)]
@@ -282,15 +282,15 @@ def _fit_budget(
     worker_connections: int,
 ) -> Iterator[Finding]:
     """Lower the default caps on one server until they fit the share of one worker."""
-    yielding = [d.alias for d in group if not pools[d.alias].cap_written]
-    wanted = sum(pools[alias].cap for alias in yielding)
-    written = sum(_worst(pools[d.alias], worker_connections) for d in group) - wanted
-    if written + wanted <= share:
+    adjustable = [d.alias for d in group if not pools[d.alias].cap_explicit]
+    wanted = sum(pools[alias].cap for alias in adjustable)
+    explicit = sum(_worst(pools[d.alias], worker_connections) for d in group) - wanted
+    if explicit + wanted <= share:
         return
-    for alias in yielding:
+    for alias in adjustable:
         plan = pools[alias]
-        cap = max(1, math.floor((share - written) * plan.cap / wanted))
-        if plan.size_written:
+        cap = max(1, math.floor((share - explicit) * plan.cap / wanted))
+        if plan.size_explicit:
             cap = max(cap, plan.size)
         if cap < plan.cap:
             pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
@@ -316,7 +316,7 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -
         who = f"{row.replicas} replicas × {who}"
     if unlimited:
         who += " (no cap: one per greenlet, --worker-connections)"
-    too_big = any(p.size_written and p.size > per_worker for p in plans)
+    too_big = any(p.size_explicit and p.size > per_worker for p in plans)
     size = f"--pool-size {per_worker} " if too_big else ""
     # Only what would help: fewer than one connection each cannot be had.
     uses = [f"{size}--max-outstanding {per_worker}"] if per_worker else []

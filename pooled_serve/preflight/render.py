@@ -27,7 +27,7 @@ def versions(django: str | None = None) -> str:
     return " · ".join(parts)
 
 
-def check(
+def full_plan(
     plan: Plan,
     report: ProjectReport,
     *,

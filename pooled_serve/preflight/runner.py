@@ -21,16 +21,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from pooled_serve import compat as seam
-from pooled_serve import launcher
+from pooled_serve import compat, launcher
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
 
-ANSWER_WITHIN = 5.0
+ANSWER_TIMEOUT_SECONDS = 5.0
 """Seconds for all database servers together."""
 
-SLOW_AFTER = 15.0
+SLOW_AFTER_SECONDS = 15.0
 """Seconds after which it says that it still loads the project."""
 
 
@@ -50,12 +49,12 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
             return pickle.dumps(error)
 
     def slow() -> None:
-        text = f"{app} is still being loaded after {SLOW_AFTER:g}s"
+        text = f"{app} is still being loaded after {SLOW_AFTER_SECONDS:g}s"
         hint = "look for a loop, or for a server that does not answer; Ctrl-C ends it"
         print(Finding(Level.WARN, "PS111", "", text, hint), file=sys.stderr, flush=True)
 
     try:
-        answer = child.call(work, slow_after=SLOW_AFTER, slow=slow)
+        answer = child.call(work, slow_after=SLOW_AFTER_SECONDS, slow=slow)
     except child.ChildDied as died:
         code = died.code
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
@@ -89,12 +88,13 @@ class _Answer(pickle.Unpickler):
 
 def _report(app: str) -> ProjectReport:
     began = time.monotonic()
-    with seam.imports():
+    with compat.imports():
         from pooled_serve.backend import patch  # and Django, part of the project's time
 
     launcher.under_command = True
     patch.use_pymysql()
-    seam.check("django", "pymysql", "gunicorn")  # first, or it would look like the project's fault
+    # Before the project is loaded, or it would look like the project's fault.
+    compat.check("django", "pymysql", "gunicorn")
     project.load(app)
     seconds = time.monotonic() - began
     patch.refuse_other_pools()
@@ -171,7 +171,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
     databases.check(alias, settings)
     with _databases(f"PyMySQL cannot use the settings of the database {alias!r}"):
         params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
-        params["connect_timeout"] = min(params["connect_timeout"], ANSWER_WITHIN)
+        params["connect_timeout"] = min(params["connect_timeout"], ANSWER_TIMEOUT_SECONDS)
         connection = MySQLConnection(**params)
     report = DatabaseReport(
         alias,
@@ -187,14 +187,14 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
 
 
 def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseReport, ...]:
-    """The reports, with what the servers answered by ANSWER_WITHIN."""
+    """The reports, with what the servers answered by ANSWER_TIMEOUT_SECONDS."""
     reports = {report.alias: report for report, _ in found}
 
     def ask(report: DatabaseReport, connection: Any) -> None:
         try:
             answer = replace(report, facts=_ask(connection), problem=None)
         except Exception as error:
-            answer = replace(report, problem=classify(error, report.server))
+            answer = replace(report, problem=connect_problem(error, report.server))
         reports[report.alias] = answer
 
     threads = [
@@ -204,7 +204,7 @@ def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseRepor
     ]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + ANSWER_WITHIN
+    deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return tuple(reports.values())
@@ -243,12 +243,12 @@ def _no_answer(server: str) -> Finding:
         Level.WARN,
         "PS307",
         "",
-        f"{server} gave no answer within {ANSWER_WITHIN:g}s",
+        f"{server} gave no answer within {ANSWER_TIMEOUT_SECONDS:g}s",
         "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
     )
 
 
-def classify(error: Exception, server: str) -> Finding:
+def connect_problem(error: Exception, server: str) -> Finding:
     """The problem and the hint for an error of a connect. Holds no password."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())

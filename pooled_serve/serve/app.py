@@ -18,8 +18,7 @@ from typing import Any, NoReturn
 from gunicorn import SERVER_SOFTWARE, util
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from pooled_serve import compat as seam
-from pooled_serve import launcher, options
+from pooled_serve import compat, launcher, options
 from pooled_serve.errors import (
     EXIT_DATABASE,
     EXIT_PLAN,
@@ -32,7 +31,7 @@ from pooled_serve.preflight.project import where
 from pooled_serve.serve import addresses, signals
 from pooled_serve.serve.config import PROGRAM, Config, bad_value, unknown_option
 from pooled_serve.status.scoreboard import Board
-from pooled_serve.tuning import gc as garbage
+from pooled_serve.tuning import gc as collector
 
 log = logging.getLogger("gunicorn.error")
 
@@ -245,7 +244,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._check_files()
         # The last two for the sake of time: imported before the fork, they are there in the
         # child and in all workers.
-        with seam.imports():
+        with compat.imports():
             from pooled_serve.driver import connection  # noqa: F401
             from pooled_serve.preflight import runner
             from pooled_serve.serve import worker  # noqa: F401
@@ -280,11 +279,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def describe(self) -> str:
         """The plan in full."""
-        from pooled_serve.preflight import render as report
+        from pooled_serve.preflight import render
 
         scheme = "https" if self.cfg.is_ssl else "http"
         binds = [f"{scheme}://{addresses.text(address)}" for address in self.cfg.app_address]
-        return report.check(
+        return render.full_plan(
             self.plan,
             self._report,
             workers=self.cfg.workers,
@@ -295,9 +294,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def banner(self) -> str:
         """The plan in short."""
-        from pooled_serve.preflight import render as report
+        from pooled_serve.preflight import render
 
-        return report.banner(self.plan, self._report)
+        return render.banner(self.plan, self._report)
 
     def refuse_problems(self, *, strict: bool) -> None:
         """Stop here if the plan contradicts itself; if strict, also for a mere warning.
@@ -337,7 +336,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             application = super().load()
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
-        garbage.leave_out_what_stays()
+        collector.leave_out_what_stays()
         return application
 
     def _close_pools(self) -> None:

@@ -25,7 +25,7 @@ import gevent
 from gevent.hub import Waiter
 from gevent.server import StreamServer
 
-MOST = 2
+MAX_ACCEPTS_PER_POLL = 2
 """Connections in one poll, where there are several workers. With more, a worker that gets a core
 before the others may take more clients than its share; with one, the last of many waits longer."""
 
@@ -74,7 +74,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
     @property
     def max_accept(self) -> int:
         """Connections in one poll. gunicorn sets it to 1 where there are several workers."""
-        return max(self._at_least, min(self._turns.given, MOST))
+        return max(self._at_least, min(self._turns.given, MAX_ACCEPTS_PER_POLL))
 
     @max_accept.setter
     def max_accept(self, value: int) -> None:

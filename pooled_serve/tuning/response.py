@@ -14,8 +14,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http import wsgi
 
-from pooled_serve.tuning import send as sending
-from pooled_serve.tuning import switches as savings
+from pooled_serve.tuning import send, switches
 
 _date = functools.lru_cache(maxsize=1)(util.http_date)
 
@@ -39,7 +38,8 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
 
     def write(self, arg: Any) -> None:
         """Send a piece of the body, and the headers before it if that has not happened."""
-        if self.headers_sent or not isinstance(arg, bytes) or not 0 < len(arg) <= sending.LARGEST:
+        small = isinstance(arg, bytes) and 0 < len(arg) <= send.COPY_LIMIT_BYTES
+        if self.headers_sent or not small:
             super().write(arg)
             return
         sock, pieces = self.sock, _Pieces()
@@ -48,16 +48,16 @@ class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
             super().write(arg)
         finally:
             self.sock = sock
-        if rest := sending.unsent(sock, b"".join(pieces)):
+        if rest := send.unsent(sock, b"".join(pieces)):
             sock.sendall(rest)
 
 
 def install() -> None:
     """Let gunicorn make these in this process. HTTP/2 has a class, and a framing, of its own."""
-    if savings.on("date"):
+    if switches.on("date"):
         # Everything else about the header stays gunicorn's.
         util.http_date = http_date
-    if savings.on("one-send"):
+    if switches.on("one-send"):
         # gunicorn 27's wsgi.create() takes a class, but only from a caller that would have to be
         # written anew; that of 25.0 takes none. Both look up this name.
         wsgi.Response = Response

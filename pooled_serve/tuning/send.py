@@ -12,13 +12,13 @@ from typing import Any
 
 from gevent.socket import socket
 
-from pooled_serve.tuning import switches as savings
+from pooled_serve.tuning import switches
 
-LARGEST = 64 * 1024
-"""Bytes. Bounds what is copied: to join pieces, and what the kernel has not taken. Not a measured
+COPY_LIMIT_BYTES = 64 * 1024
+"""Bounds what is copied: to join pieces, and what the kernel has not taken. Not a measured
 break-even."""
 
-_direct = savings.on("direct-send")
+_direct = switches.on("direct-send")
 
 
 def unsent(sock: Any, data: bytes) -> bytes:
@@ -26,7 +26,7 @@ def unsent(sock: Any, data: bytes) -> bytes:
 
     Of what is not a plain socket of gevent, TLS above all, everything is left.
     """
-    if not _direct or type(sock) is not socket or len(data) > LARGEST:
+    if not _direct or type(sock) is not socket or len(data) > COPY_LIMIT_BYTES:
         return data
     try:
         sent: int = sock._sock.send(data)

@@ -1,8 +1,7 @@
-"""Where a request is made cheaper than gunicorn and PyMySQL make it, and how to do without.
+"""Where a request is made cheaper than gunicorn and PyMySQL make it, and how to switch that off.
 
-Each saving has a name and a place of its own, where a comment says what it won. To see whether one
-of them is to blame for something: ``POOLED_SERVE_WITHOUT=one-send,columns``. Imports nothing of
-ours.
+Each switch has a name and one place in the code, where a comment says what it saves. To see whether
+one of them causes a problem: ``POOLED_SERVE_WITHOUT=one-send,columns``.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from collections.abc import Mapping
 VARIABLE = "POOLED_SERVE_WITHOUT"
 
 NAMES = (
-    "columns",  # mysql.py: columns described before are not taken apart again
-    "date",  # response.py: the Date header is written once a second
-    "direct-send",  # sending.py: what is small goes to the kernel without preparations
-    "freeze",  # garbage.py: the collector does not visit the loaded project
-    "one-send",  # response.py: headers travel with the first piece of the body
-    "threshold",  # garbage.py: the collector looks less often at requests in flight
+    "columns",  # driver/connection.py: columns described before are not parsed again
+    "date",  # tuning/response.py: the Date header is written once a second
+    "direct-send",  # tuning/send.py: small data goes to the kernel without preparations
+    "freeze",  # tuning/gc.py: the collector does not visit the loaded project
+    "one-send",  # tuning/response.py: headers travel with the first piece of the body
+    "threshold",  # tuning/gc.py: the collector looks less often at requests in flight
 )
 
 
 def off(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The names that a person switched off.
+    """The names that ``POOLED_SERVE_WITHOUT`` switches off.
 
-    :raises ValueError: there is no such saving.
+    :raises ValueError: there is no such switch.
     """
     names = environ.get(VARIABLE, "").replace(",", " ").split()
     for name in names:
@@ -35,5 +34,5 @@ def off(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def on(name: str) -> bool:
-    """Whether to save that."""
+    """Whether it is in use."""
     return name not in off()

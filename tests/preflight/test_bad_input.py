@@ -18,7 +18,7 @@ import pytest
 from conftest import MakeProject, StartServe
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.options import OPTIONS
-from pooled_serve.preflight.runner import classify
+from pooled_serve.preflight.runner import connect_problem
 from support.command import Here, run
 from support.django_project import WSGI
 from support.ports import free_port
@@ -633,7 +633,7 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
     monkeypatch.setattr(pymysql.connections.Connection, "connect", connect)
     with pytest.raises(pymysql.OperationalError) as raised:
         MySQLConnection(host="db", password=PASSWORD)
-    problem = classify(raised.value, "db:3306")
+    problem = connect_problem(raised.value, "db:3306")
     assert problem.code == "PS306"
     assert "pooled-serve[rsa]" in problem.hint
 
@@ -661,7 +661,7 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
     ],
 )
 def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None:
-    problem = classify(error, "db:3306")
+    problem = connect_problem(error, "db:3306")
     assert problem.code == code
     assert says in problem.message
     assert "db:3306" in problem.message

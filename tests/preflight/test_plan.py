@@ -298,7 +298,7 @@ def test_warnings_of_the_project_are_passed_on() -> None:
 def test_a_database_that_the_preflight_did_not_see() -> None:
     plan = Plan(PoolOptions(size=2))
     assert plan.pool("late", 30) == PoolPlan(
-        2, 6, 10, 30, "request", "auto", size_written=True, age_written=True
+        2, 6, 10, 30, "request", "auto", size_explicit=True, age_explicit=True
     )
     planned = plan_for(database(wait_timeout=50), size=2)
     assert planned.pool("default", 0).max_age == 40

@@ -8,7 +8,7 @@ import pytest
 
 from pooled_serve.errors import Finding, Level
 from pooled_serve.options import PoolOptions
-from pooled_serve.preflight import render as report
+from pooled_serve.preflight import render
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
 
 FACTS = ServerFacts("MySQL 9.7.1", 600, 151, 0, 3, 0.0012)
@@ -37,12 +37,12 @@ def banner(**written: object) -> str:
         workers=1,
         worker_connections=100,
     )
-    return report.banner(plan, found)
+    return render.banner(plan, found)
 
 
 def test_banner() -> None:
     first, *lines = banner().splitlines()
-    assert first == report.versions()
+    assert first == render.versions()
     assert lines == [
         "  default: MySQL 9.7.1 db:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
         "  reports: far:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
@@ -66,7 +66,7 @@ def test_what_is_fine_needs_no_line_at_the_start() -> None:
 def test_check_without_databases(workers: int, said: str) -> None:
     found = ProjectReport("shop.wsgi:application", "shop.settings", 0.4, "6.1.3")
     plan = make_plan(PoolOptions(), found, workers=workers, worker_connections=1000)
-    text = report.check(
+    text = render.full_plan(
         plan, found, workers=workers, worker_connections=1000, addresses=["http://a", "unix:/b"]
     )
     assert text.splitlines()[1:] == [
@@ -81,7 +81,7 @@ def test_check_without_databases(workers: int, said: str) -> None:
 
 
 def test_columns_are_as_wide_as_they_need() -> None:
-    lines = report._table(["a", "server", "n"], [["default", "x", "1"], ["b", "longer one", "100"]])
+    lines = render._table(["a", "server", "n"], [["default", "x", "1"], ["b", "longer one", "100"]])
     assert lines == [
         "  a        server        n",
         "  default  x             1",

@@ -294,7 +294,7 @@ def test_an_account_that_requires_a_client_certificate(
     trusted = {"ca": str(authority.own.cert), "check_hostname": False}
     stranger = Authority(tmp_path / "stranger").issue("client")
     tls = {**trusted, "cert": str(stranger.cert), "key": str(stranger.key)}
-    # Where that does not get through, it is PS308: see classify().
+    # Where that does not get through, it is PS308: see connect_problem().
     done = check(database, OPTIONS={"ssl": tls})
     done.assert_one_problem("PS30", EXIT_DATABASE, remedy="ssl options")
 
