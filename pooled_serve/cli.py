@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pooled_serve import options
+from pooled_serve import compat, options
 from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.serve import signals
 
@@ -98,7 +98,8 @@ def _help(setting: Any) -> str:
 
 
 def _setting_options() -> Iterator[SettingOption]:
-    from gunicorn.config import KNOWN_SETTINGS
+    with compat.imports():
+        from gunicorn.config import KNOWN_SETTINGS
 
     options.register_settings()
     order = {option.setting: i for i, option in enumerate(options.OPTIONS)}
@@ -140,8 +141,10 @@ def serve(
 
     APP is the project's WSGI application: MODULE or MODULE:CALLABLE. The project is not edited.
     """
-    from pooled_serve.serve import app as server
+    with compat.imports():
+        from pooled_serve.serve import app as server
 
+    compat.check("gunicorn.app")
     if settings:
         os.environ["DJANGO_SETTINGS_MODULE"] = settings
     arguments = _for_gunicorn(ctx, ctx.command.params) + ([app] if app else [])

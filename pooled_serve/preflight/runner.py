@@ -94,7 +94,7 @@ def _report(app: str) -> ProjectReport:
     launcher.under_command = True
     patch.use_pymysql()
     # Before the project is loaded, or it would look like the project's fault.
-    compat.check("django", "pymysql", "gunicorn")
+    compat.check("django", "pymysql", "gunicorn", "gevent")
     project.load(app)
     seconds = time.monotonic() - began
     patch.refuse_other_pools()
