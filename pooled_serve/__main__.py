@@ -3,8 +3,8 @@
 import os
 import sys
 
-# USR2 runs this file by its path; then the package's own folder comes first on sys.path, and
-# "import options" anywhere would find ours.
+# USR2 runs this file by its path, which puts the package's folder first on sys.path: a project's
+# "import options" would find the package's module.
 if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
     del sys.path[0]
 

@@ -1,5 +1,5 @@
-"""The command. Click knows every option of gunicorn and ours, for help, completion and typing
-errors; gunicorn's own parser reads the values."""
+"""The command line. Click knows every option, gunicorn's and the pool's, for help, completion and
+misspelt names; gunicorn's own parser reads the values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ServeCommand(click.Command):
     """Help in gunicorn's own groups, the pool first."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """One block for each section."""
+        """Write one block for each section."""
         groups: dict[str, list[tuple[str, str]]] = {"Connection Pool": [], "Start": []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -43,12 +43,12 @@ class ServeCommand(click.Command):
                 formatter.write_dl(records)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """The shape of a command line."""
+        """Returns the parts of the usage line."""
         return ["APP", "[OPTIONS]"]
 
 
 class SettingOption(click.Option):
-    """One of gunicorn's settings, ours among them."""
+    """A gunicorn setting as an option of click's; the pool's options are such settings, too."""
 
     def __init__(self, setting: Any) -> None:
         self.section: str = setting.section
@@ -69,7 +69,7 @@ class SettingOption(click.Option):
         )
 
 
-# Defaults that are long, or depend on the machine, or are not what we start with.
+# Defaults not shown in the help: long, dependent on the machine, or overridden by the command.
 _UNSHOWN = frozenset(
     (
         "access_log_format",
@@ -84,7 +84,7 @@ _UNSHOWN = frozenset(
 
 
 def _help(setting: Any) -> str:
-    """The first sentence of a setting's description, without reStructuredText, and its default."""
+    """Returns the first sentence of a setting's description as plain text, and its default."""
     paragraph = " ".join(setting.desc.partition("\n\n")[0].split())
     if setting.name in options.BY_SETTING:
         default = options.BY_SETTING[setting.name].default
@@ -109,7 +109,7 @@ def _setting_options() -> Iterator[SettingOption]:
 
 
 def _for_gunicorn(ctx: click.Context, params: Sequence[click.Parameter]) -> list[str]:
-    """The options that were typed, as a command line for gunicorn's parser."""
+    """Returns the options given on the command line as arguments for gunicorn's parser."""
     arguments = []
     for param in params:
         if not isinstance(param, SettingOption):
@@ -152,7 +152,7 @@ def serve(
 
 
 def make_command() -> click.Command:
-    """The click command, with all options."""
+    """Returns the click command with all options."""
     params: list[click.Parameter] = [click.Argument(["app"], required=False)]
     params += _setting_options()
     params += [
@@ -190,11 +190,11 @@ def make_command() -> click.Command:
 def main() -> None:
     """Entry point: every failure is a line of problem, a line of remedy and an exit code."""
     if os.getpid() == 1:
-        # Docker's CMD. A TERM to PID 1 is dropped by the kernel where nobody handles it, and
-        # gunicorn does so only after the preflight: a stop meanwhile would end in a KILL.
+        # Docker's CMD. The kernel drops a TERM that PID 1 does not handle, and gunicorn handles it
+        # only after the preflight: without this, a stop in between would end in a KILL.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or a log that cannot show "→" must not cost the message.
+        # Or a terminal or log that cannot encode "→" would lose the whole message.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         _check_variables()
@@ -202,7 +202,7 @@ def main() -> None:
     except StartupError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
-        if not error.problems:  # they stand in the plan, which was shown
+        if not error.problems:  # the plan, already shown, has them
             print("\nRefused. Nothing was started.", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.UsageError as error:
@@ -214,7 +214,7 @@ def main() -> None:
 
 
 def _check_variables() -> None:
-    """gunicorn reads this one at its import, and fails with a traceback."""
+    """Check the variable that gunicorn reads at import, where it fails with a traceback."""
     workers = os.environ.get("WEB_CONCURRENCY", "1")
     if not workers.strip().isdecimal():
         raise startup_error(

@@ -1,6 +1,6 @@
-"""What can go wrong: how it is told before and at the start, and the pool's exceptions.
+"""Errors: exit codes, what prevents a start, and the pool's exceptions.
 
-Imports nothing of ours, so that every other module may import it.
+Imports no other module of the package, so that every module may import it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # --- Exit codes of the command -----------------------------------------------------------------
-# 3 and 4 are also what gunicorn's arbiter uses for workers that do not boot.
+# gunicorn's arbiter, too, exits with 3 or 4 when a worker does not boot.
 
 EXIT_SERVER = 1
 EXIT_USAGE = 2
@@ -24,7 +24,7 @@ EXIT_DATABASE = 6
 
 
 class Level(enum.StrEnum):
-    """How bad it is. ``--strict`` makes WARN fatal."""
+    """Severity. ``--strict`` makes WARN fatal."""
 
     OK = "ok"
     NOTE = "note"
@@ -76,15 +76,15 @@ def startup_error(code: str, message: str, hint: str, detail: str = "") -> Start
 
 
 class PoolError(Exception):
-    """Base class of what a pool raises on its own account."""
+    """Base class of the pool's own exceptions."""
 
 
 class PoolTimeout(PoolError):
     """No connection could be handed out before the deadline.
 
-    The counts are those of the moment when the wait ended: connections in use (handed out), idle,
-    being opened, and being reset or closed. ``state`` has them in words; ``last_error`` is the
-    error of the pool's last failed connect, if it has not connected since.
+    The counts are from the moment the wait ended: connections in use (handed out), idle, being
+    opened, and being reset or closed. ``state`` says the same in words; ``last_error`` is the error
+    of the pool's last failed connect, if it has not connected since.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Who started this process: the command, or a launcher that the project keeps."""
+"""How this process was started: by the command, or by a launcher of the project's."""
 
 from __future__ import annotations
 
 under_command = False
-"""Set by the command. Its options count then, because its preflight has planned with them."""
+"""Set by the command. Then only its options count: its preflight has planned with them."""
 
 pooling_ignored = False
-"""Whether :func:`pooled_serve.pooling.apply_patch` was called all the same."""
+"""Whether :func:`pooled_serve.pooling.apply_patch` was called under the command, in vain."""

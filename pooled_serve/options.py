@@ -22,21 +22,21 @@ DEFAULT_CAP_FACTOR = 3
 DEFAULT_MAX_AGE = 60.0
 
 SAFE_SHARE = 0.8
-"""Share of ``wait_timeout`` that a connection may live at most, unless a person says otherwise."""
+"""Age limit of connections as a share of ``wait_timeout``, unless one was set explicitly."""
 
 
 @dataclass(frozen=True)
 class AliasSize:
-    """``ALIAS:SIZE[:MAX]``: what ``--pool`` says of one database."""
+    """The size and cap of one pool, from ``--pool ALIAS:SIZE[:MAX]``."""
 
     alias: str
     size: int
-    cap: float | None = None  # None: as --max-outstanding says
+    cap: float | None = None  # None: that of --max-outstanding
 
 
 # --- Values ------------------------------------------------------------------------------------
-# Each accepts text and, from configuration files, the real thing; each raises ValueError with a
-# sentence that continues the option's name.
+# Each accepts text and, from configuration files, Python values; each raises ValueError with a
+# message that reads on from the option's name.
 
 
 def count(value: object) -> int:
@@ -82,7 +82,7 @@ def seconds_or_none(value: object) -> float:
 
 
 def address(value: object) -> str:
-    """HOST:PORT, where an empty HOST means all, or ``unix:PATH``."""
+    """HOST:PORT, where an empty HOST means all addresses, or ``unix:PATH``."""
     text = str(value)
     host, _, port = text.rpartition(":")
     if isinstance(value, str) and (
@@ -94,7 +94,7 @@ def address(value: object) -> str:
 
 
 def one_of(*values: str) -> Callable[[object], str]:
-    """One of some words."""
+    """Returns a parser that accepts these words only."""
 
     def parse(value: object) -> str:
         if value not in values:
@@ -105,7 +105,7 @@ def one_of(*values: str) -> Callable[[object], str]:
 
 
 def flag(value: object) -> bool:
-    """Yes or no, in the words that environment variables use."""
+    """A boolean, as environment variables spell it."""
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower()
@@ -117,7 +117,7 @@ def flag(value: object) -> bool:
 
 
 def alias_sizes(value: object) -> tuple[AliasSize, ...]:
-    """``ALIAS:SIZE[:MAX]``, several of them as a list or separated by commas."""
+    """One or more ``ALIAS:SIZE[:MAX]``, as a list or separated by commas."""
     if isinstance(value, AliasSize):
         return (value,)
     if isinstance(value, str):
@@ -142,7 +142,7 @@ def _alias_size(text: str) -> AliasSize:
 
 @dataclass(frozen=True)
 class Option:
-    """One option. ``default`` is what ``cfg.<setting>`` answers when nobody wrote a value."""
+    """One option. ``default`` is the value of ``cfg.<setting>`` if none was given."""
 
     flag: str
     setting: str
@@ -153,7 +153,7 @@ class Option:
 
     @property
     def variable(self) -> str:
-        """The environment variable."""
+        """The name of the environment variable."""
         return ENV_PREFIX + self.flag.removeprefix("--").replace("-", "_").upper()
 
     @property
@@ -163,19 +163,23 @@ class Option:
 
     @property
     def repeats(self) -> bool:
-        """Whether it may be given several times."""
+        """Whether it may be given more than once."""
         return self.parse is alias_sizes
 
 
 def _option(*args: Any, adjustable: bool = False) -> Any:
+    """A field of :class:`PoolOptions`.
+
+    :param adjustable: the plan may lower the default, so it must see whether a value was given.
+    """
     option = Option(*args)
     return field(default=None if adjustable else option.default, metadata={"option": option})
 
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """Each option, and what a person wrote for it, from whatever source, or else its default. None
-    where there is none, or where the plan has to know that nobody wrote it."""
+    """The value given for each option, from whatever source, or its default; None if the default is
+    adjustable, or there is none."""
 
     size: int | None = _option(
         "--pool-size",
@@ -270,12 +274,12 @@ class PoolOptions:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PoolOptions:
-        """From parsed values by setting name; missing or None means not written."""
-        written = {f.name: values.get(f.metadata["option"].setting) for f in fields(cls)}
-        return cls(**{name: value for name, value in written.items() if value is not None})
+        """From parsed values by setting name; a missing one or None was not given."""
+        given = {f.name: values.get(f.metadata["option"].setting) for f in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     def alias(self, name: str) -> AliasSize | None:
-        """What ``--pool`` says of a database; the last one wins."""
+        """The last ``--pool`` for a database; None if there is none."""
         return next((item for item in reversed(self.aliases) if item.alias == name), None)
 
 
@@ -297,21 +301,21 @@ class PoolPlan:
     size_explicit: bool = False
     cap_explicit: bool = False
     age_explicit: bool = False
-    leak_threshold: float | None = None  # seconds; None: nobody looks
+    leak_threshold: float | None = None  # seconds; None: off
 
     def safe_age(self, wait_timeout: float | None) -> float:
-        """The longest that a connection may live on a server with this ``wait_timeout``."""
+        """The age limit of connections to a server with this ``wait_timeout``, in seconds."""
         if wait_timeout is None or self.age_explicit:
             return self.max_age
         return min(self.max_age, SAFE_SHARE * wait_timeout)
 
 
 class PoolPlans(Protocol):
-    """Where the numbers of each pool come from: :class:`pooled_serve.preflight.plan.Plan`."""
+    """The source of each pool's numbers: :class:`pooled_serve.preflight.plan.Plan`."""
 
     @property
     def options(self) -> PoolOptions:
-        """What was written."""
+        """The options as given."""
 
     def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
         """The numbers for an alias with this CONN_MAX_AGE."""
@@ -322,7 +326,7 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
 
     :raises ValueError: naming the variable.
     """
-    switches.off(environ)  # no option, but to be right all the same
+    switches.off(environ)  # not an option, but checked with them
     found = []
     for option in OPTIONS:
         text = environ.get(option.variable)
@@ -338,13 +342,13 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
 
 _NOT_OPTIONS = re.compile(
     "WITHOUT|CHECK|SETTINGS"
-    # what Kubernetes sets in every pod for a Service that is called pooled-serve
+    # Kubernetes sets these in every pod if there is a Service named pooled-serve.
     r"|SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?"
 )
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Variables that look like options and are none."""
+    """Variables that look like options but are none."""
     return [
         name
         for name in sorted(environ)
@@ -355,7 +359,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def register_settings() -> None:
-    """Make each option a gunicorn setting. Must run before gunicorn's Config is made; once."""
+    """Make each option a gunicorn setting, before a gunicorn Config is made. Can be repeated."""
     from gunicorn import config
 
     known = {setting.name for setting in config.KNOWN_SETTINGS}
@@ -372,14 +376,14 @@ def _make_setting(option: Option, base: Any) -> None:
         try:
             return option.parse(text)
         except ValueError as error:
-            # The one exception whose message argparse passes on.
+            # The only exception whose message argparse shows.
             raise argparse.ArgumentTypeError(str(error)) from None
 
     def get(setting: Any) -> object:
-        # .value stays None, "nobody wrote it"; users of cfg.pool_size get the default.
+        # .value stays None, "not given"; users of cfg.pool_size get the default.
         return option.default if setting.value is None else setting.value
 
-    # gunicorn's metaclass enters every subclass into its registry.
+    # gunicorn's metaclass registers every subclass.
     type(base)(
         option.setting.title().replace("_", ""),
         (base,),
@@ -388,7 +392,7 @@ def _make_setting(option: Option, base: Any) -> None:
             "section": "Connection Pool",
             "cli": [option.flag],
             "meta": None if option.is_flag else option.metavar,
-            # BooleanOptionalAction: so that POOLED_SERVE_STRICT=0 can undo what a file says
+            # BooleanOptionalAction: POOLED_SERVE_STRICT=0 can then override a file.
             "action": argparse.BooleanOptionalAction
             if option.is_flag
             else "append"

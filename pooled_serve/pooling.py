@@ -1,13 +1,14 @@
-"""For people who keep their own launcher, as with django-db-pooling::
+"""Pooling without the command, for projects with a launcher of their own. The interface is that of
+django-db-pooling::
 
     from pooled_serve import pooling
 
     pooling.set_pool_size(4, max_outstanding=10, timeout=60)
     pooling.apply_patch()
 
-under ``gunicorn -k gevent``. May stand in wsgi.py, settings.py or an AppConfig: it reads no
-settings and opens no connection. What is not said here comes from ``POOLED_SERVE_*`` variables,
-then from the defaults.
+under ``gunicorn -k gevent``. The calls may stand in wsgi.py, settings.py or an AppConfig: they read
+no settings and open no connection. All other options come from ``POOLED_SERVE_*`` variables, or
+have their defaults.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from pooled_serve.preflight.plan import Plan
 
 __all__ = ["apply_patch", "set_pool_size"]
 
-_said: dict[str, Any] = {}
+_explicit: dict[str, Any] = {}
 
 
 def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | None = 60) -> None:
-    """Say how large the pools are; call :func:`apply_patch` after it.
+    """Set the size of the pools. Has no effect after :func:`apply_patch`.
 
     :param n: connections kept open per process and database.
-    :param max_outstanding: the most connections in use at once; None for no limit.
+    :param max_outstanding: cap on connections in use at once; None for no limit.
     :param timeout: seconds that a request may wait for a connection.
     :raises ValueError: a number below 1, or ``max_outstanding`` below ``n``.
     """
@@ -38,7 +39,7 @@ def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | N
     cap = math.inf if max_outstanding is None else options.limit(max_outstanding)
     if cap < size:
         raise ValueError(f"max_outstanding ({cap:.0f}) must not be below the pool size ({size})")
-    _said.update(
+    _explicit.update(
         pool_size=size,
         max_outstanding=cap,
         pool_timeout=options.seconds(60 if timeout is None else timeout),
@@ -48,7 +49,7 @@ def set_pool_size(n: int, max_outstanding: int | None = None, timeout: float | N
 def apply_patch() -> None:
     """Pool the MySQL connections of this process, in the thread that calls this.
 
-    Does nothing under the command ``pooled-serve``, which has done that already.
+    Does nothing under the command ``pooled-serve``, which has patched already.
 
     :raises StartupError: mysqlclient is loaded, another pool has patched Django, or Django or
         PyMySQL has changed where pooled-serve plugs in.
@@ -61,6 +62,6 @@ def apply_patch() -> None:
         from pooled_serve.backend import patch
 
     values = {o.setting: o.parse(text) for o, text in options.from_environment(os.environ)}
-    plan = Plan(PoolOptions.from_values({**values, **_said}))
+    plan = Plan(PoolOptions.from_values({**values, **_explicit}))
     patch.install(plan, own_launcher=True)
     atexit.register(patch.close)

@@ -1,1 +1,1 @@
-"""Before the start: the project loaded in a child, servers asked, the plan."""
+"""Before the start: load the project in a child, ask the servers, make the plan."""

@@ -16,28 +16,28 @@ from gevent.monkey import get_original
 from gevent.os import fork_gevent
 
 POLL_SECONDS = 0.05
-"""Seconds between two looks whether the child still lives."""
+"""Seconds between two checks that the child is still alive."""
 
 GRACE_SECONDS = 0.5
-"""Seconds that processes which the child has left behind have to end by themselves."""
+"""Seconds that processes left behind by the child have to end after SIGTERM."""
 
 EXIT_RAISED = 70
 """Exit code of a child whose function has raised."""
 
-_END_US = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
-_HEAD = struct.Struct(">?Q")  # whether the function has returned; bytes that follow
+_END_SIGNALS = (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM)
+_HEAD = struct.Struct(">?Q")  # whether the function returned; number of bytes that follow
 
-# Where the configuration file has let gevent patch this process, its own want a running event
-# loop, and this would wait for ever.
+# A configuration file may have let gevent patch this process. Its versions need a running event
+# loop; without one they wait for ever.
 _select, _sleep, _waitpid = (
     get_original(*name) for name in (("select", "select"), ("time", "sleep"), ("os", "waitpid"))
 )
 
 
 class ChildDied(Exception):
-    """The child has ended without an answer.
+    """The child ended without an answer.
 
-    :ivar code: its exit code; negative: the signal that ended it.
+    :ivar code: its exit code; if negative, the signal that ended it.
     """
 
     def __init__(self, code: int) -> None:
@@ -48,27 +48,27 @@ class ChildDied(Exception):
 def call(
     work: Callable[[], bytes], *, slow_after: float = float("inf"), slow: Callable[[], None]
 ) -> bytes:
-    """What ``work`` returns in a child.
+    """Run ``work`` in a child and return its result.
 
     The child has a session and a process group of its own. When this returns or raises, the whole
     group has ended: by TERM, then by KILL. A signal that ends this process ends the group, too. A
-    process that has made yet another session goes on, and is not waited for.
+    process that started yet another session survives, and is not waited for.
 
     :param slow: called once, if there is no answer after ``slow_after`` seconds.
-    :raises ChildDied: there was no answer. If ``work`` has raised, its traceback is printed.
+    :raises ChildDied: there was no answer. If ``work`` raised, its traceback is printed.
     """
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Until both processes have the handlers that are right for them.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_END_US])
+    # Both processes hold signals back until their own handlers are in place.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_END_SIGNALS])
     pid = fork_gevent()
     if pid == 0:
         _child(writer, work, held)
     os.close(writer)
     code, returned, answer = 0, False, None
     try:
-        with _ending_with_us(pid):
+        with _ending_together(pid):
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
             answer = _receive(reader, pid, slow_after, slow)
     except BaseException:
@@ -92,12 +92,12 @@ def call(
 def _child(writer: int, work: Callable[[], bytes], held: set[int | signal.Signals]) -> NoReturn:
     try:
         os.setsid()
-        for number in _END_US:  # where we are PID 1 there is a handler
+        for number in _END_SIGNALS:  # as PID 1, this process had a handler
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        # What the project prints while it loads, the workers will print again. And a daemon that
-        # survives must not hold our output open: a pipe's reader would wait for its end.
+        # The workers will print again whatever the project prints while it loads. And a surviving
+        # daemon must not keep the output open: the reader of a pipe would wait for its end.
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(silence, stream)
@@ -111,7 +111,7 @@ def _child(writer: int, work: Callable[[], bytes], held: set[int | signal.Signal
             pipe.write(_HEAD.pack(returned, len(content)) + content)
         os._exit(0)
     except (KeyboardInterrupt, BrokenPipeError):
-        pass  # the parent was interrupted too, or has been ended
+        pass  # the parent was interrupted too, or is gone
     finally:
         os._exit(EXIT_RAISED)
 
@@ -120,16 +120,16 @@ def _child(writer: int, work: Callable[[], bytes], held: set[int | signal.Signal
 
 
 @contextlib.contextmanager
-def _ending_with_us(pid: int) -> Iterator[None]:
-    """End the child with this process: in its own session it gets no signal that the terminal, or
-    somebody else, sends to our group."""
+def _ending_together(pid: int) -> Iterator[None]:
+    """End the child when a signal ends this process. In a session of its own it does not get what
+    a terminal or a process manager sends to this process group."""
 
     def end(number: int, frame: Any) -> None:
         _kill(pid)
         signal.signal(number, before[signal.Signals(number)])
         os.kill(os.getpid(), number)
 
-    before = {n: signal.getsignal(n) for n in _END_US if signal.getsignal(n) != signal.SIG_IGN}
+    before = {n: signal.getsignal(n) for n in _END_SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, end)
     try:
@@ -142,15 +142,15 @@ def _ending_with_us(pid: int) -> Iterator[None]:
 def _receive(
     reader: int, pid: int, slow_after: float, slow: Callable[[], None]
 ) -> tuple[bool, bytes] | None:
-    """The answer; None if the child has ended without one.
+    """Returns the answer, or None if the child ended without one.
 
-    The end of the pipe is no sign of either: the child's own children hold it open, too.
+    The end of the pipe proves neither: the child's own children hold it open, too.
     """
     began = time.monotonic()
     received = b""
     ended = False
     while not ended:
-        # First, so that what it has written to its last is there.
+        # Before the read, or its last words could be missed.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         while _select([reader], [], [], 0 if ended else POLL_SECONDS)[0]:
             chunk = os.read(reader, 1 << 16)
@@ -169,7 +169,7 @@ def _receive(
 
 
 def _kill(pid: int) -> None:
-    """The child first: it can fork no more then."""
+    """Kill the child first, which can then fork no more, and then its group."""
     for kill in (os.kill, os.killpg):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
@@ -178,9 +178,9 @@ def _kill(pid: int) -> None:
 def _end(pid: int) -> int:
     """End the child and all of its process group. Returns the child's exit code.
 
-    Waits until they have: the next process that loads the project may want the same port or lock.
+    Waits for them: the next process that loads the project may need the same port or lock.
     """
-    os.kill(pid, signal.SIGKILL)  # no error if it has ended: nobody has waited for it yet
+    os.kill(pid, signal.SIGKILL)  # no error if it has ended: it was not reaped yet
     code = os.waitstatus_to_exitcode(_waitpid(pid, 0)[1])
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_SECONDS
@@ -192,9 +192,9 @@ def _end(pid: int) -> int:
 
 
 def _signal_group(group: int, number: int) -> bool:
-    """Whether any process of the group is left."""
+    """Returns whether any process of the group was left to signal."""
     with contextlib.suppress(ChildProcessError):
-        _waitpid(-group, os.WNOHANG)  # as PID 1 we inherit them
+        _waitpid(-group, os.WNOHANG)  # PID 1 inherits them
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""Values of DATABASES that cannot be meant: what comes from the environment is text."""
+"""Check the types in DATABASES: values from environment variables are often text by mistake."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from pooled_serve.errors import Finding, Level, startup_error
 
-_TEXTS = ("NAME", "USER", "PASSWORD")  # or None, as Django has it
+_TEXTS = ("NAME", "USER", "PASSWORD")  # or None, Django's default for some
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
 
 
 def check(alias: str, settings: Mapping[str, Any]) -> None:
-    """See that the settings of a MySQL database have types that Django and PyMySQL take.
+    """Check that the settings of a MySQL database have types that Django and PyMySQL accept.
 
-    :raises StartupError: PS110, with the first that has not. Django would fail in every request.
+    :raises StartupError: PS110, for the first that has not. Django would fail in every request.
     """
     for name in _TEXTS:
         if not isinstance(settings[name], str | bytes | None):
@@ -37,14 +37,14 @@ def check(alias: str, settings: Mapping[str, Any]) -> None:
 
 def _wrong(alias: str, settings: Mapping[str, Any], name: str, wanted: str, hint: str) -> Exception:
     value = settings[name]
-    # Only of these: OPTIONS may hold a password, and what stands in the wrong place may be one.
+    # No other value: OPTIONS may hold a password, and a misplaced value may be one.
     shown = repr(value) if name in ("PORT", "CONN_MAX_AGE") else f"of type {type(value).__name__}"
     text = f"{name} of the database {alias!r} is {shown}, not {wanted}"
     return startup_error("PS110", text, f"correct DATABASES in the settings: use {hint}")
 
 
 def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """What Django takes, but not for what it looks like."""
+    """Values that Django accepts, but takes for something else than they look like."""
     if isinstance(settings["CONN_MAX_AGE"], bool):
         value = settings["CONN_MAX_AGE"]
         text = f"CONN_MAX_AGE is {value}, which counts as {value:d}s"

@@ -1,7 +1,7 @@
-"""Options and what the servers said, turned into numbers and findings. Pure: no I/O, no Django.
+"""Turn options and the servers' answers into numbers and findings. Pure: no I/O, no Django.
 
-Defaults yield, written values refuse: a default that does not fit is lowered, with a note; a
-number that a person wrote is obeyed, or refused with a remedy.
+A default that does not fit is lowered, with a note. An explicit number is obeyed, or refused with a
+hint.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pooled_serve.options import (
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a database server told about itself."""
+    """What a database server reports about itself."""
 
     engine: str  # as in MariaDB 10.11.19
     wait_timeout: int  # seconds
     max_connections: int
-    max_user_connections: int  # 0: no limit of its own
-    in_use: int  # connections of everybody, ours for this question excluded
+    max_user_connections: int  # 0: no limit per user
+    in_use: int  # connections of all users, without the one that asked
     answer_seconds: float
-    in_use_by_user: int = 0  # of our own user; counts against max_user_connections
+    in_use_by_user: int = 0  # of the same user; counts against max_user_connections
     identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
 
     @property
@@ -42,21 +42,21 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class DatabaseReport:
-    """One alias of DATABASES, as found by the preflight."""
+    """One alias of DATABASES, as the preflight found it."""
 
     alias: str
     pooled: bool
-    label: str  # what to call it when it is not pooled: SQLite, PostgreSQL, ...
+    label: str  # its name if it is not pooled: SQLite, PostgreSQL, ...
     address: str = ""  # host:port/name, without user and password
     server: str = ""  # host:port, the same for all aliases on one server
-    conn_max_age: float | None = 0  # as in settings
+    conn_max_age: float | None = 0  # as in the settings
     facts: ServerFacts | None = None
     problem: Finding | None = None
 
 
 @dataclass(frozen=True)
 class ProjectReport:
-    """What the preflight found."""
+    """The result of the preflight."""
 
     app: str = ""
     settings_module: str = ""
@@ -68,12 +68,12 @@ class ProjectReport:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One server: how many connections it may have to bear."""
+    """One server, and how many connections it may get."""
 
     server: str
     replicas: int
     workers: int
-    cap: float  # of one worker, all aliases on this server together
+    cap: float  # of one worker, for all aliases on this server
     limit: int
     limit_name: str
     in_use: int
@@ -81,13 +81,13 @@ class BudgetRow:
 
     @property
     def most(self) -> float:
-        """Connections if every pool is full."""
+        """Connections when every pool is full."""
         return self.replicas * self.workers * self.cap
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided: rows for the tables, numbers for the pools, findings."""
+    """All decisions: rows for the tables, numbers for the pools, findings."""
 
     options: PoolOptions = field(default_factory=PoolOptions)
     pools: Mapping[str, PoolPlan] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Plan:
     findings: tuple[Finding, ...] = ()
 
     def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
-        """The numbers for an alias; its CONN_MAX_AGE may have changed since the preflight."""
+        """The numbers for an alias, whose CONN_MAX_AGE may have changed since the preflight."""
         fresh, _ = _pool_plan(self.options, alias, conn_max_age)
         known = self.pools.get(alias)
         if known is None:
@@ -103,7 +103,7 @@ class Plan:
         return replace(known, max_age=min(known.max_age, fresh.max_age))
 
     def judge(self, workers: int) -> list[Finding]:
-        """What is wrong with so many workers of these caps, long after the preflight."""
+        """Returns what is wrong with this number of workers, each with these caps, later on."""
         return [
             finding
             for row in self.budget
@@ -116,12 +116,12 @@ class Plan:
 
     @property
     def contradictions(self) -> list[Finding]:
-        """What refuses the start."""
+        """The findings that prevent a start."""
         return [f for f in self.findings if f.level is Level.FAIL]
 
     @property
     def warnings(self) -> list[Finding]:
-        """What refuses it under ``--strict``."""
+        """Those that prevent it under ``--strict``."""
         return [f for f in self.findings if f.level is Level.WARN]
 
 
@@ -133,9 +133,9 @@ def make_plan(
     worker_connections: int,
     now: str = "now",
 ) -> Plan:
-    """Decide. Nothing is raised: what is wrong stands in the findings.
+    """Decide. Raises nothing: whatever is wrong is a finding.
 
-    :param now: when the report was made.
+    :param now: when the report was made, for messages.
     """
     findings = list(_unknown_aliases(options, report.databases))
     pooled = [database for database in report.databases if database.pooled]
@@ -147,7 +147,7 @@ def make_plan(
     budget = []
     for group in _by_server(pooled):
         limit, limit_name, in_use = _limit(group)
-        share = limit // (options.replicas * workers)  # of one worker
+        share = limit // (options.replicas * workers)  # one worker's
         findings += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
         plans = [pools[d.alias] for d in group]
         cap = sum(_worst(plan, worker_connections) for plan in plans)
@@ -164,7 +164,7 @@ def make_plan(
         budget.append(row)
         findings += _judge_budget(row, plans, now)
     findings += [
-        Finding(Level.NOTE, "", d.alias, f"{d.label} is not pooled; Django connects as without us")
+        Finding(Level.NOTE, "", d.alias, f"{d.label} is not pooled; Django connects as usual")
         for d in report.databases
         if not d.pooled
     ]
@@ -181,7 +181,7 @@ def make_plan(
 def _pool_plan(
     options: PoolOptions, alias: str, conn_max_age: float | None
 ) -> tuple[PoolPlan, list[Finding]]:
-    """The numbers of a pool before any server is asked."""
+    """Returns the numbers of a pool before any server is asked."""
     findings = []
     own = options.alias(alias)
     size = own.size if own else options.size
@@ -262,7 +262,7 @@ def _by_server(pooled: Iterable[DatabaseReport]) -> list[list[DatabaseReport]]:
 
 
 def _limit(group: Sequence[DatabaseReport]) -> tuple[int, str, int]:
-    """How many connections the server allows us, the name of that limit, and its use now."""
+    """Returns how many connections the server allows, the name of that limit, and its use now."""
     facts = [d.facts for d in group if d.facts is not None]
     limits = [(f.max_connections, "max_connections", f.in_use) for f in facts]
     limits += [(f.max_user_connections, "max_user_connections", f.in_use_by_user) for f in facts]
@@ -270,7 +270,7 @@ def _limit(group: Sequence[DatabaseReport]) -> tuple[int, str, int]:
 
 
 def _worst(plan: PoolPlan, worker_connections: int) -> float:
-    """Connections of one pool at most. Each greenlet of a request holds one at a time."""
+    """Returns the most connections of one pool. A greenlet holds one at a time."""
     return worker_connections if plan.cap == math.inf else plan.cap
 
 
@@ -304,7 +304,10 @@ def plural(number: int, what: str) -> str:
 
 
 def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -> Iterator[Finding]:
-    """:param now: when the server was asked how many are in use."""
+    """Compare the worst case with the server's limit.
+
+    :param now: when the server was asked how many are in use, for messages.
+    """
     left = max(0, row.limit - row.in_use)
     if row.most <= left:
         return
@@ -318,7 +321,7 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -
         who += " (no cap: one per greenlet, --worker-connections)"
     too_big = any(p.size_explicit and p.size > per_worker for p in plans)
     size = f"--pool-size {per_worker} " if too_big else ""
-    # Only what would help: fewer than one connection each cannot be had.
+    # Only what would help: nobody can use less than one connection.
     uses = [f"{size}--max-outstanding {per_worker}"] if per_worker else []
     uses += [f"--workers {workers}"] if workers else []
     uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
@@ -359,7 +362,7 @@ def _all_well(
     budget: Sequence[BudgetRow],
     findings: Sequence[Finding],
 ) -> list[Finding]:
-    """Lines that say what was checked and found good; only where nothing was found bad."""
+    """Returns the findings for checks that passed."""
 
     def found(*codes: str) -> bool:
         return any(f.code in codes for f in findings)

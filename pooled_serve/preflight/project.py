@@ -1,7 +1,7 @@
-"""Find and load the Django project, and say in one line why that fails.
+"""Find and load the Django project, or say in one line why that fails.
 
-"Your module is missing" and "an import inside it failed" look alike in Python (both are an
-ImportError) and need different remedies; here they are told apart.
+Python raises ImportError both for a missing module and for a failed import inside it. The two need
+different hints, so this tells them apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
 
 def load(app: str) -> None:
-    """Import ``module`` or ``module:callable``, and see that it is Django's WSGI application.
+    """Import ``module`` or ``module:callable``, and check that it is Django's WSGI application.
 
     :raises StartupError: with a PS1xx problem.
     """
@@ -46,7 +46,7 @@ def _refuse_path(app: str, name: str) -> None:
 
 
 def _import(app: str, name: str) -> ModuleType:
-    """Import a module, and before it the packages it is in, one by one: to know which fails."""
+    """Import the packages around a module one by one, and then the module, to see which fails."""
     for part in accumulate(name.split("."), "{}.{}".format):
         try:
             module = importlib.import_module(part)
@@ -64,7 +64,7 @@ def _import(app: str, name: str) -> ModuleType:
 
 
 def _import_failed(name: str, error: BaseException) -> StartupError:
-    """The project's own code failed: its error, and where."""
+    """The error for project code that failed: the reason, and where."""
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if (
         isinstance(error, ModuleNotFoundError)
@@ -91,15 +91,15 @@ def _import_failed(name: str, error: BaseException) -> StartupError:
 
 
 def where(error: BaseException) -> str:
-    """File and line of the user's own code, and the error; no traceback."""
+    """Returns the error with file and line of the project's own code, instead of a traceback."""
     text = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError) and error.filename:
         return f'  File "{error.filename}", line {error.lineno}: {text}'
-    stdlib, ours = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parents[1]) + os.sep
+    stdlib, package = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parents[1]) + os.sep
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((stdlib, ours, "<"))
+        if not frame.filename.startswith((stdlib, package, "<"))
         # Debian's system packages live in "dist-packages", outside of the venv's folders
         and "-packages" + os.sep not in frame.filename
     ]
@@ -110,7 +110,7 @@ def where(error: BaseException) -> str:
 
 def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
     if not attribute.isidentifier():
-        # "create_app('production')": gunicorn's own syntax, and its own messages
+        # "create_app('production')" is gunicorn's syntax; so are the messages.
         from gunicorn import util
 
         try:
@@ -125,7 +125,7 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
             for name, value in vars(module).items()
             if callable(value)
             and not name.startswith("_")
-            # what the module has only imported is not meant
+            # what the module merely imports is not its application
             and (not isinstance(value, type | FunctionType) or value.__module__ == module.__name__)
         ]
         there = _wsgi_modules()
@@ -152,7 +152,7 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
 def _refuse_asgi(application: Any, app: str, name: str) -> None:
     from inspect import iscoroutinefunction
 
-    call = getattr(application, "__call__", None)  # noqa: B004 - the method itself is wanted
+    call = getattr(application, "__call__", None)  # noqa: B004 - iscoroutinefunction() needs the method
     if iscoroutinefunction(application) or iscoroutinefunction(call):
         wsgi = name.replace("asgi", "wsgi")
         raise startup_error(
@@ -177,7 +177,7 @@ def _wsgi_modules() -> list[str]:
 
 
 def async_warnings() -> Iterator[Finding]:
-    """What in a loaded project is async: under gevent it breaks other requests' queries."""
+    """Warn of async code in a loaded project: under gevent it breaks other requests' queries."""
     from django.conf import settings
     from django.urls import get_resolver
     from django.utils.module_loading import import_string
@@ -185,7 +185,7 @@ def async_warnings() -> Iterator[Finding]:
     found = [
         path
         for path in settings.MIDDLEWARE
-        # Django runs it in an event loop of its own if it cannot be called as a plain function.
+        # Django runs middleware in an event loop only if it cannot call it synchronously.
         if not getattr(import_string(path), "sync_capable", True)
     ]
     try:

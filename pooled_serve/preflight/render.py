@@ -15,7 +15,7 @@ SKIP = "–"
 
 
 def versions(django: str | None = None) -> str:
-    """What this command drives, in one line."""
+    """Returns the versions of all that the command drives, in one line."""
     parts = [
         f"pooled-serve {__version__}",
         f"Django {django or version('django')}",
@@ -36,7 +36,7 @@ def full_plan(
     addresses: Sequence[str],
     status: Sequence[str] = (),
 ) -> str:
-    """The whole plan, as ``--check`` prints it, without the closing line."""
+    """Returns the whole plan as ``--check`` prints it, without the closing line."""
     settings = f"settings {report.settings_module}   " if report.settings_module else ""
     lines = [
         versions(report.django),
@@ -55,7 +55,7 @@ def full_plan(
 
 
 def banner(plan: Plan, report: ProjectReport) -> str:
-    """What a start prints: versions, a line for each pool, and whatever is not well."""
+    """Returns what a start prints: versions, a line for each pool, and every finding but "ok"."""
     lines = [versions(report.django)]
     by_alias = {database.alias: database for database in report.databases}
     for alias, pool in plan.pools.items():
@@ -103,7 +103,7 @@ def _budget(plan: Plan) -> tuple[list[str], list[list[str]]]:
 
 
 def findings(found: Sequence[Finding]) -> list[str]:
-    """Two lines each at most: the finding, and its hint below it."""
+    """Returns a line for each finding, and one for its hint."""
     width = max((len(f.label) for f in found), default=0)
     lines = []
     for f in found:
@@ -122,7 +122,7 @@ def _problems(report: ProjectReport) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Columns of text: the first two to the left, numbers to the right."""
+    """Aligns columns: the first two, which are text, to the left, and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for row in [head, *rows]:

@@ -1,9 +1,8 @@
-"""Load the project and ask its database servers what they allow, before anything starts.
+"""Load the project and ask its database servers for their limits, before anything starts.
 
-All of it happens in a forked child: importing Django in the master, which gevent has not
-patched, would let all greenlets of a worker share one connection wrapper. The child is what a
-worker will be, but plain: no gevent, real threads, and it ends without running anybody's exit
-handlers.
+All of it happens in a forked child. The master is not patched by gevent: if it imported Django, all
+greenlets of a worker would share one connection wrapper. The child is set up like a worker, but
+without gevent's patches: it has real threads, and ends without running exit handlers.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 """Seconds for all database servers together."""
 
 SLOW_AFTER_SECONDS = 15.0
-"""Seconds after which it says that it still loads the project."""
+"""Seconds until a warning that the project is still being loaded."""
 
 
 def run(app: str, setup: Callable[[], None]) -> ProjectReport:
     """Load the project in a child process and report on it.
 
-    :param setup: called in the child first, to make it what a worker will be: directory, user,
+    :param setup: called in the child first, to set it up like a worker: directory, user,
         environment.
     :raises StartupError: the project cannot be served.
     """
@@ -71,8 +70,8 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
 
 
 class _Answer(pickle.Unpickler):
-    """Reads a report and nothing else: the child may run as another user, whose bytes must not run
-    code in this process."""
+    """Reads reports only: the child may run as another user, whose bytes must not run code in this
+    process."""
 
     _known: ClassVar = {
         known.__name__: known
@@ -115,7 +114,7 @@ def _report(app: str) -> ProjectReport:
         if report.pooled
         for finding in databases.warnings(report.alias, connections.settings[report.alias])
     ]
-    connections.close_all()  # what the project opened on its own account
+    connections.close_all()  # that the project itself has opened
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
         settings_module=os.environ.get(project.SETTINGS_VARIABLE, ""),
@@ -139,23 +138,24 @@ def _pooling_warning() -> Iterator[Finding]:
 
 @contextlib.contextmanager
 def _databases(problem: str) -> Iterator[None]:
-    """Around what fails where DATABASES is wrong.
+    """Turns errors in the body, which wrong DATABASES cause, into a StartupError.
 
-    :raises StartupError: with the problem, and the user's own error.
+    :raises StartupError: PS102, with the problem and the original error.
     """
     hint = "correct DATABASES in the settings, or install what it needs"
     try:
         yield
     except StartupError:
         raise
-    except UnicodeError as error:  # which shows what could not be encoded
+    except UnicodeError as error:  # its text shows what could not be encoded
         raise startup_error("PS102", f"{problem}: a password that is not latin-1", hint) from error
     except Exception as error:
         raise startup_error("PS102", problem, hint, project.where(error)) from error
 
 
 def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:
-    """A database, and a connection that is still to be made; None if it is not for us to ask."""
+    """Returns the report for a database, and a connection that is not connected yet; None for
+    engines that cannot be pooled."""
     from django.db import connections
 
     from pooled_serve.backend import patch
@@ -177,7 +177,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         alias,
         pooled=True,
         label="MySQL",
-        # As the connection has it: OPTIONS and option files may name it, too.
+        # From the connection: OPTIONS and option files may name the server, too.
         address=connection.address,
         server=connection.server,
         conn_max_age=settings["CONN_MAX_AGE"],
@@ -187,7 +187,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
 
 
 def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseReport, ...]:
-    """The reports, with what the servers answered by ANSWER_TIMEOUT_SECONDS."""
+    """Returns the reports with all answers that arrive within ANSWER_TIMEOUT_SECONDS."""
     reports = {report.alias: report for report, _ in found}
 
     def ask(report: DatabaseReport, connection: Any) -> None:
@@ -223,7 +223,7 @@ def _ask(connection: Any) -> ServerFacts:
         seconds = time.monotonic() - began
         cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         connected = int(cursor.fetchone()[1])
-        cursor.execute("SHOW PROCESSLIST")  # without rights: of this user only
+        cursor.execute("SHOW PROCESSLIST")  # without the privilege: only this user's
         own = sum(row[1] == user for row in cursor.fetchall())
     connection.close()
     return ServerFacts(
@@ -249,7 +249,7 @@ def _no_answer(server: str) -> Finding:
 
 
 def connect_problem(error: Exception, server: str) -> Finding:
-    """The problem and the hint for an error of a connect. Holds no password."""
+    """Returns the finding for a failed connect. Contains no password."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)

@@ -1,8 +1,8 @@
-"""Where to listen: addresses as text, sockets on them, and why there can be none.
+"""Listening addresses: as text, as sockets, and why one cannot be listened on.
 
-Gunicorn tries an address five times, with a second and two log lines in between, and has a
-traceback for what is no OSError. Here it is tried once. The retries are meant for an old instance
-that is just leaving; the preflight has lasted for longer than its workers take to stop listening.
+Gunicorn tries an address five times, with a second and two log lines in between, and prints a
+traceback for any error but an OSError. Here it is tried once. The retries are for an old instance
+that is about to exit; its workers stop listening in less time than the preflight takes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from pooled_serve.errors import EXIT_SERVER, Finding, Level, StartupError
 
 Address = Any
-"""As gunicorn parses it: (host, port), the path of a Unix socket, or the number of a descriptor."""
+"""As gunicorn parses it: (host, port), the path of a Unix socket, or a file descriptor."""
 
 
 def text(address: Address) -> str:
-    """As a person writes it."""
+    """Returns an address as it is written in options."""
     if not isinstance(address, tuple):
         return str(address)
     host, port = address[:2]
@@ -36,7 +36,7 @@ def text(address: Address) -> str:
 
 
 def is_at(name: Any, address: Address) -> bool:
-    """Whether a socket of this name listens on a configured address."""
+    """Whether a socket with this name listens on a configured address."""
     if not isinstance(address, tuple) or not isinstance(name, tuple):
         return bool(name == address)
     if name[1] != address[1]:
@@ -47,7 +47,7 @@ def is_at(name: Any, address: Address) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach it."""
     with contextlib.suppress(OSError):
         found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
         return all(address.is_loopback for address in found)
@@ -57,9 +57,9 @@ def is_loopback(host: str) -> bool:
 def listen(
     addresses: Iterable[Address], status: Sequence[Address], cfg: Any, log: Any
 ) -> list[Any]:
-    """Gunicorn's sockets, listening; all or none.
+    """Listen on all addresses, or on none. Returns gunicorn's sockets.
 
-    :param status: those of them which are the status page's, for the messages.
+    :param status: the addresses of the status page, for messages.
     :raises StartupError: with a PS501 for each address that cannot be listened on.
     """
     sockets, problems = [], []
@@ -78,7 +78,7 @@ def listen(
 
 
 def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port: bool) -> None:
-    """See whether one could listen, without listening: no client is accepted, no file removed.
+    """Check that one could listen, without listening: no client is accepted, no file removed.
 
     :raises StartupError: as :func:`listen`.
     """
@@ -88,7 +88,7 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
             probes.append(_bind(address, reuse_port=reuse_port))
         except (OSError, ValueError) as error:
             problems.append(_problem(address, address in status, error))
-    for probe in probes:  # not before: two of them may exclude each other
+    for probe in probes:  # not earlier: two of them may exclude each other
         if probe is not None:
             probe.close()
     if problems:
@@ -96,9 +96,9 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
 
 
 def check_inherited(descriptors: Iterable[int]) -> None:
-    """See whether they are sockets.
+    """Check that they are sockets.
 
-    :raises StartupError: with a PS501 for each that is none.
+    :raises StartupError: with a PS501 for each that is not.
     """
     problems = []
     for descriptor in descriptors:
@@ -120,7 +120,7 @@ def _listen(address: Address, cfg: Any, log: Any) -> Any:
     try:
         return UnixSocket(address, cfg, log)
     except OSError:
-        if not there and _exists(address):  # bound, and could not be given to --user
+        if not there and _exists(address):  # bound, but not handed over to --user
             os.unlink(address)
         raise
 
@@ -138,7 +138,7 @@ def _bind(address: Address, *, reuse_port: bool) -> socket.socket | None:
             probe.close()
             raise
         return probe
-    if not _exists(address):  # else gunicorn removes what is there, if it is a socket
+    if not _exists(address):  # gunicorn removes an existing socket
         with socket.socket(socket.AF_UNIX) as probe:
             probe.bind(address)
         if not address.startswith("\0"):
@@ -168,7 +168,7 @@ def _problem(address: Address, is_status: bool, error: Exception) -> Finding:
 
 
 def _explain(address: Address, flag: str, number: int | None, error: Exception) -> tuple[str, str]:
-    """What is wrong ("" for what the system says), and the hint."""
+    """Returns what is wrong (empty: the system's own message will do), and the hint."""
     if isinstance(address, tuple):
         return _explain_tcp(address, flag, number, error)
     folder = os.path.dirname(os.path.abspath(address))
@@ -208,7 +208,8 @@ def _explain_tcp(
 
 
 def _listener(port: int) -> tuple[int, str] | None:
-    """Process id and name, as Linux's /proc has it; None if that is not for us to see."""
+    """Returns the id and name of the process that listens there, from Linux's /proc; None if this
+    user may not see it."""
     tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
     rows = [line.split() for line in tables.splitlines()]
     listening = "0A"
@@ -218,7 +219,7 @@ def _listener(port: int) -> tuple[int, str] | None:
         if row[3] == listening and row[1].endswith(f":{port:04X}")
     }
     for fd in iglob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # the process has ended
             if os.readlink(fd) in sockets:
                 process = Path(fd).parents[1]
                 return int(process.name), (process / "comm").read_text().strip()

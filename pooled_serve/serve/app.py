@@ -37,7 +37,7 @@ log = logging.getLogger("gunicorn.error")
 
 WORKER = "pooled_serve.serve.worker.PooledWorker"
 
-DAEMON_UMASK = 0o22  # of gunicorn's --daemon
+DAEMON_UMASK = 0o22  # that gunicorn's --daemon sets
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -49,23 +49,23 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     plan: Plan
     cfg: Config
-    _patch: Any = None  # our module, once it may be imported
-    board: Board | None = None  # made before the first fork, if there is a status page
-    app_uri: Any  # a string, once there is a configuration
+    _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
+    board: Board | None = None  # made before the first fork; None without a status page
+    app_uri: Any  # a string, once the configuration is loaded
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = list(arguments)
         self._report = ProjectReport()
         self._started = False
-        # Before the configuration file is read and the project loaded: handlers run in reverse
-        # order, and those that are registered there may query. Workers inherit it.
+        # Registered before the configuration file and the project register theirs: handlers run
+        # in reverse order, and theirs may query. Workers inherit it.
         atexit.register(self._close_pools)
         super().__init__("%(prog)s APP [OPTIONS]", prog=PROGRAM)
 
     # --- Configuration -------------------------------------------------------------------------
 
     def do_load_config(self) -> None:
-        """Load it all; what gunicorn answers with exit 1 is a usage error here."""
+        """Load the configuration. Errors that make gunicorn exit with 1 are usage errors here."""
         try:
             self.load_default_config()
             self.load_config()
@@ -83,7 +83,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             raise bad_value(str(error)) from error
 
     def load_config_from_module_name_or_filename(self, location: str) -> dict[str, Any]:
-        """Gunicorn's, without its traceback: the user's file, line and error say it all."""
+        """As gunicorn does, but with the user's file, line and error instead of a traceback."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -92,7 +92,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             (problem,) = error.problems
             raise bad_value(f"{location}: {problem.message}") from None
         except (Exception, SystemExit) as error:
-            # gunicorn made its exit of the file's error
+            # gunicorn turns the file's error into an exit
             cause = error.__context__ if isinstance(error, SystemExit) else None
             raise startup_error(
                 "PS403",
@@ -100,25 +100,28 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 "correct it, or name another with -c FILE",
                 where(cause or error),
             ) from error
-        sys.stderr.write(said.getvalue())  # what the file itself had to say
+        sys.stderr.write(said.getvalue())  # the file's own output
         return found
 
     def load_default_config(self) -> None:
-        """Start from our own defaults."""
+        """Start from the command's own defaults."""
         self.cfg = Config(self.usage, prog=self.prog)
         self.cfg.set("worker_class", WORKER)
         if "control_socket" in self.cfg.settings:  # gunicorn 25.1
             self.cfg.settings["control_socket"].value = None
 
     def load_config(self) -> None:
-        """Read command line, environment and file, as gunicorn does."""
-        # Only here: USR2 starts a new master from sys.argv, which must stay what the user typed.
+        """Read command line, environment and file, as gunicorn does, and check them."""
+        # Only here: USR2 starts a new master from sys.argv, so it must stay as the user typed it.
         typed, sys.argv = sys.argv, [PROGRAM, *self._arguments]
         try:
             super().load_config()
         finally:
             sys.argv = typed
-        _ = self.cfg.env, self.cfg.address  # gunicorn would look at these too late, and crash
+        _ = (
+            self.cfg.env,
+            self.cfg.address,
+        )  # gunicorn would read these later, and crash on bad values
         self._use_pooled_worker()
         self._disable_control_socket()
         self._check_numbers()
@@ -136,15 +139,15 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self.cfg.set("worker_class", WORKER)
 
     def _disable_control_socket(self) -> None:
-        """Off unless the user named one: it is one per user, so two instances fight over it, and
-        it breaks on read-only file systems."""
+        """Disable it unless the user named one. Its default path is the same for all instances of a
+        user, who fight over it, and fails on read-only file systems."""
         setting = self.cfg.settings.get("control_socket")
         if setting is not None and setting.value is None:
             setting.value = setting.default
             self.cfg.set("control_socket_disable", True)
 
     def _check_numbers(self) -> None:
-        """What gunicorn answers with a traceback, or with a division by zero here."""
+        """Reject numbers that would end in gunicorn's traceback, or a division by zero here."""
         if self.cfg.workers < 1:
             raise bad_value(f"--workers: must be a whole number above 0, not {self.cfg.workers}")
         for address in self.cfg.address:
@@ -182,7 +185,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         )
 
     def reload(self) -> None:
-        """HUP: take up the new configuration; keep the old one if it cannot be used."""
+        """HUP: use the new configuration, or keep the old one if the new one is wrong."""
         before = self.cfg, self.plan, self.app_uri
         try:
             super().reload()
@@ -195,9 +198,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
             log.error("Not reloaded, the old configuration stays: %s", error)
 
     def _check_listeners(self, before: Config) -> None:
-        """Where an address changes, gunicorn closes all its listeners and binds them anew, and ends
-        if that fails. It does for TCP addresses that stay: the old workers still listen there.
-        With reuse_port it would itself listen, and never accept.
+        """Keep the old listeners where new ones would fail.
+
+        When an address changes, gunicorn closes all its listeners and binds them again, and exits
+        if that fails. It fails for TCP addresses that stay: the old workers still listen there.
+        With reuse_port the master would listen, too, and never accept.
 
         :raises StartupError: a new address cannot be listened on.
         """
@@ -226,8 +231,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 )
 
     def judge_workers(self, new: int, old: int) -> None:
-        """Warn if so many workers can need more connections than there are; tell that they no
-        longer can. Each running one keeps the caps that it was started with."""
+        """Warn if this number of workers can need more connections than the server allows, and log
+        when it no longer can. A running worker keeps the caps it was started with."""
         found = self.plan.judge(new)
         for finding in found:
             log.warning("%s", finding)
@@ -237,13 +242,12 @@ class Application(WSGIApplication):  # type: ignore[misc]
     # --- Start ---------------------------------------------------------------------------------
 
     def preflight(self) -> None:
-        """Load the project in a child and ask the servers; decide the numbers.
+        """Load the project in a child, ask the servers, and plan the pools.
 
         :raises StartupError: the project cannot be loaded.
         """
         self._check_files()
-        # The last two for the sake of time: imported before the fork, they are there in the
-        # child and in all workers.
+        # The child and all workers inherit the modules that are imported before the fork.
         with compat.imports():
             from pooled_serve.driver import connection  # noqa: F401
             from pooled_serve.preflight import runner
@@ -253,9 +257,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._make_plan()
 
     def _become_worker(self) -> None:
-        """What gunicorn does to a process before it loads an application there.
+        """Do to this process what gunicorn does before it loads an application.
 
-        :raises StartupError: it may not become that user.
+        :raises StartupError: PS401, it may not run as that user.
         """
         cfg = self.cfg
         os.environ.update(cfg.env, SERVER_SOFTWARE=SERVER_SOFTWARE)
@@ -266,7 +270,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         if cfg.daemon:
             os.umask(DAEMON_UMASK)
         if cfg.preload_app:
-            return  # by the master, which remains who it is
+            return  # the master loads it, and keeps its user
         try:
             util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
         except OSError as error:
@@ -278,7 +282,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             ) from None
 
     def describe(self) -> str:
-        """The plan in full."""
+        """Returns the plan in full."""
         from pooled_serve.preflight import render
 
         scheme = "https" if self.cfg.is_ssl else "http"
@@ -293,15 +297,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
         )
 
     def banner(self) -> str:
-        """The plan in short."""
+        """Returns the plan in short."""
         from pooled_serve.preflight import render
 
         return render.banner(self.plan, self._report)
 
     def refuse_problems(self, *, strict: bool) -> None:
-        """Stop here if the plan contradicts itself; if strict, also for a mere warning.
+        """Prevent a start if the plan contradicts itself.
 
-        :raises StartupError: with no text, because the plan was shown.
+        :param strict: also if a database cannot be reached.
+        :raises StartupError: without problems of its own, because the plan was shown.
         """
         if self.plan.contradictions:
             raise StartupError(EXIT_PLAN, ())
@@ -313,7 +318,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def run(self) -> None:
         """Run the arbiter until it is told to stop; ends in SystemExit."""
         if self.cfg.preload_app:
-            # The project is loaded in this process; Django must find gevent's locals.
+            # The master loads the project, so Django must find gevent's locals here.
             from gevent import monkey
 
             monkey.patch_all()
@@ -322,7 +327,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._started = True
         try:
             super().run()
-        finally:  # of the master, and of each worker, which it has forked in there
+        finally:  # in the master, and in each worker, which is forked in there
             signals.block_interrupts()
 
     def load(self) -> Any:
@@ -340,17 +345,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
         return application
 
     def _close_pools(self) -> None:
-        """The process ends."""
+        """At exit."""
         if self._patch is not None:
             self._patch.close()
 
 
 @contextlib.contextmanager
 def loggers_stay_enabled() -> Iterator[None]:
-    """Around what loads the project.
+    """Keeps the loggers of gunicorn and of the pool enabled while the body loads the project.
 
-    Its LOGGING disables all loggers that there are and that it does not name, unless it says
-    otherwise: dictConfig's default. Gunicorn's would say nothing from then on, nor the pool.
+    By default, dictConfig() disables all existing loggers that LOGGING does not name.
     """
     loggers = [
         logger
@@ -367,9 +371,10 @@ def loggers_stay_enabled() -> Iterator[None]:
 
 
 def serve(application: Application, *, check: bool) -> NoReturn:
-    """Preflight, banner, serve. Or, to check, preflight and plan.
+    """Run the preflight, print the banner and serve.
 
-    :raises StartupError: it will not start.
+    :param check: run the preflight, print the plan and exit instead.
+    :raises StartupError: it does not start.
     :raises SystemExit: with the exit code of the contract.
     """
     cfg = application.cfg
@@ -383,4 +388,4 @@ def serve(application: Application, *, check: bool) -> NoReturn:
         print(application.banner(), file=sys.stderr, flush=True)
         application.refuse_problems(strict=application.plan.options.strict)
     application.run()
-    sys.exit(EXIT_SERVER)  # the arbiter ends by itself, with a code of its own
+    sys.exit(EXIT_SERVER)  # not reached: the arbiter exits with a code of its own

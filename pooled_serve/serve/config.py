@@ -28,11 +28,11 @@ options.register_settings()
 class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
 
-    _source = ""  # of the arguments that are parsed, if they were not typed
+    _source = ""  # of the arguments being parsed; empty for the command line
 
     @property
     def address(self) -> list[Any]:
-        """What gunicorn listens on: the addresses of the application, and the status page's."""
+        """All that gunicorn listens on: the application's addresses, then the status page's."""
         return self.app_address + self.status_address
 
     @property
@@ -43,27 +43,27 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     @property
     def status_address(self) -> list[Any]:
-        """Where the status page is served; empty if it is not."""
+        """Where the status page is served; empty without one."""
         text = self.settings["pool_status"].value
         if text is None:
             return []
         return [util.parse_address(f"0.0.0.0{text}" if text.startswith(":") else text)]
 
     def is_status_listener(self, sock: Any) -> bool:
-        """Whether a listening socket, perhaps an inherited one, is the status page's."""
+        """Whether a listening socket, inherited or not, is the status page's."""
         return any(addresses.is_at(sock.getsockname(), address) for address in self.status_address)
 
     def on_starting(self, arbiter: Any) -> None:
-        """Gunicorn's hook: it is about to listen. First the user's. Then do it, in its place.
+        """Gunicorn's hook: it is about to listen. Runs the user's, then listens in its place.
 
         :raises StartupError: an address cannot be listened on.
         """
         self.settings["on_starting"].get()(arbiter)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
-            return  # USR2's old master has them, or systemd
+            return  # the old master, after USR2, or systemd passes them on
         descriptors = [address for address in self.address if isinstance(address, int)]
         try:
-            if descriptors:  # gunicorn ignores all others then
+            if descriptors:  # then gunicorn ignores all others
                 addresses.check_inherited(descriptors)
             elif self.reuse_port:  # each worker makes its own
                 addresses.check(self.address, self.status_address, reuse_port=True)
@@ -78,11 +78,11 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             raise
 
     def when_ready(self, arbiter: Any) -> None:
-        """Gunicorn's hook: the listeners are there, workers are not. Then the user's.
+        """Gunicorn's hook: it listens, but has no workers yet. The user's runs last.
 
         :raises StartupError: the listeners were inherited, and none is for the status page.
         """
-        # With reuse_port there are none here: each worker makes its own.
+        # With reuse_port the master has none: each worker makes its own.
         found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
         if self.status_address and arbiter.LISTENERS and not found:
             _remove_pidfile(arbiter)
@@ -95,36 +95,36 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         for address in self.status_address:
             if isinstance(address, tuple) and not addresses.is_loopback(address[0]):
                 log.warning(
-                    "Whoever reaches %s can read the status page: names of databases, and load",
+                    "Anyone who can reach %s can read the status page: database names and load",
                     addresses.text(address),
                 )
         self.settings["when_ready"].get()(arbiter)
 
     def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
-        """Gunicorn's hook: TTIN, TTOU, or a HUP. First the user's."""
+        """Gunicorn's hook: TTIN, TTOU or HUP. The user's runs first."""
         self.settings["nworkers_changed"].get()(arbiter, new, old)
-        if old is not None:  # else it is the start, which has told
+        if old is not None:  # None at the start, when the plan was shown
             arbiter.app.judge_workers(new, old)
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
-        """Gunicorn's hook: a worker is about to be forked. First the user's.
+        """Gunicorn's hook: a worker is about to be forked. The user's runs first.
 
-        From here to post_fork() what ends a worker waits. It would take it with the arbiter's
-        handler, which the fork copies: nobody would hear of it, and the worker be killed in the
-        end.
+        Blocks the signals that end a worker until post_fork(). Until then the child has a copy of
+        the arbiter's handlers: they would swallow the signal, and the worker would be killed after
+        the graceful timeout.
         """
         self.settings["pre_fork"].get()(arbiter, worker)
         signals.hold()
 
     def post_fork(self, arbiter: Any, worker: Any) -> None:
-        """Gunicorn's hook, in the worker. Then the user's."""
+        """Gunicorn's hook, in the new worker. The user's runs last."""
         signals.handle_with(worker)
         signals.release()
         self.settings["post_fork"].get()(arbiter, worker)
 
     def worker_exit(self, arbiter: Any, worker: Any) -> None:
-        """Gunicorn's hook, in a worker that has served its last request. First the user's."""
-        if worker.pid == os.getpid():  # else it is the master that buries one
+        """Gunicorn's hook, in a worker that has served its last request. The user's runs first."""
+        if worker.pid == os.getpid():  # else this is the master, cleaning up after a worker
             signals.ignore_interrupts()
         try:
             self.settings["worker_exit"].get()(arbiter, worker)
@@ -132,13 +132,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             worker.last_call()
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
-        """Gunicorn's hook: a worker has died, however. Then the user's."""
+        """Gunicorn's hook: a worker has ended in any way. The user's runs last."""
         if worker.board is not None:
             worker.board.retire(worker.slot)
         self.settings["child_exit"].get()(arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:
-        """Gunicorn's variable, then ours: of two values for an option the last counts."""
+        """GUNICORN_CMD_ARGS, then POOLED_SERVE_*: of two values for an option, the last counts."""
         try:
             arguments: list[str] = super().get_cmd_args_from_env()
         except ValueError as error:
@@ -156,7 +156,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         return arguments
 
     def set(self, name: str, value: object) -> None:
-        """As gunicorn, whose complaint does not always name the option."""
+        """As gunicorn does, with errors that always name the option."""
         try:
             super().set(name, value)
         except Exception as error:
@@ -164,7 +164,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             raise bad_value(f"{cli[-1] if cli else name}: {error}") from None
 
     def parser(self) -> argparse.ArgumentParser:
-        """Gunicorn's parser; its complaints in our form."""
+        """Gunicorn's parser, with errors raised as StartupError."""
         parser: argparse.ArgumentParser = super().parser()
 
         def complain(message: str) -> NoReturn:
@@ -181,7 +181,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         return parser
 
     def pool_options(self) -> PoolOptions:
-        """What was written for the pool, from all sources."""
+        """The pool options given, from all sources."""
         return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
 
 
@@ -191,12 +191,12 @@ def _remove_pidfile(arbiter: Any) -> None:
 
 
 def bad_value(problem: str) -> StartupError:
-    """A usage error about one option."""
+    """Returns a usage error about one option."""
     return startup_error("PS401", problem, f"see {PROGRAM} --help")
 
 
 def unknown_option(name: str, known: Iterable[str], source: str = "") -> Finding:
-    """A usage error about an option that neither gunicorn nor we have."""
+    """Returns the finding for an option that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, known, n=1)
     what = "option" if name.startswith("-") else "variable"
     guess = f"did you mean {near[0]}? " if near else ""

@@ -15,50 +15,50 @@ from pooled_serve.tuning import response
 
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A subclass, not server hooks: those belong to the user."""
+    """A subclass instead of server hooks, which belong to the user."""
 
-    _patch: Any = None  # our module, once it may be imported
+    _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
 
     def __init__(self, *args: Any) -> None:
-        # In the master: what the fork copies, and whose it is, is decided here.
+        # In the master: the fork copies the scoreboard, and the slot must be taken before.
         super().__init__(*args)
         self.board: Board | None = self.app.board
         self.slot = None if self.board is None else self.board.claim()
 
     def init_process(self) -> None:
-        """Become a worker."""
+        """Start, in the new process."""
         response.install()
         self._turns = turns.Turns()
-        # run() makes its servers by this name.
+        # run() looks its server class up by this name.
         ggevent.StreamServer = partial(turns.Server, self._turns)
         super().init_process()
 
     def init_signals(self) -> None:
-        """Set the handlers; in between, the default action would end the process."""
+        """Set the handlers with signals blocked: gunicorn sets the default action first."""
         with signals.held():
             super().init_signals()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """INT or QUIT: leave at once. The first one counts.
+        """INT or QUIT: exit at once. Later ones are ignored.
 
-        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later. One
-        for a second signal would do so while Python ends, which prints its traceback.
+        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later. That
+        of a second signal would raise it while Python exits, which prints a traceback.
         """
         signals.ignore_interrupts()
         if self.booted:
             super().handle_quit(sig, frame)
             return
-        # Nobody runs greenlets while the project is loaded, which may take long.
+        # No greenlet runs while the project is being loaded, which may take long.
         self.alive = False
         self.cfg.worker_int(self)
         sys.exit(0)
 
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:
-        """One request of HTTP/1."""
+        """Serve one request of HTTP/1."""
         return self._one_request(super().handle_request, listener, req, *args)
 
     def handle_http2_request(self, listener: Any, req: Any, *args: Any) -> Any:
-        """One request of HTTP/2, several of which share a connection."""
+        """Serve one request of HTTP/2, where several share a connection."""
         return self._one_request(super().handle_http2_request, listener, req, *args)
 
     def _one_request(self, handle: Any, listener: Any, req: Any, *args: Any) -> Any:
@@ -71,7 +71,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return result
 
     def load_wsgi(self) -> None:
-        """Load the project, pooled. gevent has patched by now, Django is not imported yet."""
+        """Load the project, pooled. gevent has patched by now; Django is not imported yet."""
         super().load_wsgi()
         from pooled_serve.backend import patch
 
@@ -82,7 +82,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             patch.report(place_for, self.board.lost(self.app.unreachable))
 
     def notify(self) -> None:
-        """gunicorn's heartbeat: once a second, also while requests in flight are waited for."""
+        """gunicorn's heartbeat: once a second, also while a stop waits for requests in flight."""
         super().notify()
         if not self.alive:
             self._patch.drain()
@@ -90,7 +90,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.board.leave(self.slot)
 
     def run(self) -> None:
-        """Serve until told to stop, finish what is in flight, keep no idle connection."""
+        """Serve until stopped, finish requests in flight, and keep no idle connection."""
         status = self._start_status()
         try:
             super().run()
@@ -100,13 +100,14 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._patch.end_serving()
 
     def last_call(self) -> None:
-        """After the user's last hook."""
+        """Runs after the user's last hook."""
         if self._patch is not None:
             self._patch.last_call()
 
     def _start_status(self) -> Any:
-        """The status listener gets a server of its own: no TLS, none of the project's hooks and
-        counts, and greenlets of its own, so that a full main port does not starve it."""
+        """Serve the status listener apart from the others: without TLS, the project's hooks and
+        gunicorn's counts, and with greenlets of its own, so that a full main port cannot starve it.
+        Returns None without a status page."""
         listener = next(filter(self.cfg.is_status_listener, self.sockets), None)
         if listener is None:
             return None

@@ -1,1 +1,1 @@
-"""What makes a request cheaper than stock, each with a switch."""
+"""Optimizations of gunicorn, PyMySQL and Python, each with a switch."""

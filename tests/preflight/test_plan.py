@@ -279,7 +279,7 @@ def test_a_server_that_did_not_answer_has_no_budget() -> None:
 
 def test_other_engines_are_left_alone() -> None:
     plan = plan_for(DatabaseReport("default", False, "SQLite"), size=4)
-    assert the(plan, Level.NOTE).message == "SQLite is not pooled; Django connects as without us"
+    assert the(plan, Level.NOTE).message == "SQLite is not pooled; Django connects as usual"
     assert plan.pools == {}
 
 

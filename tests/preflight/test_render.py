@@ -46,7 +46,7 @@ def test_banner() -> None:
     assert lines == [
         "  default: MySQL 9.7.1 db:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
         "  reports: far:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
-        "  note  legacy  SQLite is not pooled; Django connects as without us",
+        "  note  legacy  SQLite is not pooled; Django connects as usual",
         "  WARN  PS301  far:3306 does not accept connections",
         "               → start it",
     ]

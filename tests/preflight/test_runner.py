@@ -62,7 +62,7 @@ Connection budget
   127.0.0.1:{two} +3 × 16 = 48 +151 +\\d+ +\\d+
 
 Checks
-  note  legacy           SQLite is not pooled; Django connects as without us
+  note  legacy           SQLite is not pooled; Django connects as usual
   ok    wait_timeout     connections retire at 60s, MariaDB hangs up at 28800s
   ok    max_connections  36 of 151 on 127.0.0.1:{one}, 48 of 151 on 127.0.0.1:{two}
 

@@ -673,7 +673,7 @@ def test_an_address_that_others_can_reach_is_worth_a_warning(
 ) -> None:
     port = free_port()
     server = serve(project(VIEWS), "--status", f"0.0.0.0:{port}", "--strict")
-    assert f"[WARNING] Whoever reaches 0.0.0.0:{port} can read the status page" in server.log
+    assert f"[WARNING] Anyone who can reach 0.0.0.0:{port} can read the status page" in server.log
     with closing(Client(("127.0.0.1", port))) as client:
         assert client.get("/livez").status == 200
 
