@@ -4,39 +4,28 @@ orchestrators. GET and HEAD, nothing that changes anything, nothing secret."""
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import gevent
-from gevent.server import StreamServer
 from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
 from pooled_serve import __version__
 from pooled_serve.pool import ConnectionPool, stats
+from pooled_serve.status.clients import Client, ClientServer
 from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.scoreboard import Board, Reading
 
-CONNECTIONS = 100
-"""At a time and worker; greenlets of the main port do not count. One more takes the place of the
-one that has been silent for longest: however many say nothing, a probe is answered."""
-
-ACCEPTED = 10
-"""New ones in one turn, before those that they replace are gone."""
-
-PATIENCE = 5.0
-"""Seconds that a client has for its request and for taking the answer."""
-
-MARK_EVERY = 0.25
-"""Seconds between two looks at how many connections there are and who waits: as old may be what
-a worker tells of the others. What it counts is always up to date."""
+REFRESH_SECONDS = 0.25
+"""Between two updates of a worker's gauges, and so the age that they may have when another worker
+answers. Counters are always up to date."""
 
 _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
 
@@ -67,16 +56,14 @@ class StatusServer:
     ) -> None:
         self._worker = worker
         self._pools = pools
-        self._board: Board = worker.board
+        self._scoreboard: Board = worker.board
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
         for name in _LIMITS:
             self._parsing.set(name, getattr(worker.cfg, name))
         listener.setblocking(1)
-        self._clients = _Clients()
-        self._server = StreamServer(listener, handle=self._handle)
-        self._server.max_accept = 1 if worker.cfg.workers > 1 else ACCEPTED
-        self._marker: Any = None
+        self._server = ClientServer(listener, self._serve, alone=worker.cfg.workers <= 1)
+        self._refresher: Any = None
         self._routes: dict[str, Callable[[], Answer]] = {
             "/": _page,
             "/stats.json": self._stats,
@@ -88,18 +75,17 @@ class StatusServer:
     def start(self) -> None:
         """Serve from now on."""
         self._server.start()
-        self._marker = gevent.spawn(self._mark)
+        self._refresher = gevent.spawn(self._keep_gauges_fresh)
 
     def stop(self) -> None:
-        """Stop, without waiting for anybody."""
-        self._server.stop(timeout=0)
-        self._clients.end()
-        self._marker.kill(block=False)
+        """Hang up on all clients, without waiting."""
+        self._server.stop()
+        self._refresher.kill(block=False)
 
-    def _mark(self) -> None:
+    def _keep_gauges_fresh(self) -> None:
         while True:
             self._refresh_gauges()
-            gevent.sleep(MARK_EVERY)
+            gevent.sleep(REFRESH_SECONDS)
 
     def _refresh_gauges(self) -> None:
         for pool in self._pools().values():
@@ -107,29 +93,24 @@ class StatusServer:
 
     def _read(self) -> list[Reading]:
         self._refresh_gauges()
-        return self._board.read()
+        return self._scoreboard.read()
 
     # --- HTTP ----------------------------------------------------------------------------------
 
-    def _handle(self, client: Any, address: Any) -> None:
-        with (
-            self._clients.place() as place,
-            contextlib.suppress(OSError),
-            gevent.Timeout(PATIENCE, False),
-        ):
-            try:
-                request = next(RequestParser(self._parsing, client, address))
-            except StopIteration:
-                return
-            except OSError:
-                raise
-            except Exception as error:  # gunicorn has a dozen for what is no HTTP
-                name = type(error).__name__
-                answer = _encode(Answer("400 Bad Request", f"{name}\n"), body=True)
-            else:
-                answer = _encode(self._answer(request), body=request.method != "HEAD")
-            place.heard()
-            client.sendall(answer)
+    def _serve(self, client: Client) -> None:
+        try:
+            request = next(RequestParser(self._parsing, client.socket, client.address))
+        except StopIteration:
+            return
+        except OSError:
+            raise
+        except Exception as error:  # gunicorn has a dozen for what is no HTTP
+            name = type(error).__name__
+            answer = _encode(Answer("400 Bad Request", f"{name}\n"), body=True)
+        else:
+            answer = _encode(self._answer(request), body=request.method != "HEAD")
+        self._server.has_asked(client)
+        client.socket.sendall(answer)
 
     def _answer(self, request: Any) -> Answer:
         route = self._routes.get(request.path)
@@ -143,9 +124,9 @@ class StatusServer:
     # --- What it tells -------------------------------------------------------------------------
 
     def _readyz(self) -> Answer:
-        if self._board.stopping:
+        if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        lost = {r.alias for r in self._board.read() if r.live[stats.REACHABLE] == stats.NO}
+        lost = {r.alias for r in self._scoreboard.read() if r.live[stats.REACHABLE] == stats.NO}
         if lost:
             names = ", ".join(sorted(lost))
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
@@ -153,11 +134,11 @@ class StatusServer:
 
     def _stats(self) -> Answer:
         # First: of who dies in between, there are no gauges any more that would be in the sum only.
-        workers = self._board.workers()
+        workers = self._scoreboard.workers()
         answer = {
             "version": __version__,
             "app": self._worker.app.app_uri,
-            "uptime_seconds": self._board.uptime,
+            "uptime_seconds": self._scoreboard.uptime,
             **as_stats(self._read(), workers, time.monotonic()),
         }
         return Answer(OK, json.dumps(answer), "application/json")
@@ -175,42 +156,6 @@ class StatusServer:
         registry = CollectorRegistry()
         registry.register(Collector(self._read()))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
-
-
-class _Clients:
-    """At most CONNECTIONS of them. Each further one ends the oldest without a complete request,
-    whatever bytes it has sent; or if there is none, the oldest that still reads its answer."""
-
-    def __init__(self) -> None:
-        self._silent: dict[Any, None] = {}  # greenlets, the oldest first
-        self._heard: dict[Any, None] = {}
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[_Clients]:
-        """For the client that this greenlet serves."""
-        if len(self._silent) + len(self._heard) >= CONNECTIONS:
-            crowd = self._silent or self._heard
-            oldest = next(iter(crowd))
-            del crowd[oldest]
-            oldest.kill(block=False)
-        this = gevent.getcurrent()
-        self._silent[this] = None
-        try:
-            yield self
-        finally:
-            self._silent.pop(this, None)
-            self._heard.pop(this, None)
-
-    def heard(self) -> None:
-        """The client of this greenlet has sent a whole request."""
-        this = gevent.getcurrent()
-        if this in self._silent:
-            del self._silent[this]
-            self._heard[this] = None
-
-    def end(self) -> None:
-        """Hang up on all, without waiting."""
-        gevent.killall([*self._silent, *self._heard], block=False)
 
 
 @functools.cache

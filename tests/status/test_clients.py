@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
-from pooled_serve.status import listener as status
+from pooled_serve.status.clients import MAX_CLIENTS
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
@@ -19,15 +19,21 @@ from support.serve import Client, Serve
 SILENT = 500
 FILES = 60  # open files of a worker that serves nobody, and some
 HELLO = """
+    import gc
+
+    import gevent
     from django.http import HttpResponse
 
     def hello(request):
         return HttpResponse("hello")
+
+    def greenlets(request):
+        return HttpResponse(sum(isinstance(each, gevent.Greenlet) for each in gc.get_objects()))
 """
 CONF = """
 def post_worker_init(worker):
-    from pooled_serve.status import listener as status
-    status.PATIENCE = 600  # nobody goes by himself while the test lasts
+    from pooled_serve.status import clients
+    clients.CLIENT_TIMEOUT_SECONDS = 600  # no client times out while the test lasts
 
 def when_ready(server):
     import socket
@@ -99,10 +105,28 @@ def test_a_probe_is_answered(
     clients = [connect(it.port, said) for _ in range(SILENT)]
     for path in ("/livez", "/readyz", "/stats.json"):
         assert it.get(path) == 200
-    wait_until(lambda: it.files() <= status.CONNECTIONS + FILES)
+    wait_until(lambda: it.files() <= MAX_CLIENTS + FILES)
     # They were ended from the oldest on.
     assert clients[0].recv(1 << 20) is not None
     assert it.server.get("/hello").status == 200
+
+
+def test_silence_costs_no_greenlet(
+    start: Callable[..., Status], connect: Callable[..., socket.socket]
+) -> None:
+    """Or the probe behind 500 of them waits for all of these to be made and killed."""
+    it = start()
+
+    def greenlets() -> int:
+        return int(it.server.get("/greenlets").text)
+
+    before, files = greenlets(), it.files()
+    clients = [connect(it.port, b"") for _ in range(MAX_CLIENTS)]
+    wait_until(lambda: it.files() >= files + MAX_CLIENTS)
+    assert greenlets() <= before + 5
+    for client in clients:
+        client.sendall(b"GET /livez HTTP/1.1\r\n")
+    wait_until(lambda: greenlets() >= before + MAX_CLIENTS - 5)  # so they are counted at all
 
 
 def test_drops_keep_no_place(
@@ -110,7 +134,7 @@ def test_drops_keep_no_place(
 ) -> None:
     """A byte now and then is no request either."""
     it = start()
-    clients = [connect(it.port, b"GET /livez HTTP/1.1\r\n") for _ in range(status.CONNECTIONS)]
+    clients = [connect(it.port, b"GET /livez HTTP/1.1\r\n") for _ in range(MAX_CLIENTS)]
     oldest = clients[0]
     oldest.sendall(b"X-More: 1\r\n")
     assert it.get("/livez") == 200
@@ -121,7 +145,7 @@ def test_drops_keep_no_place(
         assert client.recv(12) == b"HTTP/1.1 200"
 
 
-def test_who_has_asked_outlasts_who_has_not(
+def test_a_client_that_has_asked_outlasts_silent_ones(
     start: Callable[..., Status], connect: Callable[..., socket.socket]
 ) -> None:
     it = start()

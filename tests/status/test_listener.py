@@ -24,7 +24,8 @@ import pymysql
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pooled_serve.backend.lease import shorten
+from pooled_serve.backend.scope import shorten
+from pooled_serve.status.clients import CLIENT_TIMEOUT_SECONDS
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
 from support.client import gate
 from support.django_project import rewrite
@@ -611,8 +612,8 @@ def patience(folder: Path, seconds: float) -> tuple[str, str]:
     conf = folder / "patience.py"
     conf.write_text(
         "def post_worker_init(worker):\n"
-        "    from pooled_serve import status\n"
-        f"    status.PATIENCE = {seconds}\n"
+        "    from pooled_serve.status import clients\n"
+        f"    clients.CLIENT_TIMEOUT_SECONDS = {seconds}\n"
     )
     return ("-c", str(conf))
 
@@ -630,8 +631,14 @@ def test_slow_clients_do_not_take_it_away(status: StartStatus, tmp_path: Path) -
 
 def test_slow_clients_are_sent_away_in_the_end(status: StartStatus, tmp_path: Path) -> None:
     it = status(*patience(tmp_path, 0.5))
-    with socket.create_connection(it.address, timeout=30) as idler:
-        assert idler.recv(1) == b""
+    with (
+        socket.create_connection(it.address, timeout=30) as idler,
+        socket.create_connection(it.address, timeout=30) as dawdler,
+    ):
+        dawdler.sendall(b"GET /livez HTTP/1.1\r\n")
+        began = time.monotonic()
+        assert idler.recv(1) == dawdler.recv(1) == b""
+        assert time.monotonic() - began < CLIENT_TIMEOUT_SECONDS, "the option above counts"
 
 
 def test_it_tells_no_secrets(status: StartStatus, mariadb: Server) -> None:
