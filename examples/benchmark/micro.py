@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pooled_serve.driver.connection import MySQLConnection  # noqa: E402
 from pooled_serve.pool import ConnectionPool  # noqa: E402
-from pooled_serve.status.scoreboard import Board  # noqa: E402
+from pooled_serve.status.scoreboard import Scoreboard  # noqa: E402
 from private_database import PrivateDatabase  # noqa: E402
 from pymysql.connections import Connection  # noqa: E402
 
@@ -105,10 +105,10 @@ def main() -> None:
                 *milliseconds(lambda: pool.release(pool.acquire()), 20_000),
             )
         )
-        board = Board()
-        place = board.place(board.claim() or 0, "default")
-        assert place is not None
-        pool.attach_row(place.row)
+        scoreboard = Scoreboard()
+        pool_row = scoreboard.pool_row(scoreboard.allocate() or 0, "default")
+        assert pool_row is not None
+        pool.attach_row(pool_row.current)
         rows.append(
             ("the same with --status", *milliseconds(lambda: pool.release(pool.acquire()), 20_000))
         )

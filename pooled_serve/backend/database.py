@@ -21,7 +21,7 @@ from pooled_serve.options import PoolPlan
 from pooled_serve.pool import ConnectionPool, stats
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
-from pooled_serve.status.scoreboard import Place
+from pooled_serve.status.scoreboard import PoolRow
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
@@ -79,7 +79,7 @@ class Database:
         self._pool: ConnectionPool[MySQLConnection] | None = None
         self._keeps_idle = True
         self._server_version = ""
-        self._place: Place | None = None
+        self._pool_row: PoolRow | None = None
 
     def fits(self, opener: type, settings: dict[str, Any]) -> bool:
         """Whether connections made with this class and these settings are the same as ours."""
@@ -110,36 +110,36 @@ class Database:
             self._report()
         return self._pool
 
-    # --- The board -----------------------------------------------------------------------------
+    # --- The scoreboard ------------------------------------------------------------------------
 
-    def report_on(self, place: Place) -> None:
-        """Count on the board from now on, and find out without traffic that a lost database is
+    def report_on(self, pool_row: PoolRow) -> None:
+        """Count on the scoreboard from now on, and find out without traffic that a lost database is
         back: somebody looks."""
-        self._place = place
+        self._pool_row = pool_row
         self.reachability.probing = True
         self._report()
         self.reachability.resume()  # it may have been lost while the project was loaded
 
-    def leave_board(self, *, free: bool = False) -> None:
+    def leave_scoreboard(self, *, free: bool = False) -> None:
         """Count for this process alone again.
 
-        :param free: the place is for another alias.
+        :param free: the row is for another alias.
         """
-        place, self._place = self._place, None
+        pool_row, self._pool_row = self._pool_row, None
         self.reachability.probing = False
-        if place is None:
+        if pool_row is None:
             return
         if self._pool is not None:
             row = stats.new_row()
             self._pool.attach_row(row)
             for i in range(stats.FIRST_GAUGE):
-                row[i] = 0.0  # what was counted stays with the place
+                row[i] = 0.0  # what was counted stays with the row on the scoreboard
         if free:
-            place.free()
+            pool_row.free()
 
     def _report(self) -> None:
-        if self._place is not None and self._pool is not None:
-            self._pool.attach_row(self._place.row)
+        if self._pool_row is not None and self._pool is not None:
+            self._pool.attach_row(self._pool_row.current)
 
     # --- The pool ------------------------------------------------------------------------------
 
@@ -196,8 +196,8 @@ class Database:
         except BaseException:
             conn.close()
             raise
-        if self._place is not None:
-            self._place.label(self.alias, conn.engine, conn.address)
+        if self._pool_row is not None:
+            self._pool_row.label(self.alias, conn.engine, conn.address)
         return conn
 
     def drain(self) -> None:

@@ -29,7 +29,7 @@ from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import PoolTimeout, startup_error
 from pooled_serve.options import PoolPlans
-from pooled_serve.status.scoreboard import Place
+from pooled_serve.status.scoreboard import PoolRow
 
 RETRY_AFTER = "1"
 """Seconds after which a client that got a 503 may try again."""
@@ -200,13 +200,13 @@ def pools() -> dict[str, Any]:
     return {alias: database.pool for alias, database in _databases.items()}
 
 
-def report(place_for: Callable[..., Place | None], unreachable: Iterable[str]) -> None:
-    """Put this worker's pools on the board, those there are and those to come.
+def report(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -> None:
+    """Put this worker's pools on the scoreboard, those there are and those to come.
 
-    :param place_for: room on the board for an alias.
+    :param row_for: returns the row for an alias, if there is one left.
     :param unreachable: databases that could not be reached; asked again until they can.
     """
-    registry.report(place_for)
+    registry.report(row_for)
     for alias in unreachable:
         if alias in connections.settings:
             connections[alias]  # makes it, if it is not there yet
@@ -215,12 +215,12 @@ def report(place_for: Callable[..., Place | None], unreachable: Iterable[str]) -
     end_request()
 
 
-def _leave_board() -> None:
+def _leave_scoreboard() -> None:
     """In a forked child: the numbers there are the parent's."""
     registry.report(None)
 
 
-os.register_at_fork(after_in_child=_leave_board)
+os.register_at_fork(after_in_child=_leave_scoreboard)
 
 
 def end_load(*, fork_follows: bool) -> None:

@@ -18,7 +18,7 @@ from django.db import connections
 from pooled_serve.backend.database import Database
 from pooled_serve.options import PoolPlans
 from pooled_serve.pool import get_thread
-from pooled_serve.status.scoreboard import Place
+from pooled_serve.status.scoreboard import PoolRow
 
 MOST_ADDED = 4
 """Aliases that the project adds while it runs of which idle connections are kept."""
@@ -31,7 +31,7 @@ _plan: PoolPlans  # once there is one; nothing is pooled before
 _thread = 0  # the OS thread whose event loop the pools belong to
 _lasting: frozenset[str] | None = None  # aliases that were there from the start
 _draining = False
-_place_for: Callable[..., Place | None] | None = None  # on the board, if there is one
+_row_for: Callable[..., PoolRow | None] | None = None  # on the scoreboard, if there is one
 
 
 def start(plan: PoolPlans) -> None:
@@ -72,7 +72,7 @@ def _renew(alias: str, opener: type, settings: dict[str, Any]) -> Database:
     retire_gone()
     former = databases.pop(alias, None)
     if former is not None:
-        former.leave_board()  # the place is its successor's
+        former.leave_scoreboard()  # the row is its successor's
         _retire(former)
     # If it is back before the last lease has ended, the old pool is: two would have two caps.
     back = (d for d in _retired if d.alias == alias and d.fits(opener, settings))
@@ -84,7 +84,7 @@ def _renew(alias: str, opener: type, settings: dict[str, Any]) -> Database:
     _retired.discard(database)
     databases[alias] = database
     database.drain() if _draining else database.resume()
-    _report_on_board(database)
+    _report_on_scoreboard(database)
     if not database.lasting:
         added = [name for name, other in databases.items() if not other.lasting]
         for name in added[:-MOST_ADDED]:
@@ -101,7 +101,7 @@ def forget(alias: str) -> None:
     """It is not there, or not pooled, any more."""
     database = databases.pop(alias, None)
     if database is not None:
-        database.leave_board(free=True)
+        database.leave_scoreboard(free=True)
         _retire(database)
 
 
@@ -121,28 +121,28 @@ def remember_aliases() -> frozenset[str]:
     return _lasting
 
 
-# --- The board ---------------------------------------------------------------------------------
+# --- The scoreboard ----------------------------------------------------------------------------
 
 
-def report(place_for: Callable[..., Place | None] | None) -> None:
-    """Put the databases on the board, those there are and those to come; or, with None, nowhere.
+def report(row_for: Callable[..., PoolRow | None] | None) -> None:
+    """Put present and future databases on the scoreboard; with None, on none.
 
-    :param place_for: room on the board for an alias; takes ``lasting``, too.
+    :param row_for: returns the row for an alias, if there is one left; takes ``lasting``, too.
     """
-    global _place_for
-    _place_for = place_for
+    global _row_for
+    _row_for = row_for
     for database in databases.values():
-        if place_for is None:
-            database.leave_board()
+        if row_for is None:
+            database.leave_scoreboard()
         else:
-            _report_on_board(database)
+            _report_on_scoreboard(database)
 
 
-def _report_on_board(database: Database) -> None:
-    if _place_for is not None:
-        place = _place_for(database.alias, lasting=database.lasting)
-        if place is not None:
-            database.report_on(place)
+def _report_on_scoreboard(database: Database) -> None:
+    if _row_for is not None:
+        pool_row = _row_for(database.alias, lasting=database.lasting)
+        if pool_row is not None:
+            database.report_on(pool_row)
 
 
 # --- The end -----------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 * pool.py: acquire, release, lease, reclaim: who gets a connection, and when one is opened
 * retiring.py: drain, close, clear: how connections end
-* base.py: a pool's parameters, its numbers, and itself in words
+* base.py: a pool's parameters, its numbers, and its description in words
 * entry.py: one unit of the cap, and its states
 * waiters.py: the queue, and direct hand-off
 * backoff.py: when to try to connect again
 * lease.py: a connection for a ``with`` block
-* listener.py: what a pool tells others
+* listener.py: what a pool reports to others
 * stats.py: counters, gauges and histograms, each declared once
 """
 

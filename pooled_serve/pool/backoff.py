@@ -45,7 +45,7 @@ class Backoff:
 
     @property
     def seconds_left(self) -> float:
-        """Of the pause; 0 if there is none."""
+        """The rest of the pause; 0 if there is none."""
         return max(0.0, self._resume_at - self._clock()) if self.failures else 0.0
 
     def allows(self, connecting: int) -> bool:

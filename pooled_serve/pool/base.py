@@ -1,4 +1,4 @@
-"""What a pool consists of: its parameters, its state at rest, its numbers and its words."""
+"""What a pool consists of: its parameters, its state, its numbers, its description in words."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ get_thread = get_original("_thread", "get_ident")
 """The OS thread, whatever gevent has patched; a pool belongs to one."""
 
 DIRTY = "dirty"
-"""What ``condition`` answers for a connection that ``reset`` can make clean again."""
+"""Returned by ``condition`` for a connection that ``reset`` can make clean again."""
 
 FAILED_OVER = "moved"
-"""What ``condition`` answers when the server is no longer the one to use: a primary that became
+"""Returned by ``condition`` when the server is no longer the one to use: a primary that became
 read-only. No connection opened before is handed out again, or each would cost a request."""
 
 
@@ -38,7 +38,7 @@ class PoolBase(Generic[C]):
     :param connect: opens a connection; any callable that returns an object with ``close()``.
     :param size: how many idle connections are kept.
     :param max_outstanding: the most connections that may exist at once; None for no limit.
-    :param timeout: seconds that :meth:`acquire` may take, all in all.
+    :param timeout: seconds that :meth:`acquire` may take in total.
     :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
         for never; or a callable that returns either for a connection.
     :param check: returns at each hand-out, without I/O, whether an idle connection looks alive.
@@ -51,10 +51,10 @@ class PoolBase(Generic[C]):
     :param reset: makes a dirty connection fit; may do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. They are kept, untouched, for ever.
-    :param holder: returns who has a connection, for messages; "" if that is not known.
-    :param listeners: hear when a request has to wait, and how connecting goes.
+    :param holder: returns the holder of a connection, for messages; "" if it is not known.
+    :param listeners: called when a request has to wait, and with the outcome of each connect.
     :param clock: monotonic seconds.
-    :param name: stands in messages.
+    :param name: names the pool in messages.
     """
 
     # Python keeps more than 30 attributes of an instance in a slower way, which made a hand-out
@@ -117,7 +117,7 @@ class PoolBase(Generic[C]):
         _pools.add(self)
 
     def _start(self) -> None:
-        """With no connection and no waiter."""
+        """Set the state of a pool without connections and waiters."""
         self._entries: Entries[C] = Entries()
         self._idle = self._entries.idle  # these, and _queue, shorten the hot path
         self._leased = self._entries.leased
@@ -152,16 +152,16 @@ class PoolBase(Generic[C]):
 
     @property
     def waiting(self) -> int:
-        """How many are in the queue."""
+        """The number of callers in the queue."""
         return len(self._queue)
 
     def longest_wait(self) -> float:
-        """Seconds that the first in the queue has waited; 0 if nobody waits."""
+        """Returns the seconds that the head of the queue has waited; 0 if the queue is empty."""
         head = self._waiters.head
         return self._clock() - head.since if head else 0.0
 
     def describe(self) -> str:
-        """What the connections do, who waits, and the longest lease, in words."""
+        """Returns the connections by state, the queue and the longest lease, in words."""
         entries = self._entries
         words = [f"{len(entries.leased)} in use", f"{len(entries.idle)} idle"]
         for state in ("connecting", "resetting", "closing"):
@@ -176,11 +176,11 @@ class PoolBase(Generic[C]):
         return ", ".join(words)
 
     def count(self, metric: int) -> None:
-        """Count one more of a counter of stats.py."""
+        """Add one to a counter of stats.py."""
         self.row[metric] += 1.0
 
     def attach_row(self, row: Row) -> None:
-        """Count there from now on, on top of what was counted here and there so far."""
+        """Count into another row from now on, on top of what both rows hold."""
         for i, number in enumerate(self.row):
             row[i] = number + (row[i] if i < stats.FIRST_GAUGE else 0.0)
         self.row = row
@@ -203,7 +203,7 @@ class PoolBase(Generic[C]):
         self.row[total] += seconds
         self.row[total + 1 + bisect_left(stats.BUCKET_BOUNDS_SECONDS, seconds)] += 1
 
-    # --- Small things --------------------------------------------------------------------------
+    # --- Timers and forks ----------------------------------------------------------------------
 
     def _timer(self, seconds: float, callback: Callable[[], None]) -> Any:
         # ref=False: the pool's timer alone must not keep an event loop running.

@@ -24,7 +24,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Closable(Protocol):
-    """All that the pool itself asks of a connection."""
+    """What the pool requires of a connection."""
 
     def close(self) -> object:
         """End the connection."""
@@ -72,36 +72,36 @@ class Entries(Generic[C]):
 
     @property
     def in_transit(self) -> int:
-        """How many are neither leased nor idle: each ends as one of these or as free room."""
+        """How many are neither leased nor idle. Each becomes one of these, or is gone."""
         return len(self.connecting) + len(self.resetting) + len(self.closing)
 
     @property
     def busy(self) -> int:
-        """How much of the cap is taken by what is not idle."""
+        """How many are not idle."""
         return len(self.leased) + self.in_transit
 
     def __len__(self) -> int:
-        """How much of the cap is taken."""
+        """How many there are: the part of the cap that is taken."""
         return self.busy + len(self.idle)
 
     def open(self) -> list[Entry[C]]:
-        """Those with a connection."""
+        """Returns the entries that have a connection."""
         return [*self.leased.values(), *self.idle, *self.resetting, *self.closing]
 
     def oldest_lease(self) -> Entry[C] | None:
-        """The entry that has been leased for longest."""
+        """Returns the entry that has been leased for longest, or None if none is."""
         return min(self.leased.values(), key=lambda entry: entry.leased_at, default=None)
 
     # --- Transitions ---------------------------------------------------------------------------
 
     def reserve(self) -> Entry[C]:
-        """A new entry, CONNECTING. Taken before ``connect`` may switch, so that the cap holds."""
+        """Nothing to CONNECTING. Called before ``connect`` may switch, so that the cap holds."""
         entry: Entry[C] = Entry()
         self.connecting.add(entry)
         return entry
 
     def cancel(self, entry: Entry[C]) -> None:
-        """CONNECTING to gone: no connection came of it."""
+        """CONNECTING to gone: the attempt failed."""
         self.connecting.discard(entry)
 
     def opened(self, entry: Entry[C], conn: C, now: float) -> None:

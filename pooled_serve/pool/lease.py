@@ -1,4 +1,4 @@
-"""``with pool.lease() as conn:``, which gives back however the block ends."""
+"""``with pool.lease() as conn:``, which gives the connection back however the block ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pooled_serve.pool.entry import C
 
 
 class Lender(Protocol[C]):
-    """What a lease needs of a pool."""
+    """The methods of a pool that a lease calls."""
 
     def acquire(self, timeout: float | None = None) -> C:
         """Take a connection."""

@@ -1,17 +1,17 @@
-"""What a pool tells others about itself."""
+"""What a pool reports to others."""
 
 from __future__ import annotations
 
 
 class PoolListener:
-    """Hears what a person may want to know. Does nothing itself; subclasses do.
+    """Called when something happens that may be worth a log line. The methods here do nothing.
 
-    Called on slow paths only. A method must neither raise nor switch greenlets: the pool is in the
-    middle of something.
+    They are called on slow paths only. A method must neither raise nor switch greenlets: the pool
+    is in the middle of something.
     """
 
     def queued(self) -> None:
-        """A request has to wait."""
+        """A request has begun to wait."""
 
     def connected(self) -> None:
         """A connection was opened."""

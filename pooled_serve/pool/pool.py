@@ -39,14 +39,14 @@ from pooled_serve.pool.stats import ACQUIRED, BUCKET_BOUNDS_SECONDS, HELD_BUCKET
 from pooled_serve.pool.waiters import Waiter
 
 PING_TIMEOUT_SECONDS = 2.0
-"""That a ping may take. A dead link must leave time to connect anew."""
+"""The time that a ping may take: a dead link must leave enough to connect anew."""
 
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
 
 CONNECT_TIMED_OUT = TimeoutError("the server did not answer")
-"""Stands for an attempt that took all its time. Never raised: the caller that made it gets a
-PoolTimeout, and others may still have the time for an attempt of their own."""
+"""Recorded for an attempt that took all its time. Never raised: its caller gets a PoolTimeout, and
+others may still have the time for an attempt of their own."""
 
 
 class ConnectionPool(RetiringPool[C]):
@@ -60,15 +60,15 @@ class ConnectionPool(RetiringPool[C]):
     # --- For users -----------------------------------------------------------------------------
 
     def lease(self, timeout: float | None = None) -> Lease[C]:
-        """A connection for a block: ``with pool.lease() as conn:``. It is given back however the
-        block ends. Takes and raises what :meth:`acquire` does."""
+        """Returns a connection for a block: ``with pool.lease() as conn:``. It is given back
+        however the block ends. Parameters and errors are those of :meth:`acquire`."""
         return Lease(self, timeout)
 
     def acquire(self, timeout: float | None = None) -> C:
         """Take a connection; give it back with :meth:`release`.
 
         :param timeout: seconds to wait at most, instead of the pool's.
-        :raises PoolTimeout: none could be had in time.
+        :raises PoolTimeout: no connection became available in time.
         :raises PoolClosed: the pool was closed.
         :raises Exception: whatever ``connect`` raised, if no connection is in use that could
             come back instead.
@@ -76,8 +76,8 @@ class ConnectionPool(RetiringPool[C]):
         now = self._clock()
         entry = None
         if self._idle:
-            # The fast path: somebody else's connection, warm. Nobody waits. The conditions are
-            # those of _usable(), which takes over when one of them fails.
+            # The fast path: a warm connection. While one is idle, the queue is empty. These are
+            # the conditions of _usable(), which takes over when one of them fails.
             entry = self._entries.lease_idle(now)
             if (
                 now < entry.expires
@@ -93,7 +93,7 @@ class ConnectionPool(RetiringPool[C]):
 
         An error while cleaning it is not raised: the connection is closed instead.
 
-        :raises ValueError: it is not in use, or was given back before.
+        :raises ValueError: it was not handed out, or was given back before.
         """
         try:
             entry = self._leased[id(conn)]
@@ -126,13 +126,13 @@ class ConnectionPool(RetiringPool[C]):
     # --- Taking --------------------------------------------------------------------------------
 
     def _acquire(self, began: float, timeout: float, entry: Entry[C] | None) -> C:
-        """The slow path of :meth:`acquire`: wait, check, connect, until one of them works.
+        """The slow path of :meth:`acquire`: wait, check and connect until there is a connection.
 
         :param entry: leased already, if it was this caller's turn.
         """
         deadline = began + timeout
         waited = False
-        # After a turn in which it got nothing of use, only the head of the queue is fair.
+        # A caller whose turn brought nothing usable goes back to the head of the queue.
         keep_place = entry is not None
         try:
             while True:
@@ -154,7 +154,7 @@ class ConnectionPool(RetiringPool[C]):
                     break
                 entry, keep_place = None, True
         except BaseException as error:
-            # Those who waited in vain waited, too: killed, refused, or failed with the connect.
+            # Waits in vain count, too: of callers killed, refused, or failed with the connect.
             if waited or isinstance(error, PoolTimeout):
                 self._observe(stats.WAIT_SECONDS, self._clock() - began)
             raise
@@ -166,7 +166,7 @@ class ConnectionPool(RetiringPool[C]):
         return entry.conn
 
     def _take(self) -> Entry[C] | None:
-        """An idle connection, or the right to open one, or None: then wait.
+        """Returns an idle connection or a reserved entry; None if the caller has to wait.
 
         :raises Exception: the last connect error, while backing off with nothing to wait for.
         """
@@ -184,7 +184,7 @@ class ConnectionPool(RetiringPool[C]):
         return len(entries) < self.cap and self._backoff.allows(len(entries.connecting))
 
     def _wait(self, began: float, timeout: float, *, first: bool) -> Entry[C]:
-        """Queue until an entry is handed over."""
+        """Queue, and return the entry that is handed over."""
         waiter: Waiter[C] = Waiter(began, timeout)
         self._waiters.enter(waiter, first=first)
         for listener in self._listeners:
@@ -249,9 +249,10 @@ class ConnectionPool(RetiringPool[C]):
     # --- Connecting ----------------------------------------------------------------------------
 
     def _connect(self, entry: Entry[C], deadline: float, timeout: float) -> bool:
-        """Open a connection into a reserved entry. False: it failed, but others may return.
+        """Open a connection into a reserved entry. Returns False if that failed, but a connection
+        may still come back.
 
-        :param timeout: all the time that the caller has, of which some may be spent.
+        :param timeout: the caller's whole timeout, of which a part may be spent.
         """
         began = self._clock()
         limit = gevent.Timeout(max(0.0, deadline - began))
@@ -340,11 +341,11 @@ class ConnectionPool(RetiringPool[C]):
         while len(self._queue) > len(self._connecting_for_queue) and self._may_connect():
             entry = self._entries.reserve()
             self._connecting_for_queue.add(entry)
-            # Raw: it has no handle by which somebody could kill it before it ran.
+            # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
             gevent.spawn_raw(self._open_for_queue, entry)
 
     def _open_for_queue(self, entry: Entry[C]) -> None:
-        # The waiters get the error, or else it leads to the next attempt.
+        # The waiters have got the error, or the next attempt follows.
         with contextlib.suppress(Exception, gevent.Timeout):
             try:
                 if self._connect(entry, self._clock() + self.timeout, self.timeout):
@@ -373,7 +374,7 @@ class ConnectionPool(RetiringPool[C]):
         return failed or self._condition(entry.conn)
 
     def _put_back(self, entry: Entry[C], fault: str | None, now: float) -> None:
-        """A leased entry to the first waiter, or to idle, or closed. Does not switch."""
+        """Hand a leased entry to the first waiter, keep it idle, or close it. Does not switch."""
         if fault is not None or now >= entry.expires:
             if fault == FAILED_OVER and now < entry.expires:
                 self._retire_all(now)
@@ -407,7 +408,7 @@ class ConnectionPool(RetiringPool[C]):
 
 
 def copy_error(error: Exception) -> Exception:
-    """For another greenlet: raising one object in many mixes tracebacks."""
+    """Returns a copy for another greenlet: one object raised in many mixes their tracebacks."""
     try:
         twin = copy.copy(error)
     except Exception:

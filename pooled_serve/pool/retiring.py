@@ -15,7 +15,7 @@ from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.stats import CLOSED
 
 CLOSE_TIMEOUT_SECONDS = 5.0
-"""That a driver's ``close()`` may take before its entry is given on regardless."""
+"""The time that a driver's ``close()`` may take before its entry becomes free regardless."""
 
 
 class RetiringPool(PoolBase[C]):
@@ -24,7 +24,7 @@ class RetiringPool(PoolBase[C]):
     __slots__ = ()
 
     def _serve_waiters(self) -> None:
-        """Called when an entry has become free."""
+        """Give free entries to the queue; called when there may be one."""
         raise NotImplementedError
 
     # --- The pool ends -------------------------------------------------------------------------
@@ -33,7 +33,7 @@ class RetiringPool(PoolBase[C]):
         """Keep no connection idle from now on. Requests in flight and queued are still served."""
         self._keep_idle = 0
         self._retire_idle("drain")
-        if self._age_timer is not None:  # or it would keep a pool that nobody else knows any more
+        if self._age_timer is not None:  # it would keep a dropped pool alive
             self._age_timer.stop()
             self._age_timer, self._next_expiry = None, math.inf
 
@@ -42,12 +42,13 @@ class RetiringPool(PoolBase[C]):
         self._keep_idle = self.size
 
     def close(self, timeout: float = CLOSE_TIMEOUT_SECONDS, *, in_use: bool = False) -> None:
-        """Close what is idle, refuse callers that wait or come later, await closings under way.
+        """Close idle connections, refuse callers now and later, wait for closings under way.
 
         Connections in use are closed as they come back.
 
         :param timeout: seconds to wait for connections that are being closed.
-        :param in_use: close those, too, in the end: the process ends, and they never come back.
+        :param in_use: close connections in use as well, at last: the process ends, and they never
+            come back.
         """
         self._closed = True
         for timer in (self._retry_timer, self._age_timer):
@@ -63,7 +64,7 @@ class RetiringPool(PoolBase[C]):
                     entry.conn.close()
 
     def clear(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
-        """Close what is idle, and wait for it; the pool goes on.
+        """Close idle connections, and wait until they are closed; the pool goes on.
 
         :param timeout: seconds to wait at most.
         """
@@ -82,8 +83,8 @@ class RetiringPool(PoolBase[C]):
         """Close a connection in a greenlet of its own; then its entry is free.
 
         In its own greenlet because some callers run in the hub, and because a close that blocks
-        must not hold up, nor a kill of the caller leave undone. It counts until it is closed, so
-        that the server never sees more connections than the cap.
+        must not hold up the caller, nor a kill of the caller prevent the close. The entry
+        counts until then, so that the server never sees more connections than the cap.
         """
         if entry.conn_id in self._inherited:
             return

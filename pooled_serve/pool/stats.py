@@ -78,7 +78,7 @@ class Metric:
 
     kind: Kind
     key: str
-    """In ``/stats.json``. A histogram has two: this with ``_total`` and with ``_buckets``."""
+    """In ``/stats.json``. A histogram has two keys: this with ``_total`` and with ``_buckets``."""
     help: str
     start: int
     """Its first index in a row."""
@@ -87,9 +87,9 @@ class Metric:
     reasons: tuple[str, ...] = ()
     """If it counts by reason: these, in their order."""
     otel: str = ""
-    """Its name in OpenTelemetry's conventions, if they know it."""
+    """Its name in OpenTelemetry's conventions; empty if they have none."""
     state: str = ""
-    """For metrics that are one there: which label tells them apart."""
+    """The value of the state label, for metrics that are one metric there."""
 
     @property
     def family(self) -> str:
@@ -172,12 +172,12 @@ ROW_LENGTH = METRICS[-1].start + METRICS[-1].width
 
 
 def new_row() -> Row:
-    """A row of zeros."""
+    """Returns a row of zeros."""
     return [0.0] * ROW_LENGTH
 
 
 def total(rows: Iterable[Sequence[float]]) -> list[float]:
-    """Several rows as one."""
+    """Returns the sum of several rows, by the rule of each metric's kind."""
     rows = list(rows)
     summed = [sum(column) for column in zip(*rows, strict=True)]
     for metric in METRICS:
@@ -190,9 +190,9 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
 
 
 def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
-    """The numbers of a row, as ``/stats.json`` has them.
+    """Returns the numbers of a row by their keys in ``/stats.json``.
 
-    :param now: monotonic seconds, of the clock that the pool has.
+    :param now: seconds of the pool's clock.
     """
     found: dict[str, Any] = {}
     for metric in METRICS:
@@ -212,20 +212,20 @@ def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
 
 
 def age(since: float, now: float) -> float:
-    """Seconds since then, for a :data:`Kind.SINCE`."""
+    """Returns the seconds since then, for a metric of :data:`Kind.SINCE`; 0 if it is not set."""
     return max(0.0, now - since) if since else 0.0
 
 
 def by_reason(metric: Metric, row: Sequence[float]) -> Iterator[tuple[str, float]]:
-    """Each reason with its number."""
+    """Returns each reason with its number."""
     return zip(metric.reasons, row[metric.start : metric.start + metric.width], strict=True)
 
 
 def buckets(metric: Metric, row: Sequence[float]) -> dict[str, int]:
-    """Upper bound -> how many took no longer, as Prometheus counts them."""
+    """Returns upper bound -> how many took no longer, as Prometheus counts them."""
     counts = [int(n) for n in row[metric.start + 1 : metric.start + metric.width]]
     if metric.start == WAIT_SECONDS:
-        # Served at once, as nearly everybody is: not counted there, to keep that path short.
+        # Callers served at once are not counted there, to keep the fast path short.
         counts[0] += max(0, int(row[ACQUIRED] - row[WAITED]))
     names = [*(f"{bound:g}" for bound in BUCKET_BOUNDS_SECONDS), "+Inf"]
     return {name: sum(counts[: i + 1]) for i, name in enumerate(names)}

@@ -44,7 +44,7 @@ class Waiter(Generic[C]):
         self._loop.run_callback(self._hub_waiter.switch, None)
 
     def sleep(self, seconds: float, expire: Callable[..., object], *args: object) -> None:
-        """Until woken; ``expire(*args)`` is called in the hub after so many seconds."""
+        """Sleep until woken. After so many seconds, ``expire(*args)`` is called in the hub."""
         timer = self._loop.timer(max(0.0, seconds))
         # update: the loop's idea of "now" may be as old as the code that ran since it last
         # looked, and the timer would fire early by that much.
@@ -57,7 +57,7 @@ class Waiter(Generic[C]):
 
 
 class Waiters(Generic[C]):
-    """Those who wait, in the order in which they are served."""
+    """The queue, in the order in which callers are served."""
 
     __slots__ = ("queue",)
 
@@ -69,11 +69,11 @@ class Waiters(Generic[C]):
 
     @property
     def head(self) -> Waiter[C] | None:
-        """The next to be served."""
+        """The waiter that is served next; None if the queue is empty."""
         return next(iter(self.queue), None)
 
     def enter(self, waiter: Waiter[C], *, first: bool = False) -> None:
-        """Queue, at the end or, for a caller whose turn it was already, at the head."""
+        """Queue a waiter at the end or, if it has had its turn already, at the head."""
         self.queue[waiter] = None
         if first:
             self.queue.move_to_end(waiter, last=False)
@@ -87,7 +87,7 @@ class Waiters(Generic[C]):
         queue, and what ``waiter.answer`` holds by then is for the caller to pass on.
 
         :param seconds: after which the waiter is answered with what ``refuse(waiter)`` returns.
-            That is called in the hub, while the waiter still counts as one.
+            It is called in the hub, while the waiter is still in the queue.
         """
         try:
             waiter.sleep(seconds, self._expire, waiter, refuse)
@@ -101,7 +101,7 @@ class Waiters(Generic[C]):
         raise answer
 
     def answer_head(self, answer: Entry[C] | Exception) -> None:
-        """Take the head out of the queue, and wake it with this."""
+        """Take the head out of the queue, and wake it with this answer."""
         waiter, _ = self.queue.popitem(last=False)
         waiter.wake(answer)
 

@@ -30,7 +30,7 @@ from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan, plural
 from pooled_serve.preflight.project import where
 from pooled_serve.serve import addresses, signals
 from pooled_serve.serve.config import PROGRAM, Config, bad_value, unknown_option
-from pooled_serve.status.scoreboard import Board
+from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import gc as collector
 
 log = logging.getLogger("gunicorn.error")
@@ -50,7 +50,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     plan: Plan
     cfg: Config
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
-    board: Board | None = None  # made before the first fork; None without a status page
+    scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     app_uri: Any  # a string, once the configuration is loaded
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -323,7 +323,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
             monkey.patch_all()
         if self.cfg.status_address:
-            self.board = Board()
+            self.scoreboard = Scoreboard()
         self._started = True
         try:
             super().run()

@@ -133,8 +133,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def child_exit(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker has ended in any way. The user's runs last."""
-        if worker.board is not None:
-            worker.board.retire(worker.slot)
+        if worker.scoreboard is not None:
+            worker.scoreboard.retire(worker.slot)
         self.settings["child_exit"].get()(arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:

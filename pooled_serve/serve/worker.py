@@ -10,7 +10,7 @@ from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from pooled_serve.serve import signals, turns
-from pooled_serve.status.scoreboard import Board
+from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import response
 
 
@@ -22,8 +22,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any) -> None:
         # In the master: the fork copies the scoreboard, and the slot must be taken before.
         super().__init__(*args)
-        self.board: Board | None = self.app.board
-        self.slot = None if self.board is None else self.board.claim()
+        self.scoreboard: Scoreboard | None = self.app.scoreboard
+        self.slot = None if self.scoreboard is None else self.scoreboard.allocate()
 
     def init_process(self) -> None:
         """Start, in the new process."""
@@ -76,18 +76,18 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from pooled_serve.backend import patch
 
         self._patch = patch
-        if self.board is not None and self.slot is not None:
-            self.board.enter(self.slot)
-            place_for = partial(self.board.place, self.slot)
-            patch.report(place_for, self.board.lost(self.app.unreachable))
+        if self.scoreboard is not None and self.slot is not None:
+            self.scoreboard.register(self.slot)
+            row_for = partial(self.scoreboard.pool_row, self.slot)
+            patch.report(row_for, self.scoreboard.unreachable(self.app.unreachable))
 
     def notify(self) -> None:
         """gunicorn's heartbeat: once a second, also while a stop waits for requests in flight."""
         super().notify()
         if not self.alive:
             self._patch.drain()
-            if self.board is not None and self.slot is not None:
-                self.board.leave(self.slot)
+            if self.scoreboard is not None and self.slot is not None:
+                self.scoreboard.mark_stopping(self.slot)
 
     def run(self) -> None:
         """Serve until stopped, finish requests in flight, and keep no idle connection."""

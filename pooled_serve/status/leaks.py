@@ -19,70 +19,80 @@ from pooled_serve.pool.stats import LEAKED
 
 log = logging.getLogger("gunicorn.error")
 
-MOST_FRAMES = 25
+MAX_FRAMES = 25
+"""Of the stack that is logged, counted from the innermost."""
 
-_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class WatchedLease:
-    """A lease with a timer. Dear only when it fires: until then the stack is a list of code
+    """A lease with a timer. Expensive only when that fires: until then the stack is a list of code
     objects and line numbers, and nothing is read or formatted.
 
-    :param lessee: who has it; asked only when the timer fires.
-    :param threshold: seconds.
+    :param holder: has the lease; its ``str()`` is taken only when the timer fires.
+    :param threshold: seconds after which the lease is logged and counted.
     """
 
-    __slots__ = ("_fired", "_greenlet", "_hub", "_lessee", "_pool", "_stack", "_taken", "_timer")
+    __slots__ = (
+        "_greenlet",
+        "_holder",
+        "_hub",
+        "_leased_at",
+        "_logged_as",
+        "_pool",
+        "_stack",
+        "_timer",
+    )
 
-    def __init__(self, pool: ConnectionPool[Any], lessee: object, threshold: float) -> None:
+    def __init__(self, pool: ConnectionPool[Any], holder: object, threshold: float) -> None:
         self._pool = pool
-        self._lessee = lessee
+        self._holder = holder
         # Not the greenlet itself: a plain one ends with its last reference, and the lease with it.
         self._greenlet = weakref.ref(gevent.getcurrent())
         self._stack = _stack()
-        self._taken = time.monotonic()
-        self._fired = ""
+        self._leased_at = time.monotonic()
+        self._logged_as = ""  # the holder in words, once the timer has fired
         self._hub: Hub = gevent.get_hub()
         self._timer: Any = self._hub.loop.timer(threshold, ref=False)
-        # Not in the hub: what handles the log may have to wait.
+        # Not in the hub: a log handler may block.
         self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
         self._pool.count(LEAKED)
         name = getattr(self._greenlet(), "name", None) or "a plain greenlet"
-        self._fired = f"{self._lessee} ({name})"
+        self._logged_as = f"{self._holder} ({name})"
         log.warning(
-            "pool %r: a connection is held for %.1fs by %s; it was taken here:\n%s",
+            "pool %r: a connection has been held for %.1fs by %s; it was taken here:\n%s",
             self._pool.name,
-            time.monotonic() - self._taken,
-            self._fired,
+            time.monotonic() - self._leased_at,
+            self._logged_as,
             _format(self._stack),
         )
 
     def end(self) -> None:
-        """It is given back. Does not switch."""
+        """Note that the connection was given back. Does not switch."""
         self._timer.stop()
         self._timer.close()
-        if self._fired:
+        if self._logged_as:
             gevent.spawn(
                 log.info,
                 "pool %r: the connection of %s came back after %.1fs",
                 self._pool.name,
-                self._fired,
-                time.monotonic() - self._taken,
+                self._logged_as,
+                time.monotonic() - self._leased_at,
             )
 
     def end_soon(self) -> None:
-        """The same from anywhere: finalizers, other threads."""
+        """Like :meth:`end`, from anywhere: finalizers, other OS threads."""
         self._hub.loop.run_callback_threadsafe(self.end)
 
 
 def _stack() -> list[tuple[CodeType, int]]:
-    """Where the caller is, innermost first, without the lines of the pool itself."""
+    """The caller's stack, innermost frame first, without the frames of this package."""
     frames: list[tuple[CodeType, int]] = []
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and len(frames) < MOST_FRAMES:
-        if not frame.f_code.co_filename.startswith(_OURS):
+    while frame is not None and len(frames) < MAX_FRAMES:
+        if not frame.f_code.co_filename.startswith(_PACKAGE):
             frames.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return frames

@@ -1,5 +1,5 @@
 """The status listener of a worker: a page for people, numbers for programs, health for
-orchestrators. GET and HEAD, nothing that changes anything, nothing secret."""
+orchestrators. It answers GET and HEAD, changes nothing, and reveals no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pooled_serve import __version__
 from pooled_serve.pool import ConnectionPool, stats
 from pooled_serve.status.clients import Client, ClientServer
 from pooled_serve.status.prometheus import Collector
-from pooled_serve.status.scoreboard import Board, Reading
+from pooled_serve.status.scoreboard import Scoreboard, Snapshot
 
 REFRESH_SECONDS = 0.25
 """Between two updates of a worker's gauges, and so the age that they may have when another worker
@@ -31,7 +31,7 @@ _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_si
 
 
 class Answer(NamedTuple):
-    """A response, but for what all have in common."""
+    """A response, without the headers that all of them have."""
 
     status: str
     body: str
@@ -44,10 +44,10 @@ UNAVAILABLE = "503 Service Unavailable"
 
 
 class StatusServer:
-    """Serves the status listener in one worker; what it tells is of all workers.
+    """Serves the status listener in one worker; the answers cover all workers.
 
     :param listener: a listening socket, TCP or Unix.
-    :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a board.
+    :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a scoreboard.
     :param pools: those of this worker, by alias.
     """
 
@@ -56,7 +56,7 @@ class StatusServer:
     ) -> None:
         self._worker = worker
         self._pools = pools
-        self._scoreboard: Board = worker.board
+        self._scoreboard: Scoreboard = worker.scoreboard
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
         for name in _LIMITS:
@@ -73,7 +73,7 @@ class StatusServer:
         }
 
     def start(self) -> None:
-        """Serve from now on."""
+        """Accept clients, and keep the gauges fresh."""
         self._server.start()
         self._refresher = gevent.spawn(self._keep_gauges_fresh)
 
@@ -91,7 +91,7 @@ class StatusServer:
         for pool in self._pools().values():
             pool.refresh_gauges()
 
-    def _read(self) -> list[Reading]:
+    def _read(self) -> list[Snapshot]:
         self._refresh_gauges()
         return self._scoreboard.read()
 
@@ -121,19 +121,19 @@ class StatusServer:
             return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))
         return route()
 
-    # --- What it tells -------------------------------------------------------------------------
+    # --- Routes --------------------------------------------------------------------------------
 
     def _readyz(self) -> Answer:
         if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        lost = {r.alias for r in self._scoreboard.read() if r.live[stats.REACHABLE] == stats.NO}
+        lost = {r.alias for r in self._scoreboard.read() if r.current[stats.REACHABLE] == stats.NO}
         if lost:
             names = ", ".join(sorted(lost))
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
         return Answer(OK, "ok\n")
 
     def _stats(self) -> Answer:
-        # First: of who dies in between, there are no gauges any more that would be in the sum only.
+        # Read first: when a worker dies in between, its gauges are in neither list nor sum.
         workers = self._scoreboard.workers()
         answer = {
             "version": __version__,
@@ -188,36 +188,38 @@ def _encode(answer: Answer, *, body: bool) -> bytes:
 
 
 def _hashes(element: str, html: str) -> str:
-    """The sources that a Content-Security-Policy allows: these texts, to the letter."""
+    """Sources for a Content-Security-Policy that allow exactly the texts of these elements."""
     texts = re.findall(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
     digests = (hashlib.sha256(text.encode()).digest() for text in texts)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
-def as_stats(readings: Iterable[Reading], workers: dict[int, int], now: float) -> dict[str, Any]:
+def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float) -> dict[str, Any]:
     """``workers`` and ``pools`` of ``/stats.json``.
 
-    :param workers: slot -> process id, of those that live.
+    :param workers: slot -> process id, of the living ones.
     :param now: monotonic seconds.
     """
 
-    def told(reading: Reading, row: Sequence[float]) -> dict[str, Any]:
-        about = {"engine": reading.engine, "server": reading.server}
-        return about | stats.by_name(row, now)
+    def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
+        server = {"engine": snapshot.engine, "server": snapshot.server}
+        return server | stats.by_name(row, now)
 
-    readings = list(readings)
+    snapshots = list(snapshots)
     pools = {}
-    for alias in sorted({r.alias for r in readings}):
-        of_alias = [r for r in readings if r.alias == alias]
+    for alias in sorted({r.alias for r in snapshots}):
+        of_alias = [r for r in snapshots if r.alias == alias]
         known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        pools[alias] = told(known, stats.total(r.row for r in of_alias))
+        pools[alias] = as_pool(known, stats.total(r.row for r in of_alias))
     return {
         "workers": [
             {
                 "slot": slot,
                 "pid": pid,
                 "pools": {
-                    r.alias: told(r, r.live) for r in readings if (r.slot, r.pid) == (slot, pid)
+                    r.alias: as_pool(r, r.current)
+                    for r in snapshots
+                    if (r.slot, r.pid) == (slot, pid)
                 },
             }
             for slot, pid in workers.items()

@@ -1,5 +1,7 @@
-"""What the log says about a pool: that requests wait or are refused, that its database is lost or
-back. In plain words, seldom, and true at the moment when the line is written."""
+"""Log lines about a pool: requests wait or are refused, the database is lost or back.
+
+They are rare, in plain words, and true at the moment when they are written.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,20 @@ from pooled_serve.pool.stats import BUCKET_BOUNDS_SECONDS, WAIT_BUCKETS
 log = logging.getLogger("gunicorn.error")
 
 PAUSES_SECONDS = (0.0, 1.0, 10.0, 60.0)
-"""Before the first line of a kind, before the second, the third, and each further one."""
+"""Before the first line of a kind, the second, the third, and each further one."""
 
 FORGET_SECONDS = 2 * PAUSES_SECONDS[-1]
-"""Without a line of a kind, after which the next one is the first again."""
+"""After so long without a line of a kind, the next one counts as the first again."""
 
 LONG_WAIT_SECONDS = 0.25
-"""Waits up to this are no news: short queues are what a pool is for. A bound of the histogram."""
+"""Shorter waits are not logged: short queues are what a pool is for. A bound of the histogram."""
 
 CALM_SECONDS = 5.0
-"""Without a long wait, after which the pressure is over. A pool that works at its cap has moments
-in which nobody waits; they are not worth a line."""
+"""After so long without a long wait, the pressure is over. A pool at its cap has moments in which
+the queue is empty; they are not worth a line."""
 
-LOOK_SECONDS = 1.0
-"""Between two looks at a queue that had long waits."""
+POLL_SECONDS = 1.0
+"""Between two looks at a queue that has had long waits."""
 
 _LONG_WAITS = slice(
     WAIT_BUCKETS + bisect_right(BUCKET_BOUNDS_SECONDS, LONG_WAIT_SECONDS),
@@ -39,20 +41,20 @@ _LONG_WAITS = slice(
 
 
 class Repeats:
-    """When a line of one kind may be written again, which is ever more rarely."""
+    """Spaces out the lines of one kind, more and more."""
 
     def __init__(self) -> None:
         self._last = -math.inf
         self._times = 0
 
     def pause(self, now: float) -> float:
-        """Seconds that must lie between the last line and the next."""
+        """Returns the seconds that must lie between the last line and the next."""
         if now - self._last > FORGET_SECONDS:
             self._times = 0
         return PAUSES_SECONDS[min(self._times, len(PAUSES_SECONDS) - 1)]
 
     def due(self, now: float) -> bool:
-        """Whether the line may be written now. Then it counts as written."""
+        """Returns whether a line may be written now; if so, it counts as written."""
         if now - self._last < self.pause(now):
             return False
         self._last = now
@@ -63,17 +65,17 @@ class Repeats:
 class PoolLog(PoolListener):
     """Writes the lines about one pool.
 
-    :param alias: stands in the lines.
+    :param alias: names the pool in the lines.
     """
 
     pool: ConnectionPool[Any]
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
-        self._watcher: gevent.Greenlet | None = None  # true while it runs
-        self._told = False  # that there is pressure
-        self._refused = 0  # 503s since the pressure began
-        self._untold = 0  # of these
+        self._watcher: gevent.Greenlet | None = None  # truthy while it runs
+        self._pressure_logged = False
+        self._refused = 0  # requests, since the pressure began
+        self._unlogged = 0  # of these
         self._last_refusal = ""
         self._pressure_lines, self._refusal_lines, self._relief_lines = (Repeats() for _ in "123")
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
@@ -81,25 +83,28 @@ class PoolLog(PoolListener):
     # --- Pressure ------------------------------------------------------------------------------
 
     def queued(self) -> None:
-        """A request has to wait."""
+        """A request has begun to wait."""
         if not self._watcher:
             self._watcher = gevent.spawn(self._watch)
 
     def refused(self, error: str) -> None:
-        """A request got 503 for this reason."""
+        """A request was answered with 503.
+
+        :param error: why, for the log.
+        """
         self._refused += 1
-        self._untold += 1
+        self._unlogged += 1
         self._last_refusal = error
-        self._tell_refusals()
+        self._log_refusals()
         self.queued()
 
     def _watch(self) -> None:
-        """As long as there is pressure: requests wait for long, or are refused.
+        """Run for as long as there is pressure: requests wait long, or are refused.
 
-        Looks at the queue, and at the histogram for the long waits that ended between two looks.
+        Reads the queue, and the histogram for long waits that ended between two looks.
         """
         seen = self._long_waits(), 0
-        began: float | None = None  # when there was pressure first and last, as far as was seen
+        began: float | None = None  # when pressure was seen first; last: when most recently
         last = 0.0
         while True:
             now = time.monotonic()
@@ -110,7 +115,7 @@ class PoolLog(PoolListener):
                 if began is None:
                     began = now
                 if waited >= LONG_WAIT_SECONDS:
-                    self._tell_pressure()
+                    self._log_pressure()
             elif began is None:
                 if not self.pool.waiting:
                     self._watcher = None
@@ -120,44 +125,44 @@ class PoolLog(PoolListener):
                 and waited < LONG_WAIT_SECONDS / 2  # so that the line is true when it is written
             ):
                 break
-            self._tell_refusals()
-            soon = max(0.01, LONG_WAIT_SECONDS - waited)  # when the head may have waited for long
-            gevent.sleep(soon if began is None else LOOK_SECONDS)
-        self._tell_relief(last - began, int(now - last))
+            self._log_refusals()
+            soon = max(0.01, LONG_WAIT_SECONDS - waited)  # when the head may become a long wait
+            gevent.sleep(soon if began is None else POLL_SECONDS)
+        self._log_relief(last - began, int(now - last))
 
     def _long_waits(self) -> float:
-        """How many there were since the start."""
+        """Returns how many there have been since the start."""
         return sum(self.pool.row[_LONG_WAITS])
 
-    def _tell_pressure(self) -> None:
+    def _log_pressure(self) -> None:
         if self._pressure_lines.due(time.monotonic()):
-            self._told = True
+            self._pressure_logged = True
             log.log(
                 logging.WARNING if self._refused else logging.INFO,
-                "pool %r%s: %s; the first waits for %.1fs",
+                "pool %r%s: %s; the first has waited %.1fs",
                 self._alias,
                 " is at its cap" if self.pool.full else ": requests wait for the database",
                 self.pool.describe(),
                 self.pool.longest_wait(),
             )
 
-    def _tell_refusals(self) -> None:
-        if self._untold and self._refusal_lines.due(time.monotonic()):
-            self._told = True
-            times = f", {self._untold} times" if self._untold > 1 else ""
-            self._untold = 0
+    def _log_refusals(self) -> None:
+        if self._unlogged and self._refusal_lines.due(time.monotonic()):
+            self._pressure_logged = True
+            times = f", {self._unlogged} times" if self._unlogged > 1 else ""
+            self._unlogged = 0
             log.warning("503 Service Unavailable%s: %s", times, self._last_refusal)
 
-    def _tell_relief(self, lasted: float, calm: int) -> None:
-        refused, told = self._refused, self._told or self._untold
-        self._refused = self._untold = 0
-        self._told = False
+    def _log_relief(self, lasted: float, calm: int) -> None:
+        refused, logged = self._refused, self._pressure_logged or self._unlogged
+        self._refused = self._unlogged = 0
+        self._pressure_logged = False
         self._watcher = None  # first: a log handler may switch, and another queue form
-        if told:
+        if logged:
             self._relief_lines.due(time.monotonic())
             log.log(
                 logging.WARNING if refused else logging.INFO,
-                "pool %r: the pressure is over, no request has waited longer than %gs for %ds; "
+                "pool %r: the pressure is over, no wait above %gs in the last %ds; "
                 "requests that got 503 in %.0fs: %d",
                 self._alias,
                 LONG_WAIT_SECONDS,
@@ -169,15 +174,17 @@ class PoolLog(PoolListener):
     # --- The database --------------------------------------------------------------------------
 
     def database_lost(self, error: Exception) -> bool:
-        """It cannot be reached. Returns whether that was written."""
+        """The database cannot be reached. Returns whether a line was written."""
         due = self._lost_lines.due(time.monotonic())
         if due:
-            _say(logging.ERROR, "database %r cannot be reached: %s", self._alias, in_a_line(error))
+            _log_later(
+                logging.ERROR, "database %r cannot be reached: %s", self._alias, in_a_line(error)
+            )
         return due
 
     def database_back(self, seconds: float, failures: int) -> None:
-        """It can be reached again."""
-        _say(
+        """The database can be reached again."""
+        _log_later(
             logging.WARNING,
             "database %r is back after %.1fs; failed attempts to connect: %d",
             self._alias,
@@ -186,9 +193,9 @@ class PoolLog(PoolListener):
         )
 
     def no_more_connections(self, error: Exception) -> None:
-        """The server has room for the connections that are open, but for no more."""
+        """The server refuses another connection; those that are open go on working."""
         if self._failure_lines.due(time.monotonic()):
-            _say(
+            _log_later(
                 logging.WARNING,
                 "pool %r cannot open another connection: %s",
                 self._alias,
@@ -196,10 +203,10 @@ class PoolLog(PoolListener):
             )
 
     def shortage(self, problem: str, remedy: str) -> bool:
-        """This machine cannot open a connection. Returns whether that was written."""
+        """This machine cannot open a connection. Returns whether a line was written."""
         due = self._shortage_lines.due(time.monotonic())
         if due:
-            _say(
+            _log_later(
                 logging.ERROR,
                 "pool %r cannot open a connection: %s\n  → %s",
                 self._alias,
@@ -209,8 +216,8 @@ class PoolLog(PoolListener):
         return due
 
     def shortage_over(self, seconds: float, failures: int) -> None:
-        """It can again."""
-        _say(
+        """This machine can open connections again."""
+        _log_later(
             logging.WARNING,
             "pool %r can open connections again after %.1fs; failed attempts: %d",
             self._alias,
@@ -220,13 +227,12 @@ class PoolLog(PoolListener):
 
 
 def in_a_line(error: Exception) -> str:
-    """What a driver's error says, with its code behind it."""
+    """A driver's error on one line, its code in parentheses."""
     code, *rest = error.args or ("",)
     text = f"{rest[0]} ({code})" if rest else f"{code}"
     return " ".join(text.split()) or type(error).__name__
 
 
-def _say(level: int, text: str, *args: object) -> None:
-    """Log in a greenlet of its own: a handler may do I/O, and the pool that calls is in the middle
-    of something."""
+def _log_later(level: int, text: str, *args: object) -> None:
+    """Log in a greenlet of its own: a handler may do I/O, and the calling pool must not switch."""
     gevent.spawn(log.log, level, text, *args)

@@ -1,7 +1,7 @@
 """``/metrics``: the numbers of all workers in Prometheus' form.
 
 The names are those of OpenTelemetry's semantic conventions for database clients, where they have
-one. Everything else is derived from the declarations in ``pool/stats.py``, too.
+one. All of it, help texts included, derives from the declarations in ``pool/stats.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from pooled_serve.pool import stats
 from pooled_serve.pool.stats import Kind, Metric
-from pooled_serve.status.scoreboard import Reading
+from pooled_serve.status.scoreboard import Snapshot
 
 POOL, WORKER, STATE, REASON = (
     *("db_client_connection_pool_name", "worker", "db_client_connection_state"),
@@ -23,15 +23,15 @@ one before it."""
 
 
 class Collector:
-    """What prometheus_client collects from.
+    """A collector for prometheus_client's registry.
 
-    :raises ImportError: there is no prometheus_client.
+    :raises ImportError: prometheus_client is not installed.
     """
 
-    def __init__(self, readings: Iterable[Reading]) -> None:
+    def __init__(self, snapshots: Iterable[Snapshot]) -> None:
         from prometheus_client import metrics_core
 
-        self._readings = list(readings)
+        self._snapshots = list(snapshots)
         self._kinds = {
             Kind.COUNTER: metrics_core.CounterMetricFamily,
             Kind.HISTOGRAM: metrics_core.HistogramMetricFamily,
@@ -39,7 +39,7 @@ class Collector:
         self._gauge = metrics_core.GaugeMetricFamily
 
     def collect(self) -> Iterable[Any]:
-        """All metrics, by their declarations."""
+        """Returns all metrics, as they are declared."""
         families: dict[str, Any] = {}
         now = time.monotonic()
         for metric in stats.METRICS:
@@ -49,13 +49,13 @@ class Collector:
                 labels += [STATE] * bool(metric.state) + [REASON] * bool(metric.reasons)
                 kind = self._kinds.get(metric.kind, self._gauge)
                 family = families[metric.family] = kind(metric.family, metric.help, labels=labels)
-            for reading in self._readings:
-                _add(family, metric, reading, now)
+            for snapshot in self._snapshots:
+                _add(family, metric, snapshot, now)
         return families.values()
 
 
-def _add(family: Any, metric: Metric, reading: Reading, now: float) -> None:
-    row, labels = reading.row, [reading.alias, str(reading.slot)]
+def _add(family: Any, metric: Metric, snapshot: Snapshot, now: float) -> None:
+    row, labels = snapshot.row, [snapshot.alias, str(snapshot.slot)]
     value = row[metric.start]
     if metric.kind is Kind.HISTOGRAM:
         family.add_metric(labels, list(stats.buckets(metric, row).items()), value)
@@ -64,7 +64,7 @@ def _add(family: Any, metric: Metric, reading: Reading, now: float) -> None:
             family.add_metric([*labels, reason], count)
     elif metric.kind is Kind.COUNTER:
         family.add_metric(labels, value)
-    elif reading.pid:  # gauges are of the living
+    elif snapshot.pid:  # a dead worker has no gauges
         if metric.kind is Kind.REACHABLE:
             if value == stats.UNKNOWN:
                 return

@@ -1,5 +1,5 @@
 """Whether a pool's database can be reached, for ``/readyz`` and the log; and the probe that finds
-out without traffic that a lost one is back."""
+out, without traffic, that a lost database is back."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pooled_serve.pool.stats import NO, REACHABLE, YES
 from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
 
 _NO_SERVER = ((2002,), (2003,))
-"""Errors of a connect that nobody has answered, unlike those that come from a full server."""
+"""Codes of a connect that got no answer, unlike those that a full server sends."""
 
 
 class Shortage(NamedTuple):
-    """Something that this machine has too little of. It says nothing about the database."""
+    """A resource that this machine has run out of. It says nothing about the database."""
 
     problem: str
     remedy: str
 
 
-_DESCRIPTORS = "raise the limit (ulimit -n, systemd's LimitNOFILE=), or find what leaks them"
+_DESCRIPTORS = "raise the limit (ulimit -n, systemd's LimitNOFILE=), or find the leak"
 _MEMORY = "free memory, or raise the limit of the container and net.core.*mem_max"
 SHORTAGES = {
     errno.EMFILE: Shortage("this process has no file descriptor left", _DESCRIPTORS),
@@ -53,35 +53,35 @@ class Reachability(PoolListener):
 
     pool: ConnectionPool[Any]
     probing = False
-    """Whether to find out without traffic that a lost database is back."""
+    """Whether to probe a lost database, so that its return is noticed without traffic."""
 
     def __init__(self, log: PoolLog) -> None:
         self._log = log
-        self._prober: gevent.Greenlet | None = None  # true while it runs
+        self._prober: gevent.Greenlet | None = None  # truthy while it runs
         self._lost_since: float | None = None
         self._failures = 0  # in a row
-        self._told = False  # that it is lost
+        self._loss_logged = False
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
-        self._told_of_shortage = False
+        self._shortage_logged = False
 
     @property
     def lost(self) -> bool:
-        """Whether the database could not be reached when that was last tried."""
+        """Whether the last attempt to reach the database failed."""
         return self._lost_since is not None
 
     def connected(self) -> None:
         """A connection was opened."""
         self.pool.row[REACHABLE] = YES
         now = time.monotonic()
-        if self._lost_since is not None and self._told:
+        if self._lost_since is not None and self._loss_logged:
             self._log.database_back(now - self._lost_since, self._failures)
         self._lost_since = None
         self._failures = 0
-        # One descriptor that is set free is used at once, and the next attempt fails again.
+        # One freed descriptor is used up at once, and the next attempt fails again.
         if self._short_since is not None and now - self._short_last >= CALM_SECONDS:
-            if self._told_of_shortage:
+            if self._shortage_logged:
                 lasted = self._short_last - self._short_since
                 self._log.shortage_over(lasted, self._short_failures)
             self._short_since = None
@@ -96,22 +96,22 @@ class Reachability(PoolListener):
             if not self.pool.empty and error.args[:1] not in _NO_SERVER:
                 self._log.no_more_connections(error)
                 return
-            self.lose(told=False)
-        if not self._told:
-            self._told = self._log.database_lost(error)
+            self.lose(logged=False)
+        if not self._loss_logged:
+            self._loss_logged = self._log.database_lost(error)
 
-    def lose(self, *, told: bool = True) -> None:
-        """The database cannot be reached.
+    def lose(self, *, logged: bool = True) -> None:
+        """Note that the database cannot be reached.
 
-        :param told: whether somebody has said so, as the preflight does.
+        :param logged: whether the log says so already, as it does after the preflight.
         """
         self.pool.row[REACHABLE] = NO
         self._lost_since = time.monotonic()
-        self._told = told
+        self._loss_logged = logged
         self.resume()
 
     def resume(self) -> None:
-        """Probe from now on, if that is wanted and the database is lost."""
+        """Start to probe, if :attr:`probing` is set and the database is lost."""
         if self.probing and self.lost:
             self.pool.row[REACHABLE] = NO
             if not self._prober:
@@ -122,20 +122,20 @@ class Reachability(PoolListener):
         if self._short_since is None:
             self._short_since = self._short_last
             self._short_failures = 0
-            self._told_of_shortage = False
+            self._shortage_logged = False
         self._short_failures += 1
-        if not self._told_of_shortage:
-            self._told_of_shortage = self._log.shortage(*shortage)
+        if not self._shortage_logged:
+            self._shortage_logged = self._log.shortage(*shortage)
 
     def _probe(self) -> None:
-        """Take a connection, as a request would, until that works. An orchestrator sends no
-        requests until it does."""
+        """Take a connection, as a request would, until that works. Until then an orchestrator sends
+        no requests that could find out."""
         pause = FIRST_PAUSE_SECONDS
         while self.lost and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
             try:
-                # A connection that was idle says nothing by itself.
+                # An idle connection proves nothing by itself.
                 with self.pool.lease() as conn, gevent.Timeout(PING_TIMEOUT_SECONDS):
                     conn.ping()
                 self.connected()
@@ -146,7 +146,8 @@ class Reachability(PoolListener):
 
 
 def shortage_behind(error: BaseException) -> Shortage | None:
-    """What this machine lacks, if that is why an attempt to connect failed."""
+    """Returns what this machine has run out of, or None if an attempt to connect failed for any
+    other reason."""
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
             # The resolver says "system error" or "try again" when it cannot open a file.
@@ -167,12 +168,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        # The first of these is PyMySQL's.
+        # PyMySQL sets original_exception.
         error = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
 
 
 def _error_of_opening() -> int | None:
-    """The errno of opening any descriptor now; None if that works."""
+    """Returns the errno of opening a descriptor now, or None if that works."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:

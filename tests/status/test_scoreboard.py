@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from pooled_serve.driver import statements as sql
 from pooled_serve.pool import stats
-from pooled_serve.status import scoreboard as board_module
+from pooled_serve.status import scoreboard as module
 from pooled_serve.status.listener import as_stats
-from pooled_serve.status.scoreboard import PLACES, SLOTS, Board, Place
+from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
 
 
 def _forked(child: Callable[[], object]) -> int:
@@ -42,85 +42,85 @@ def _kill(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _claimed(board: Board) -> int:
-    slot = board.claim()
+def _allocated(scoreboard: Scoreboard) -> int:
+    slot = scoreboard.allocate()
     assert slot is not None
     return slot
 
 
-def _count(board: Board, slot: int, number: int, alias: str = "default") -> None:
-    board.enter(slot)
-    place = board.place(slot, alias)
-    assert place is not None
-    place.label(alias, "MariaDB 10.11", "127.0.0.1:3306/shop")
-    place.row[stats.ACQUIRED] += number
-    place.row[stats.IN_USE] = 3
-    place.row[stats.CAP] = 10
+def _count(scoreboard: Scoreboard, slot: int, number: int, alias: str = "default") -> None:
+    scoreboard.register(slot)
+    row = scoreboard.pool_row(slot, alias)
+    assert row is not None
+    row.label(alias, "MariaDB 10.11", "127.0.0.1:3306/shop")
+    row.current[stats.ACQUIRED] += number
+    row.current[stats.IN_USE] = 3
+    row.current[stats.CAP] = 10
 
 
-def _acquired(board: Board) -> dict[str, int]:
+def _acquired(scoreboard: Scoreboard) -> dict[str, int]:
     return {
         alias: pool["acquired_total"]
-        for alias, pool in as_stats(board.read(), board.workers(), 0.0)["pools"].items()
+        for alias, pool in as_stats(scoreboard.read(), scoreboard.workers(), 0.0)["pools"].items()
     }
 
 
 def test_what_a_killed_worker_counted_is_kept() -> None:
-    board = Board()
-    slot = _claimed(board)
-    pid = _forked(lambda: _count(board, slot, 7))
-    assert board.workers() == {slot: pid}
-    assert _acquired(board) == {"default": 7}
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
+    pid = _forked(lambda: _count(scoreboard, slot, 7))
+    assert scoreboard.workers() == {slot: pid}
+    assert _acquired(scoreboard) == {"default": 7}
     _kill(pid)
-    board.retire(slot)
-    (reading,) = board.read()
-    assert reading.row[stats.ACQUIRED] == 7
-    assert reading.row[stats.IN_USE] == reading.row[stats.CAP] == 0, "gauges are of the living"
-    assert board.workers() == {}
+    scoreboard.retire(slot)
+    (snapshot,) = scoreboard.read()
+    assert snapshot.row[stats.ACQUIRED] == 7
+    assert snapshot.row[stats.IN_USE] == snapshot.row[stats.CAP] == 0, "gauges are of the living"
+    assert scoreboard.workers() == {}
 
 
 def test_the_next_worker_in_a_slot_goes_on_with_its_counters() -> None:
-    board = Board()
+    scoreboard = Scoreboard()
     for n in range(1, 6):
-        slot = _claimed(board)
+        slot = _allocated(scoreboard)
         assert slot == 1
-        _kill(_forked(lambda: _count(board, 1, 10)))
-        assert _acquired(board) == {"default": 10 * n}
-        board.retire(slot)
-        assert _acquired(board) == {"default": 10 * n}
+        _kill(_forked(lambda: _count(scoreboard, 1, 10)))
+        assert _acquired(scoreboard) == {"default": 10 * n}
+        scoreboard.retire(slot)
+        assert _acquired(scoreboard) == {"default": 10 * n}
 
 
 def test_slots_are_reused_lowest_first() -> None:
-    board = Board()
-    assert [board.claim() for _ in range(4)] == [1, 2, 3, 4]
-    board.retire(2)
-    board.retire(3)
-    assert [board.claim() for _ in range(3)] == [2, 3, 5]
-    board.retire(None)  # a worker without one
-    board.retire(99)
+    scoreboard = Scoreboard()
+    assert [scoreboard.allocate() for _ in range(4)] == [1, 2, 3, 4]
+    scoreboard.retire(2)
+    scoreboard.retire(3)
+    assert [scoreboard.allocate() for _ in range(3)] == [2, 3, 5]
+    scoreboard.retire(None)  # a worker without one
+    scoreboard.retire(99)
 
 
 def test_an_alias_keeps_its_place_whatever_comes_first() -> None:
-    board = Board()
-    slot = _claimed(board)
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
     for aliases in (["default", "replica"], ["replica", "archive", "default"]):
         for alias in aliases:
-            _count(board, slot, 1, alias)
-        board.retire(slot)
-        assert board.claim() == slot
-    assert _acquired(board) == {"default": 2, "replica": 2, "archive": 1}
+            _count(scoreboard, slot, 1, alias)
+        scoreboard.retire(slot)
+        assert scoreboard.allocate() == slot
+    assert _acquired(scoreboard) == {"default": 2, "replica": 2, "archive": 1}
 
 
-def test_a_full_board_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    board = Board()
-    slots = [board.claim() for _ in range(SLOTS + 3)]
-    assert slots == [*range(1, SLOTS + 1), None, None, None]
+def test_a_full_scoreboard_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    scoreboard = Scoreboard()
+    slots = [scoreboard.allocate() for _ in range(MAX_WORKERS + 3)]
+    assert slots == [*range(1, MAX_WORKERS + 1), None, None, None]
     assert len(caplog.records) == 1
-    board = Board()
-    slot = _claimed(board)
-    places = [board.place(slot, f"db{n}") for n in range(PLACES + 3)]
-    assert places[PLACES:] == [None] * 3
-    assert None not in places[:PLACES]
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
+    rows = [scoreboard.pool_row(slot, f"db{n}") for n in range(MAX_POOLS + 3)]
+    assert rows[MAX_POOLS:] == [None] * 3
+    assert None not in rows[:MAX_POOLS]
     assert len(caplog.records) == 2
 
 
@@ -141,20 +141,20 @@ class Slow:
 
 def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """The master adds to the past and clears the live numbers; in between they count twice."""
-    monkeypatch.setattr(board_module, "LOOKS", 1_000_000)  # a busy machine may halt it there
-    board = Board()
-    slot = _claimed(board)
+    monkeypatch.setattr(module, "READ_ATTEMPTS", 1_000_000)  # a busy machine may halt it there
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
     counted = memoryview(mmap.mmap(-1, 8)).cast("q")
 
     def count() -> None:
         counted[0] += 1
-        _count(board, slot, 1)
+        _count(scoreboard, slot, 1)
 
     def watch() -> None:
         moves, last = 0, 0
         while moves < 100:
             least = counted[0] - 1
-            now = _acquired(board)["default"]
+            now = _acquired(scoreboard)["default"]
             assert max(last, least) <= now <= counted[0], "each counts once"
             moves += now > last
             last = now
@@ -167,37 +167,37 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
             watch()
         finally:
             os._exit(1)
-    places = board._places
+    rows = scoreboard._pool_rows
 
-    def slow_places(*args: Any, **options: Any) -> Iterator[Place]:
-        for place in places(*args, **options):
-            place.past = Slow(place.past)
-            yield place
+    def slow_rows(*args: Any, **options: Any) -> Iterator[PoolRow]:
+        for row in rows(*args, **options):
+            row.retired = Slow(row.retired)
+            yield row
 
-    monkeypatch.setattr(board, "_places", slow_places)
+    monkeypatch.setattr(scoreboard, "_pool_rows", slow_rows)
     ended = 0
     while not ended:
-        board.retire(slot)
-        board.claim()
+        scoreboard.retire(slot)
+        scoreboard.allocate()
         count()
         time.sleep(0.001)
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
-    assert _acquired(board)["default"] == counted[0] >= 100
+    assert _acquired(scoreboard)["default"] == counted[0] >= 100
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
 def test_any_text_comes_back_as_far_as_it_fits(alias: str, engine: str, server: str) -> None:
-    board = Board()
-    slot = _claimed(board)
-    place = board.place(slot, alias or "x")
-    assert place is not None
-    place.label(alias or "x", engine, server)
-    (reading,) = board.read()
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
+    row = scoreboard.pool_row(slot, alias or "x")
+    assert row is not None
+    row.label(alias or "x", engine, server)
+    (snapshot,) = scoreboard.read()
     for text, read in (
-        (alias or "x", reading.alias),
-        (engine, reading.engine),
-        (server, reading.server),
+        (alias or "x", snapshot.alias),
+        (engine, snapshot.engine),
+        (server, snapshot.server),
     ):
         assert text.startswith(read)
         assert read == text or len(text.encode()) > 40
@@ -240,8 +240,8 @@ def test_histograms_are_cumulative_and_count_everybody(
 
 def test_counters_come_before_gauges_and_nothing_overlaps() -> None:
     """A worker that dies leaves the first part of its row, and loses the second."""
-    places = [n for m in stats.METRICS for n in range(m.start, m.start + m.width)]
-    assert places == list(range(stats.ROW_LENGTH))
+    rows = [n for m in stats.METRICS for n in range(m.start, m.start + m.width)]
+    assert rows == list(range(stats.ROW_LENGTH))
     lasting = {stats.Kind.COUNTER, stats.Kind.HISTOGRAM}
     for metric in stats.METRICS:
         assert (metric.kind in lasting) == (metric.start < stats.FIRST_GAUGE), metric.key
@@ -255,31 +255,31 @@ def test_every_reason_has_a_place() -> None:
     assert reasons <= set(stats.PIN_REASONS)
 
 
-def test_a_place_is_whole_words() -> None:
-    assert board_module._PLACE % 8 == board_module._SLOT % 8 == board_module._HEAD % 8 == 0
+def test_a_pool_row_is_whole_words() -> None:
+    assert module._POOL_ROW_BYTES % 8 == module._SLOT_BYTES % 8 == module._HEAD_BYTES % 8 == 0
 
 
 def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
-    board = Board()
-    first, second = _claimed(board), _claimed(board)
-    board.enter(first)
-    board.enter(second)
-    board.leave(first)
-    assert board.workers() == {first: os.getpid(), second: os.getpid()}
-    assert not board.stopping
-    board.leave(second)
-    assert board.stopping
+    scoreboard = Scoreboard()
+    first, second = _allocated(scoreboard), _allocated(scoreboard)
+    scoreboard.register(first)
+    scoreboard.register(second)
+    scoreboard.mark_stopping(first)
+    assert scoreboard.workers() == {first: os.getpid(), second: os.getpid()}
+    assert not scoreboard.stopping
+    scoreboard.mark_stopping(second)
+    assert scoreboard.stopping
 
 
 def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
-    board = Board()
-    assert board.lost(["a", "b"]) == ["a", "b"]
-    slot = _claimed(board)
-    board.enter(slot)
+    scoreboard = Scoreboard()
+    assert scoreboard.unreachable(["a", "b"]) == ["a", "b"]
+    slot = _allocated(scoreboard)
+    scoreboard.register(slot)
     for alias, reachable in (("a", stats.YES), ("c", stats.NO)):
-        place = board.place(slot, alias)
-        assert place is not None
-        place.row[stats.REACHABLE] = reachable
-    assert board.lost(["a", "b"]) == ["b", "c"]
-    board.retire(slot)
-    assert board.lost(["a", "b"]) == ["b", "c"]
+        row = scoreboard.pool_row(slot, alias)
+        assert row is not None
+        row.current[stats.REACHABLE] = reachable
+    assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
+    scoreboard.retire(slot)
+    assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
