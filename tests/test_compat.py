@@ -56,9 +56,9 @@ FUTURES = {
         "there is no Connection._write_bytes(self, data)",
     ),
     "a name of PyMySQL's is gone": (
-        "from pymysql.constants import CR; del CR.CR_SERVER_LOST",
+        "from pymysql.constants import COMMAND; del COMMAND.COM_QUERY",
         "pymysql",
-        "cannot import name 'CR_SERVER_LOST'",
+        "cannot import name 'COM_QUERY'",
     ),
     "a name of Django's is gone": (
         "import django.db.utils; del django.db.utils.load_backend",

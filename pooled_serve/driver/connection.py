@@ -18,43 +18,30 @@ import functools
 import logging
 import math
 import os
-import re
 import select
 import ssl
 from typing import Any, NoReturn
 
 from gevent.monkey import get_original
 from pymysql import connections
-from pymysql.constants.CR import (
-    CR_AUTH_PLUGIN_ERR,
-    CR_CONN_HOST_ERROR,
-)
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import FieldDescriptorPacket
 
+from pooled_serve.driver.error_codes import (
+    CR_AUTH_PLUGIN_ERR,
+    CR_CONN_HOST_ERROR,
+    GONE,
+    code_of,
+    is_read_only,
+)
 from pooled_serve.driver.reset import ResettableConnection, limit
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from pooled_serve.tuning import send, switches
 
 log = logging.getLogger("gunicorn.error")
-
-GONE = frozenset(
-    {
-        1053,  # server shutdown in progress
-        1927,  # connection was killed (MariaDB)
-        2006,  # server has gone away
-        2013,  # lost connection during query
-        2014,  # commands out of sync
-        2055,  # lost connection, with the system error
-        4031,  # disconnected by the server because of inactivity (MySQL)
-    }
-)
-"""Errors after which a connection is of no use."""
-
-_READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
 # Statements, and bytes of one. Outside of the pool a connection is never done with its set-up.
 _MOST_SETUP, _LONGEST_SETUP = 100, 10_000
@@ -254,10 +241,10 @@ class MySQLConnection(ResettableConnection):
             self._force_close()  # the rest of the result is still on its way
             return
         self.suspect = True  # a procedure may open a transaction and fail after it
-        code = error.args[0] if error.args else None
+        code = code_of(error)
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
-        elif _is_read_only(code, str(error)):
+        elif is_read_only(code, str(error)):
             self._fault = FAILED_OVER
 
     # --- For the pool --------------------------------------------------------------------------
@@ -354,16 +341,6 @@ class _Column(FieldDescriptorPacket):  # type: ignore[misc]
 # request with one query of three columns. Not by way of _read_packet(), which reads rows too.
 if switches.on("columns"):
     connections.FieldDescriptorPacket = functools.lru_cache(maxsize=1024)(_Column)
-
-
-def _is_read_only(code: object, message: str) -> bool:
-    """Whether an error says that the server became read-only; a new connect may reach the new
-    primary.
-
-    1290 is about any option that forbids a statement, and names it. 1792 is none of these: it is
-    about a transaction, or a session, that was asked to be READ ONLY.
-    """
-    return code == 1836 or (code == 1290 and _READ_ONLY_OPTION.search(message) is not None)
 
 
 def _lost() -> NoReturn:

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 from pymysql.constants.COMMAND import COM_QUERY
-from pymysql.constants.CR import CR_SERVER_LOST
-from pymysql.constants.ER import UNKNOWN_COM_ERROR as ER_UNKNOWN_COM_ERROR
 from pymysql.err import MySQLError, OperationalError
 
+from pooled_serve.driver.error_codes import CR_SERVER_LOST, UNKNOWN_COM_ERROR, code_of
 from pooled_serve.driver.statements import classify
 
 LEARN_AGAIN = 300.0
@@ -156,7 +155,7 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
     # shows by itself.
     answers = client.pipeline([*_LOOK, *undoing, *_LOOK, *undoing, *_LOOK])
     first = answers[len(_LOOK)]
-    if isinstance(first, MySQLError) and first.args[0] == ER_UNKNOWN_COM_ERROR:
+    if isinstance(first, MySQLError) and code_of(first) == UNKNOWN_COM_ERROR:
         return b"", "the server cannot reset a session (COM_RESET_CONNECTION)"
     succeed(answers)
     step = len(_LOOK) + len(undoing)

@@ -18,10 +18,10 @@ from typing import Any
 import gevent
 from pymysql.connections import Connection
 from pymysql.constants.COMMAND import COM_INIT_DB, COM_QUERY
-from pymysql.constants.CR import CR_COMMANDS_OUT_OF_SYNC, CR_SERVER_LOST
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.err import MySQLError, OperationalError
 
+from pooled_serve.driver.error_codes import CR_COMMANDS_OUT_OF_SYNC, CR_SERVER_LOST
 from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn, succeed
 
 log = logging.getLogger("gunicorn.error")

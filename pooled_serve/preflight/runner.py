@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from pooled_serve import compat, launcher
+from pooled_serve.driver import error_codes as codes
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import child, databases, project
 from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
@@ -248,22 +249,26 @@ def _no_answer(server: str) -> Finding:
     )
 
 
+def _is_late(text: str) -> bool:
+    return "timed out" in text or "handshake" in text
+
+
 def connect_problem(error: Exception, server: str) -> Finding:
     """Returns the finding for a failed connect. Contains no password."""
-    number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    number = codes.code_of(error)
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
     problem = f"{server}: {text}"
     match number:
-        case 1045 | 1698:
+        case codes.ACCESS_DENIED_ERROR | codes.ACCESS_DENIED_NO_PASSWORD_ERROR:
             code = "PS303"
             hint = (
                 "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
                 "certificate wants the ssl options of OPTIONS, too"
             )
-        case 1044 | 1049:
+        case codes.DBACCESS_DENIED_ERROR | codes.BAD_DB_ERROR:
             code, hint = "PS304", "create the database, or GRANT the user rights on it"
-        case 1040 | 1203 | 1226:
+        case codes.CON_COUNT_ERROR | codes.TOO_MANY_USER_CONNECTIONS | codes.USER_LIMIT_REACHED:
             code = "PS305"
             hint = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
         case _ if "cryptography" in text:
@@ -272,19 +277,19 @@ def connect_problem(error: Exception, server: str) -> Finding:
                 f"{server}: the login needs the cryptography package (caching_sha2_password "
                 "without TLS)"
             )
-        case _ if number in (2026, 3159) or isinstance(cause, ssl.SSLError) or "SSL" in text:
+        case _ if number in codes.TLS or isinstance(cause, ssl.SSLError) or "SSL" in text:
             code, hint = "PS309", "correct the ssl options of OPTIONS in DATABASES"
-        case 2003 | 2013 if "timed out" in text or "handshake" in text:
+        case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
             return _no_answer(server)
-        case 2003 if isinstance(cause, socket.gaierror):
+        case codes.CR_CONN_HOST_ERROR if isinstance(cause, socket.gaierror):
             code, hint = "PS302", "correct HOST in DATABASES, or the name service"
             problem = f"the host of {server} is unknown ({cause.strerror})"
-        case 2003:
+        case codes.CR_CONN_HOST_ERROR:
             code = "PS301"
             hint = "start the database server, or correct HOST and PORT in DATABASES"
             why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
             problem = f"{server} does not accept connections ({why})"
-        case 2006 | 2013:
+        case codes.CR_SERVER_GONE_ERROR | codes.CR_SERVER_LOST:
             # With TLS 1.3 a client certificate is refused after the handshake; that message is
             # often lost with the connection.
             code = "PS308"

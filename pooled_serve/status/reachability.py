@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import gevent
 
+from pooled_serve.driver.error_codes import NOT_REACHED, code_of
 from pooled_serve.errors import PoolClosed
 from pooled_serve.pool import PING_TIMEOUT_SECONDS, ConnectionPool, PoolListener
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.stats import NO, REACHABLE, YES
 from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
-
-_NO_SERVER = ((2002,), (2003,))
-"""Codes of a connect that got no answer, unlike those that a full server sends."""
 
 
 class Shortage(NamedTuple):
@@ -93,7 +91,7 @@ class Reachability(PoolListener):
             return
         self._failures += 1
         if self._lost_since is None:
-            if not self.pool.empty and error.args[:1] not in _NO_SERVER:
+            if not self.pool.empty and code_of(error) not in NOT_REACHED:
                 self._log.no_more_connections(error)
                 return
             self.lose(logged=False)

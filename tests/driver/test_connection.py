@@ -27,7 +27,8 @@ from pymysql.err import (
     ProgrammingError,
 )
 
-from pooled_serve.driver.connection import GONE, MySQLConnection
+from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.driver.error_codes import GONE
 from pooled_serve.pool import DIRTY, FAILED_OVER
 from support.memory import most_held
 from support.netproxy import NetProxy
@@ -820,7 +821,7 @@ def test_names_of_columns_take_a_few_megabytes_at_most(connect: Connect) -> None
             names = [f"{n} {m} {chr(0x8868) * 50}" for m in range(200)]
             run(connection, "SELECT " + ", ".join(f"1 AS `{name}`" for name in names))
             connection._result = None
-            yield
+            yield n
 
     assert most_held(steps()) < 6_000_000
 

@@ -1,0 +1,75 @@
+"""Error codes of MySQL and MariaDB, all that the package knows, and what they mean to it.
+
+The names are those of ``pymysql.constants``. The numbers stand here because the master uses them,
+too, and must not import PyMySQL before gevent has patched.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The server's.
+CON_COUNT_ERROR = 1040
+DBACCESS_DENIED_ERROR = 1044
+ACCESS_DENIED_ERROR = 1045
+UNKNOWN_COM_ERROR = 1047
+BAD_DB_ERROR = 1049
+SERVER_SHUTDOWN = 1053
+TOO_MANY_USER_CONNECTIONS = 1203
+USER_LIMIT_REACHED = 1226
+OPTION_PREVENTS_STATEMENT = 1290
+# Those that PyMySQL has no name for.
+ACCESS_DENIED_NO_PASSWORD_ERROR = 1698
+READ_ONLY_MODE = 1836
+CONNECTION_KILLED = 1927  # MariaDB
+SECURE_TRANSPORT_REQUIRED = 3159
+CLIENT_INTERACTION_TIMEOUT = 4031  # MySQL: it was idle for wait_timeout
+
+# The client's, which PyMySQL raises.
+CR_CONNECTION_ERROR = 2002
+CR_CONN_HOST_ERROR = 2003
+CR_SERVER_GONE_ERROR = 2006
+CR_SERVER_LOST = 2013
+CR_COMMANDS_OUT_OF_SYNC = 2014
+CR_SSL_CONNECTION_ERROR = 2026
+CR_SERVER_LOST_EXTENDED = 2055
+CR_AUTH_PLUGIN_ERR = 2061
+
+GONE = frozenset(
+    {
+        SERVER_SHUTDOWN,
+        CONNECTION_KILLED,
+        CR_SERVER_GONE_ERROR,
+        CR_SERVER_LOST,
+        CR_COMMANDS_OUT_OF_SYNC,
+        CR_SERVER_LOST_EXTENDED,
+        CLIENT_INTERACTION_TIMEOUT,
+    }
+)
+"""Errors after which a connection is of no use."""
+
+NOT_REACHED = frozenset({CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR})
+"""Errors of a connect that nobody has answered, unlike those that come from a full server."""
+
+TLS = frozenset({CR_SSL_CONNECTION_ERROR, SECURE_TRANSPORT_REQUIRED})
+"""Errors of a connect with too little TLS, or the wrong one."""
+
+_READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
+
+
+def code_of(error: BaseException) -> int:
+    """The code of an error of PyMySQL's; 0 if it has none."""
+    code = error.args[0] if error.args else 0
+    return code if isinstance(code, int) else 0
+
+
+def is_read_only(code: int, message: str) -> bool:
+    """Whether an error says that the server became read-only; a new connect may reach the new
+    primary.
+
+    OPTION_PREVENTS_STATEMENT is about any option that forbids a statement, and names it. Error
+    1792 is none of these: it is about a transaction, or a session, that was asked to be READ ONLY.
+    """
+    if code == OPTION_PREVENTS_STATEMENT:
+        return _READ_ONLY_OPTION.search(message) is not None
+    return code == READ_ONLY_MODE

@@ -1,0 +1,37 @@
+"""The table of error codes."""
+
+from __future__ import annotations
+
+from pymysql.constants import CR, ER
+
+from pooled_serve.driver import error_codes
+from support.servers import ROOT
+
+UNKNOWN_TO_PYMYSQL = {
+    "ACCESS_DENIED_NO_PASSWORD_ERROR",
+    "CLIENT_INTERACTION_TIMEOUT",
+    "CONNECTION_KILLED",
+    "READ_ONLY_MODE",
+    "SECURE_TRANSPORT_REQUIRED",
+}
+
+
+def codes() -> dict[str, int]:
+    return {name: code for name, code in vars(error_codes).items() if isinstance(code, int)}
+
+
+def test_names_and_numbers_are_pymysqls() -> None:
+    theirs = vars(ER) | vars(CR)
+    ours = {name: code for name, code in codes().items() if name not in UNKNOWN_TO_PYMYSQL}
+    assert ours == {name: theirs.get(name) for name in ours}
+
+
+def test_no_other_module_writes_such_a_number_or_has_another_name_for_it() -> None:
+    for path in (ROOT / "pooled_serve").rglob("*.py"):
+        if path.name != "error_codes.py":
+            source = path.read_text()
+            assert "constants.CR" not in source, path
+            assert "constants.ER" not in source, path
+            for code in codes().values():
+                assert f"case {code}" not in source, path
+                assert f"== {code}" not in source, path
