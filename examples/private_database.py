@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 # Where servers live that are not on an ordinary user's PATH.
@@ -97,7 +98,7 @@ class PrivateDatabase:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
 
-    def __enter__(self) -> PrivateDatabase:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -212,9 +212,12 @@ def test_the_date_is_right_and_written_once_a_second(
     written: list[int] = []
     clock = iter([2_000_000_000.0, 2_000_000_000.999, 2_000_000_001.0, 2_000_000_001.5])
     monkeypatch.setattr(time, "time", lambda: next(clock))
-    monkeypatch.setattr(
-        "email.utils.formatdate", lambda timestamp, **_: written.append(timestamp) or str(timestamp)
-    )
+
+    def formatdate(timestamp: int, **_: bool) -> str:
+        written.append(timestamp)
+        return str(timestamp)
+
+    monkeypatch.setattr("email.utils.formatdate", formatdate)
     dates = [response.http_date() for _ in range(4)]
     assert dates == ["2000000000"] * 2 + ["2000000001"] * 2
     assert written == [2_000_000_000, 2_000_000_001]

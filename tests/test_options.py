@@ -200,7 +200,7 @@ def test_reload_refuses_a_contradiction(here: Here, caplog: pytest.LogCaptureFix
 # --- Values ------------------------------------------------------------------------------------
 
 PARSERS = [option.parse for option in OPTIONS]
-anything = (
+anything: st.SearchStrategy[object] = (
     st.none()
     | st.booleans()
     | st.integers()
@@ -211,7 +211,7 @@ anything = (
     | st.binary()
     | st.just(10**400)
 )
-anything |= st.lists(anything, max_size=3) | st.tuples(anything)
+anything = anything | st.lists(anything, max_size=3) | st.tuples(anything)
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)

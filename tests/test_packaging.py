@@ -90,7 +90,14 @@ class Tools:
 def make_venv(folder: Path, *requirements: str | Path) -> Path:
     """The programs' folder of a new environment."""
     venv.create(folder, with_pip=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    pip = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "-q",
+    ]
     run(*pip, *requirements, cwd=folder)
     return folder / "bin"
 
@@ -181,7 +188,7 @@ def test_its_data_are_installed(installed: Path, tmp_path: Path) -> None:
 def test_users_get_types(tools: Tools, installed: Path, tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(dedent(USER))
     (tmp_path / "mistakes.py").write_text(dedent(MISTAKES))
-    mypy = [tools.bin / "mypy", "--strict", "--python-executable", installed / "python"]
+    mypy = (tools.bin / "mypy", "--strict", "--python-executable", installed / "python")
     run(*mypy, "user.py", cwd=tmp_path)
     with pytest.raises(AssertionError) as said:
         run(*mypy, "mistakes.py", cwd=tmp_path)

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
@@ -29,6 +29,7 @@ from support.ports import free_port
 from support.processes import PATIENCE
 from support.serve import GUNICORN, POOLED_SERVE, environment
 from support.servers import ROOT, Server
+from support.text import find
 
 README = (ROOT / "README.md").read_text()
 SHOP = ROOT / "examples" / "shop"
@@ -154,7 +155,7 @@ def test_versions_are_those_of_the_project() -> None:
     extras = re.findall(r"pooled-serve\[(\w+)\]", README)
     assert set(extras) <= set(project["optional-dependencies"])
     changes = (ROOT / "CHANGELOG.md").read_text()
-    assert re.search(r"^## (\S+)", changes, re.M).group(1) == pooled_serve.__version__
+    assert find(r"^## (\S+)", changes, re.M).group(1) == pooled_serve.__version__
     assert f"Version {pooled_serve.__version__} is" in README
 
 
@@ -243,11 +244,11 @@ def test_an_example_of_the_configuration_file(myproject: Path, tmp_path: Path) -
     source = the_block("python", "# gunicorn.conf.py").text.replace("replica", "default")
     (myproject / "gunicorn.conf.py").write_text(source)
 
-    def pool(*args: str, **env: str) -> list[str]:
+    def pool(*args: str, **env: str) -> tuple[str | Any, ...]:
         done = command.run("myproject.wsgi", "--check", *args, cwd=myproject, env=env)
         assert "Server    3 workers" in done.stdout, done.output
         (row,) = re.findall(r"^  default  .*$", done.stdout, re.M)
-        return re.search(r"/\w+ +(\d+) +(\d+) ", row).groups()
+        return find(r"/\w+ +(\d+) +(\d+) ", row).groups()
 
     assert pool() == ("8", "16")
     (myproject / "gunicorn.conf.py").write_text(re.sub("pool_aliases.*", "", source))

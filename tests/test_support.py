@@ -6,17 +6,19 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pymysql
 import pytest
 
 from support import processes
 from support.load import Hammer, hammer
-from support.netproxy import CommandCounter, Counter, NetProxy
+from support.netproxy import CommandCounter, NetProxy
 from support.ports import free_port
 from support.serve import GUNICORN, Serve, ServerExited
 from support.servers import Database, Server
@@ -39,10 +41,10 @@ def connect(database: Database, **options: object) -> pymysql.Connection:
     return pymysql.connect(**database.connect_args(), ssl_disabled=True, **options)
 
 
-def run(connection: pymysql.Connection, sql: str) -> tuple:
+def run(connection: pymysql.Connection, sql: str) -> tuple[tuple[Any, ...], ...]:
     with connection.cursor() as cursor:
         cursor.execute(sql)
-        return cursor.fetchall()
+        return tuple(cursor.fetchall())
 
 
 # Databases
@@ -247,7 +249,7 @@ def app(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def gunicorn(app: Path, *args: str, **options: object) -> Serve:
+def gunicorn(app: Path, *args: str, **options: Any) -> Serve:
     return Serve("app:application", *args, cwd=app, command=GUNICORN, **options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from textwrap import dedent
 from typing import Any
 
@@ -15,7 +16,7 @@ from support.script import run_script
 from support.servers import Database, Server
 
 COM_QUERY = 3
-MODE = {"POOLED_SERVE_POOL_MODE": "transaction"}
+run_in_mode = partial(run_script, POOLED_SERVE_POOL_MODE="transaction")
 
 HELPERS = """
     from django.db import DatabaseError, Error, IntegrityError, OperationalError, ProgrammingError
@@ -64,7 +65,7 @@ def script(project: Any, database: Database) -> Any:
     def script(source: str, *, views: str = "", on: Database = database, **settings: Any) -> Any:
         folder = project(views, databases={"default": on.django(**settings)})
         whole = dedent(HELPERS) + dedent(source) + "\nassert_sound()\n"
-        return run_script(folder, whole, **MODE)
+        return run_in_mode(folder, whole)
 
     return script
 
@@ -773,7 +774,7 @@ def test_management_commands(project: Any, database: Database) -> None:
         report([user.username for user in User.objects.all()])
         assert_sound()
     """
-    assert run_script(folder, source, **MODE) == ["ada"]
+    assert run_in_mode(folder, source) == ["ada"]
 
 
 # --- What pins a lease -------------------------------------------------------------------------

@@ -207,8 +207,8 @@ def environment_for(django: str) -> Path:
     if not (folder / "complete").exists():
         print(f"making {folder.name}")
         requirement = f"django=={django}" if django.count(".") > 1 else f"django=={django}.*"
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-e", f"{ROOT}[rsa]", requirement], check=True)
         (folder / "complete").touch()
     return python
@@ -216,7 +216,7 @@ def environment_for(django: str) -> Path:
 
 def django_tests(python: Path) -> Path:
     """The folder of the tests that belong to the Django of this Python."""
-    ask = [python, "-c", "import django; print(django.__version__)"]
+    ask = [str(python), "-c", "import django; print(django.__version__)"]
     version = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
     tests = CACHE / f"django-{version}" / "tests"
     if tests.exists():
@@ -224,7 +224,7 @@ def django_tests(python: Path) -> Path:
     print(f"downloading the tests of Django {version}")
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        pip = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        pip = [str(python), "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         pip += ["--no-deps", "--no-binary=django", f"--dest={folder}", f"django=={version}"]
         subprocess.run(pip, check=True)
         (archive,) = Path(folder).glob("*.tar.gz")

@@ -269,8 +269,7 @@ def test_what_is_remembered_is_a_few_megabytes_at_most(letter: str, length: int)
     def works() -> Iterator[object]:
         for n in range(100 if length > 10_000 else 1500):
             classify(f"SELECT LAST_INSERT_ID({n}), '{letter * length}'")
-            classify(f"SELECT {n} AS a, '{letter * length}'".encode())
-            yield
+            yield classify(f"SELECT {n} AS a, '{letter * length}'".encode())
 
     assert most_held(works()) < 5_000_000
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pymysql
@@ -111,15 +112,14 @@ def statement(rng: random.Random, corpus: list[str]) -> str:
     words = rng.choice(corpus).split(" ")
     if rng.random() < 0.5:
         n = rng.randrange(len(words))
-        words[n] = rng.choice(
-            [
-                *["`{}`".format, '"{}"'.format] * 2,
-                str.lower,
-                lambda word: word.translate(ACCENTS),
-                lambda word: f"`{word.translate(ACCENTS)}`",
-                lambda word: f"app.{word}",
-            ]
-        )(words[n])
+        changes: list[Callable[[str], str]] = [
+            *["`{}`".format, '"{}"'.format] * 2,
+            str.lower,
+            lambda word: word.translate(ACCENTS),
+            lambda word: f"`{word.translate(ACCENTS)}`",
+            lambda word: f"app.{word}",
+        ]
+        words[n] = rng.choice(changes)(words[n])
     text = words[0]
     for word in words[1:]:
         text += rng.choice([" ", " ", "", *SPACES, *COMMENTS]) if rng.random() < 0.15 else " "

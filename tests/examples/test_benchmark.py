@@ -162,7 +162,8 @@ def load(project: MakeProject, serve: StartServe) -> Callable[..., Mapping[str, 
         common = ("--clients", "5", "--seconds", "0.3", "--server-pid", str(server.master_pid))
         done = run("client.py", str(server.port), *args, *common)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        result: Mapping[str, Any] = json.loads(done.stdout)
+        return result
 
     return run_client
 
@@ -193,7 +194,13 @@ def test_between_turns_server_and_clocks_stand_still(
     turns: list[str], timed: bool, project: MakeProject, serve: StartServe
 ) -> None:
     server = serve(project(VIEWS), "--pool-size", "2", "--keep-alive", "75")
-    command = [sys.executable, BENCHMARK / "client.py", str(server.port), "/good", "--in-turns"]
+    command = [
+        sys.executable,
+        str(BENCHMARK / "client.py"),
+        str(server.port),
+        "/good",
+        "--in-turns",
+    ]
     command += ["--clients", "5", "--server-pid", str(server.master_pid)]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdin
@@ -252,7 +259,12 @@ def test_a_load_counts_each_client_and_what_still_waits(
     (worker,) = server.worker_pids()
     crowd = fairness.Crowd(server.port, "/good", clients=3, close=False)
     crowd.run_for(0.1)
-    wait_until(lambda: crowd.run(time.perf_counter() + 0.1) or min(crowd.answers.values()))
+
+    def all_served() -> bool:
+        crowd.run(time.perf_counter() + 0.1)
+        return min(crowd.answers.values()) > 0
+
+    wait_until(all_served)
     crowd.stop()
     assert [*crowd.workers.values()] == [str(worker).encode()] * 3
     assert crowd.answers.total() == crowd.ok == len(crowd.waits)
@@ -285,7 +297,9 @@ def test_what_is_fair() -> None:
 @torture
 def test_a_quick_comparison_from_beginning_to_end(tmp_path: Path) -> None:
     args = ("--quick", "--seconds", "2", "--no-install", "--views", "one")
-    done = run("compare.py", *args, "--contenders", "pooled-request,ceiling", "--out", tmp_path)
+    done = run(
+        "compare.py", *args, "--contenders", "pooled-request,ceiling", "--out", str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["machine"]["cores"] >= 1

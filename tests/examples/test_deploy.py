@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -32,13 +33,14 @@ from support.ports import free_port
 from support.processes import PATIENCE, wait_until
 from support.serve import Client, Serve, environment
 from support.servers import EXAMPLES, ROOT, Database, Server, tied_to_us
+from support.text import find
 
 DEPLOY = EXAMPLES / "deploy"
 BIN = Path(sys.executable).parent
 README = (DEPLOY / "README.md").read_text()
 
 GRACEFUL = GracefulTimeout.default
-POOL_TIMEOUT = next(o.default for o in OPTIONS if o.flag == "--pool-timeout")
+POOL_TIMEOUT = float(str(next(o.default for o in OPTIONS if o.flag == "--pool-timeout")))
 
 SETTINGS = next(s for s in re.findall(r"```python\n(.*?)```", README, re.S) if "DATABASES" in s)
 
@@ -87,7 +89,7 @@ def text(name: str) -> str:
 
 
 def seconds(duration: str) -> float:
-    (number, unit) = re.fullmatch(r"(\d+)(m?s?)", duration).groups()
+    number, unit = find(r"^(\d+)(m?s?)$", duration).groups()
     return int(number) * {"": 1, "s": 1, "m": 60}[unit]
 
 
@@ -132,7 +134,8 @@ def instructions() -> list[tuple[str, str]]:
     """Those of the Dockerfile, with continued lines in one."""
     lines = [line for line in text("Dockerfile").splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]
+    split = [line.partition(" ") for line in joined.splitlines() if line]
+    return [(name, rest.lstrip()) for name, _, rest in split]
 
 
 def the_instruction(name: str) -> str:
@@ -141,7 +144,8 @@ def the_instruction(name: str) -> str:
 
 
 def image_command() -> list[str]:
-    return json.loads(the_instruction("CMD"))
+    command: list[str] = json.loads(the_instruction("CMD"))
+    return command
 
 
 def image_variables() -> dict[str, str]:
@@ -151,7 +155,8 @@ def image_variables() -> dict[str, str]:
 
 
 def health_check() -> list[str]:
-    return json.loads(the_instruction("HEALTHCHECK").partition(" CMD ")[2])
+    command: list[str] = json.loads(the_instruction("HEALTHCHECK").partition(" CMD ")[2])
+    return command
 
 
 class Container:
@@ -193,6 +198,9 @@ class Container:
     def __exit__(self, *exc_info: Any) -> None:
         self.server.__exit__(*exc_info)
 
+    def answers(self, path: str) -> bool:
+        return self.status(path) == 200
+
     def status(self, path: str) -> int:
         with Client(("127.0.0.1", self.ports["9100"])) as client:
             return client.get(path).status
@@ -219,7 +227,7 @@ def test_the_image_serves_read_only_and_not_as_root(myproject: Path, env: dict[s
         wait_until(container.is_healthy)
         for probe in kubernetes_probes().values():
             assert probe["httpGet"]["port"] == "status"
-            wait_until(lambda path=probe["httpGet"]["path"]: container.status(path) == 200)
+            wait_until(partial(container.answers, probe["httpGet"]["path"]))
         container.server.stop()
         assert not container.is_healthy()
 
@@ -248,8 +256,8 @@ def test_each_step_of_the_build(mariadb: Server, tmp_path: Path) -> None:
     python = tmp_path / "python"  # in the place of the base image
     subprocess.run([sys.executable, "-m", "venv", python], check=True)
     # in the place of the index, where this version is not yet
-    pip = [python / "bin" / "pip", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", wheels, ROOT], check=True)
+    pip = [str(python / "bin" / "pip"), "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)], check=True)
     image.mkdir()
     variable = image_variables()
     variable |= {"PATH": f"{python / 'bin'}:{os.environ['PATH']}", "PIP_FIND_LINKS": str(wheels)}
@@ -300,7 +308,8 @@ def test_each_step_of_the_build(mariadb: Server, tmp_path: Path) -> None:
 
 
 def compose() -> dict[str, Any]:
-    return yaml.safe_load(text("compose.yaml"))
+    composed: dict[str, Any] = yaml.safe_load(text("compose.yaml"))
+    return composed
 
 
 def kubernetes() -> dict[str, Any]:
@@ -308,7 +317,8 @@ def kubernetes() -> dict[str, Any]:
 
 
 def the_pod() -> dict[str, Any]:
-    return kubernetes()["Deployment"]["spec"]["template"]["spec"]
+    pod: dict[str, Any] = kubernetes()["Deployment"]["spec"]["template"]["spec"]
+    return pod
 
 
 def kubernetes_probes() -> dict[str, Any]:
@@ -499,7 +509,7 @@ def test_the_unit_on_sockets_of_systemd(
             assert server.get("/new").text == "new"
             server.stop()
         # they are systemd's, who has them open for the next one
-        assert Path(server.address).is_socket()
+        assert Path(str(server.address)).is_socket()
 
 
 def test_the_unit_names_the_addresses_of_its_sockets() -> None:
@@ -681,7 +691,8 @@ METRICS = {
 
 
 def dashboard() -> dict[str, Any]:
-    return json.loads(text("grafana-dashboard.json"))
+    board: dict[str, Any] = json.loads(text("grafana-dashboard.json"))
+    return board
 
 
 def queries(**variables: str) -> list[str]:
@@ -696,7 +707,8 @@ def queries(**variables: str) -> list[str]:
 
 def rules() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load(text("prometheus-rules.yaml"))["groups"]
-    return group["rules"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
 
 
 def test_rules_and_dashboard_name_metrics_that_there_are() -> None:

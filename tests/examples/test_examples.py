@@ -23,6 +23,7 @@ from support import processes, torture
 from support.ports import free_port
 from support.serve import Serve, environment
 from support.servers import ROOT, Database, Server
+from support.text import find
 
 SHOP = ROOT / "examples" / "shop"
 PRODUCTS = 300
@@ -75,7 +76,8 @@ class Shop:
         try:
             seeded = run("manage.py", "seed", f"--products={PRODUCTS}", env=self.env, stderr=theirs)
             assert seeded.returncode == 0
-            return os.read(ours, 10_000).decode() + seeded.stdout
+            shown: str = os.read(ours, 10_000).decode() + seeded.stdout
+            return shown
         finally:
             os.close(ours)
             os.close(theirs)
@@ -139,14 +141,15 @@ class Visitor:
             token = next(c.value for c in self._cookies if c.name == "csrftoken")
             data = urlencode({**form, "csrfmiddlewaretoken": token}).encode()
         with self._opener.open(self._base + path, data, timeout=60) as response:
-            return response.read().decode()
+            page: bytes = response.read()
+            return page.decode()
 
 
 def test_a_visitor_browses_and_buys(shop: Shop) -> None:
     with opened(shop, "--pool-size", "2") as server:
         visitor = Visitor(server.port)
         assert visitor.open("/").count('class="card"') == 24
-        product = re.search(r"/product/\d+/", visitor.open("/search/?q=oak")).group()
+        product = find(r"/product/\d+/", visitor.open("/search/?q=oak")).group()
         assert "oak" in visitor.open(product).lower()
         assert "At your door in" in visitor.open(f"{product}delivery/")
         assert "Log in" in visitor.open("/admin/login/?next=/admin/")

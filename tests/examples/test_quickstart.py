@@ -25,6 +25,7 @@ from support import processes
 from support.ports import free_port
 from support.serve import Client, environment
 from support.servers import ROOT, Server
+from support.text import find
 
 PRODUCTS = 60
 
@@ -167,12 +168,12 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
         # A hundred visitors would still be waiting on a busy machine when load.py has enough.
         tried = typed(checkout, f"{load} --seconds 1 --clients 30")
         assert re.search(r"^failed +none$", tried, re.MULTILINE), tried
-        most, last = map(int, re.search(r"at most (\d+), at the end (\d+)", tried).groups())
+        most, last = map(int, find(r"at most (\d+), at the end (\d+)", tried).groups())
         assert 4 <= last <= most <= 10
         only_idle = "4 connections, without the one that asks"
         processes.wait_until(lambda: only_idle in typed(checkout, connections))
 
-        password = re.search(
+        password = find(
             r"mysql://shop:([^@]+)@", (checkout / ".quickstart" / "env").read_text()
         ).group(1)
         assert password not in running.output

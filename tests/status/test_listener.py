@@ -76,11 +76,13 @@ class Status:
 
     def pool_at_rest(self) -> dict[str, Any]:
         """Once nobody has a connection: they are cleaned, and come back, after the answer."""
-        return self.wait_for(
+        stats = self.wait_for(
             lambda stats: all(
                 pool["in_use"] == pool["waiting"] == 0 for pool in stats["pools"].values()
             )
-        )["pools"]["default"]
+        )
+        pool: dict[str, Any] = stats["pools"]["default"]
+        return pool
 
 
 @pytest.fixture

@@ -462,7 +462,8 @@ def test_a_server_of_another_version_does_not_stop_it(open_page: OpenPage) -> No
     answers.stats["pools"] = {"default": {}}
     page.after(1)
     assert page.value("in_use") == page.value("wait_p95") == page.cell(1, "waiting") == "–"
-    for broken in (None, 500, [], "nonsense", {"pools": 3, "workers": {"a": 1}}):
+    nonsense: list[Any] = [None, 500, [], "nonsense", {"pools": 3, "workers": {"a": 1}}]
+    for broken in nonsense:
         answers.stats = broken
         page.after(1)
     complete["more"] = {"of": ["what", "comes"]}

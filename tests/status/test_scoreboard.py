@@ -6,7 +6,7 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from typing import Any
 
 import pytest
@@ -127,7 +127,7 @@ def test_a_full_scoreboard_is_one_log_line(caplog: pytest.LogCaptureFixture) -> 
 class Slow:
     """Numbers that take a while to write, so that a reader comes in between."""
 
-    def __init__(self, numbers: Any) -> None:
+    def __init__(self, numbers: MutableSequence[float]) -> None:
         self._numbers = numbers
 
     def __getitem__(self, i: int) -> float:

@@ -50,5 +50,6 @@ def _unpack(package: str, folder: Path) -> None:
 
 
 def _run(*command: str, cwd: str) -> None:
-    quietly = {"stdin": subprocess.DEVNULL, "capture_output": True}
-    subprocess.run(command, cwd=cwd, timeout=120, check=True, **quietly)
+    subprocess.run(
+        command, cwd=cwd, timeout=120, check=True, stdin=subprocess.DEVNULL, capture_output=True
+    )

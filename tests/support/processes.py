@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], T], timeout: float = PATIENCE) -> T:
+def wait_until(condition: Callable[[], T | Literal[False] | None], timeout: float = PATIENCE) -> T:
     """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

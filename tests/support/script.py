@@ -98,12 +98,12 @@ def names(cap: int | None) -> dict[str, Any]:
     def report(value: object) -> None:
         print("report", json.dumps(value), flush=True)
 
-    def run(sql: str, *args: object, alias: str = "default") -> list[Any]:
+    def run(sql: str, *args: Any, alias: str = "default") -> list[Any]:
         with connections[alias].cursor() as cursor:
             cursor.execute(sql, args or None)
             return list(cursor.fetchall()) if cursor.description else []
 
-    def one(sql: str, *args: object, alias: str = "default") -> Any:
+    def one(sql: str, *args: Any, alias: str = "default") -> Any:
         return run(sql, *args, alias=alias)[0][0]
 
     def pool(alias: str = "default") -> Any:

@@ -114,7 +114,6 @@ class Site:
 
     def _is_quiet(self) -> bool:
         stats = self.pool()
-        return (
-            stats["in_use"] == stats["waiting"] == 0
-            and len(self.connection_ids()) == stats["idle"] > 0
-        )
+        if stats["in_use"] or stats["waiting"] or not stats["idle"]:
+            return False
+        return len(self.connection_ids()) == int(stats["idle"])
