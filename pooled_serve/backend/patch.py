@@ -1,7 +1,8 @@
 """The Django seam: where pooled connections enter, and where they leave a request.
 
 Three functions of Django are replaced, ``ConnectionHandler.create_connection``,
-``WSGIHandler.__call__`` and ``response_for_exception``; no signal is connected, because the test
+``WSGIHandler.__call__`` and ``response_for_exception`` (see
+:mod:`pooled_serve.backend.unavailable`); no signal is connected, because the test
 client disconnects Django's.
 """
 
@@ -16,23 +17,18 @@ from typing import Any
 
 import gevent
 import pymysql
-from django.core.handlers import exception as handlers
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve import compat
-from pooled_serve.backend import registry
+from pooled_serve.backend import registry, unavailable
 from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
-from pooled_serve.errors import PoolTimeout, startup_error
+from pooled_serve.errors import startup_error
 from pooled_serve.options import PoolPlans
 from pooled_serve.status.scoreboard import PoolRow
-
-RETRY_AFTER = "1"
-"""Seconds after which a client that got a 503 may try again."""
 
 LAST_CALL = 5.0
 """Seconds after the last hook until threads lose their connections. Jobs that come to their end
@@ -42,7 +38,6 @@ _wrappers: Any = None  # our module of that name, once PyMySQL is in the place o
 
 _create_connection = ConnectionHandler.create_connection
 _handle = WSGIHandler.__call__
-_response_for_exception = handlers.response_for_exception
 
 
 def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
@@ -62,7 +57,7 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     scopes.configure(per_transaction=mode == "transaction", own_launcher=own_launcher)
     registry.start(plan)
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
-    handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
+    unavailable.install()
 
 
 def _import_wrappers() -> None:
@@ -142,27 +137,6 @@ def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
         return _handle(handler, environ, start_response)
     finally:
         scope.leave_view(nested)
-
-
-def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponseBase:
-    """In place of Django's: a request that got no connection in time is told to come back.
-
-    No middleware can do that, because Django has made a 500 of the exception before any sees it.
-    """
-    if not isinstance(exc, PoolTimeout):
-        return _response_for_exception(request, exc)
-    if exc.pool in _databases:
-        _databases[exc.pool].log.refused(str(exc))  # not itself, which holds the request
-    response = HttpResponse(
-        b"The server is busy. Please try again.\n",
-        status=503,
-        content_type="text/plain; charset=utf-8",
-        headers={"Retry-After": RETRY_AFTER},
-    )
-    # Django would log each of them, and mail it to ADMINS: an overload made worse. The pool's
-    # log tells about them.
-    response._has_been_logged = True  # type: ignore[attr-defined]
-    return response
 
 
 def begin_request(request: Any) -> None:

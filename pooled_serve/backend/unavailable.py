@@ -1,0 +1,41 @@
+"""The 503 for a request that got no connection in time.
+
+No middleware can answer it, because Django has made a 500 of the exception before any sees it. So
+``response_for_exception`` is replaced, which makes that response.
+"""
+
+from __future__ import annotations
+
+from django.core.handlers import exception as handlers
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+
+from pooled_serve.backend.registry import databases
+from pooled_serve.errors import PoolTimeout
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that got a 503 may try again."""
+
+_response_for_exception = handlers.response_for_exception
+
+
+def install() -> None:
+    """Answer with a 503 from now on."""
+    handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
+
+
+def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponseBase:
+    """In place of Django's, which still answers all other exceptions."""
+    if not isinstance(exc, PoolTimeout):
+        return _response_for_exception(request, exc)
+    if exc.pool in databases:
+        databases[exc.pool].log.refused(str(exc))  # not the exception, which holds the request
+    response = HttpResponse(
+        b"The server is busy. Please try again.\n",
+        status=503,
+        content_type="text/plain; charset=utf-8",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+    # Django would log each of them, and mail it to ADMINS: an overload made worse. The pool's log
+    # has a line, at most one a second.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
