@@ -269,7 +269,7 @@ class PoolOptions:
         flag,
         "",
         "Refuse to start on warnings, and when a database cannot be reached.",
-        False,
+        default=False,
     )
 
     @classmethod

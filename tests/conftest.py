@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import hypothesis
 import pytest
 
-from support import processes, servers
+from support import TORTURE, processes, servers
 from support.django_project import APP, write_project
 from support.serve import Serve
 from support.servers import Database, Server
@@ -27,6 +27,14 @@ hypothesis.settings.load_profile("any machine")
 
 # Servers that go on from test to test. Tests may restart them, so their process ids change.
 _lasting: list[Server] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not TORTURE:
+        skip = pytest.mark.skip(reason="takes minutes; set TORTURE=1")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

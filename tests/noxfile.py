@@ -27,7 +27,9 @@ ROOT = Path(__file__).parents[1]
 nox.options.envdir = str(ROOT / ".venv-matrix")
 nox.options.error_on_missing_interpreters = False
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+TEST_GROUP = nox.project.dependency_groups(PYPROJECT, "test")
 LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
 
 TESTS = [
@@ -76,7 +78,7 @@ def add(row: Row) -> None:
     def tests(session: nox.Session) -> None:
         """The tests on one row."""
         session.chdir(ROOT)
-        session.install("-e", ".[test]", *requirements(row))
+        session.install("-e", ".[metrics]", *TEST_GROUP, *requirements(row))
         command = ["python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
         tests = [f"tests/{test}" for test in TESTS]
         session.run(*command, *session.posargs, *tests, env={"WITHOUT_MYSQL": "1"})

@@ -157,7 +157,8 @@ def test_the_metadata_are_complete(tools: Tools) -> None:
     assert about["License-Expression"] == "MIT"
     assert about["Requires-Python"] == ">=3.11"
     assert about["Description-Content-Type"] == "text/markdown"
-    assert {"rsa", "metrics"} <= set(about.get_all("Provides-Extra", []))
+    assert set(about.get_all("Provides-Extra", [])) == {"rsa", "metrics"}
+    assert about["Author"]
     classifiers = about.get_all("Classifier", [])
     assert "Typing :: Typed" in classifiers
     assert "Operating System :: POSIX :: Linux" in classifiers

@@ -185,7 +185,7 @@ def chart(results: Results, views: Sequence[str], *, ours: str, note: str) -> st
         parts.append(f'<text x="0" y="{y}">{escape(title.replace("`", ""))}</text>')
         for column, view in enumerate(views):
             x = NAME_WIDTH + column * (PANEL + GAP)
-            parts += _bar(results, contender, view, x, y, contender.startswith(ours))
+            parts += _bar(results, contender, view, x, y, ours=contender.startswith(ours))
     for column, view in enumerate(views):
         x = NAME_WIDTH + column * (PANEL + GAP)
         parts.append(f'<text class="view" x="{x}" y="18">{escape(results.views[view])}</text>')
@@ -193,7 +193,9 @@ def chart(results: Results, views: Sequence[str], *, ours: str, note: str) -> st
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _bar(results: Results, contender: str, view: str, x: float, y: float, ours: bool) -> list[str]:
+def _bar(
+    results: Results, contender: str, view: str, x: float, y: float, *, ours: bool
+) -> list[str]:
     served = results.fair(contender, view, "per_second")
     if served is None:
         return [f'<text class="note" x="{x}" y="{y}">not measured</text>']

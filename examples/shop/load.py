@@ -98,7 +98,11 @@ def run(
         started = time.monotonic()
         deadline = started + seconds
         greenlets = [
-            gevent.spawn(_client, host, port, random.Random(n), paths, keep_alive, deadline, tally)
+            gevent.spawn(
+                _client,
+                *(host, port, random.Random(n), paths, deadline, tally),
+                keep_alive=keep_alive,
+            )
             for n in range(clients)
         ]
         gevent.joinall(greenlets, timeout=seconds + GRACE)
@@ -130,12 +134,13 @@ def _client(
     port: int,
     rng: random.Random,
     paths: Sequence[str],
-    keep_alive: bool,
     deadline: float,
     tally: _Tally,
+    *,
+    keep_alive: bool,
 ) -> None:
     """One visitor: a request after the other, on one connection where the server lets it."""
-    connection = _Connection(host, port, keep_alive)
+    connection = _Connection(host, port, keep_alive=keep_alive)
     while (began := time.monotonic()) < deadline:
         try:
             status = connection.get(rng.choice(paths).format(id=rng.randint(1, 50)))
@@ -158,7 +163,7 @@ class _Connection:
     with the server they measure take from it what they use.
     """
 
-    def __init__(self, host: str, port: int, keep_alive: bool) -> None:
+    def __init__(self, host: str, port: int, *, keep_alive: bool) -> None:
         self._address = (host, port)
         name = f"[{host}]" if ":" in host else host
         self._rest = f" HTTP/1.1\r\nHost: {name}:{port}\r\n"

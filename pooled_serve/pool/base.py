@@ -164,9 +164,8 @@ class PoolBase(Generic[C]):
         """Returns the connections by state, the queue and the longest lease, in words."""
         entries = self._entries
         words = [f"{len(entries.leased)} in use", f"{len(entries.idle)} idle"]
-        for state in ("connecting", "resetting", "closing"):
-            if count := len(getattr(entries, state)):
-                words.append(f"{count} {state}")
+        others = ("connecting", "resetting", "closing")
+        words += [f"{count} {s}" for s in others if (count := len(getattr(entries, s)))]
         words.append(f"{len(self._queue)} waiting")
         words.append("cap unlimited" if self.cap == math.inf else f"cap {self.cap:.0f}")
         if oldest := entries.oldest_lease():

@@ -166,7 +166,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         wrapper = connections[alias]
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
-        return DatabaseReport(alias, False, label), None
+        return DatabaseReport(alias, pooled=False, label=label), None
     from pooled_serve.driver.connection import MySQLConnection
 
     databases.check(alias, settings)

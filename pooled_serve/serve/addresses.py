@@ -67,7 +67,7 @@ def listen(
         try:
             sockets.append(_listen(address, cfg, log))
         except (OSError, ValueError) as error:
-            problems.append(_problem(address, address in status, error))
+            problems.append(_problem(address, error, is_status=address in status))
     if problems:
         for made in sockets:
             made.close()
@@ -87,7 +87,7 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
         try:
             probes.append(_bind(address, reuse_port=reuse_port))
         except (OSError, ValueError) as error:
-            problems.append(_problem(address, address in status, error))
+            problems.append(_problem(address, error, is_status=address in status))
     for probe in probes:  # not earlier: two of them may exclude each other
         if probe is not None:
             probe.close()
@@ -157,7 +157,7 @@ def _exists(address: str) -> bool:
 # --- Why not -----------------------------------------------------------------------------------
 
 
-def _problem(address: Address, is_status: bool, error: Exception) -> Finding:
+def _problem(address: Address, error: Exception, *, is_status: bool) -> Finding:
     flag = "--status" if is_status else "-b"
     name = text(address) + (" (--status)" if is_status else "")
     said = getattr(error, "strerror", None) or str(error)

@@ -332,6 +332,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("head", ["SELECT ", "SET ", "\\"])
+@pytest.mark.timing
 def test_the_time_grows_with_the_length(head: str, subtests: pytest.Subtests) -> None:
     """Eight times as long may take eight times as long, not 64 times."""
 

@@ -224,6 +224,7 @@ def test_between_turns_server_and_clocks_stand_still(
     assert server.get("/good").status == 200
 
 
+@pytest.mark.timing
 def test_a_server_that_is_down_is_a_failure_of_each_attempt() -> None:
     load = client.Load(free_port(), "/", clients=3)
     began = time.perf_counter()

@@ -162,7 +162,9 @@ def health_check() -> list[str]:
 class Container:
     """CMD of the Dockerfile as it would run there: user 10001, nothing but /dev/shm writable."""
 
-    def __init__(self, folder: Path, app: str, env: Mapping[str, str], bin: Path = BIN) -> None:
+    def __init__(
+        self, folder: Path, app: str, env: Mapping[str, str], programs: Path = BIN
+    ) -> None:
         if os.geteuid() != 0:
             pytest.skip("a read-only file system takes root")
         self.ports = {"8000": free_port(), "9100": free_port()}
@@ -170,7 +172,7 @@ class Container:
         self.env = {
             **dict(zip(names, self._here(names.values()), strict=True)),
             **env,
-            "PATH": f"{bin}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{os.environ['PATH']}",
             "PYTHONPATH": None,
         }
         program, _, *args = self._here(image_command())
@@ -179,7 +181,7 @@ class Container:
             mount --make-rprivate / && mount -o remount,bind,ro / || exit 90
             mountpoint -q /tmp && {{ mount -o remount,bind,ro /tmp || exit 91; }}
             touch /tmp/x "$PWD/x" 2>/dev/null && exit 92
-            exec unshare --user --map-user={user} --map-group={group} {bin}/{program} "$@"
+            exec unshare --user --map-user={user} --map-group={group} {programs}/{program} "$@"
         """
         self.server = Serve(
             app,

@@ -32,6 +32,7 @@ def far(mariadb: Server, proxy: NetProxy) -> Database:
     return mariadb.create_database().via(proxy.port)
 
 
+@pytest.mark.timing
 def test_connects_that_are_never_answered_end_at_the_deadline(
     site: StartSite, proxy: NetProxy, far: Database
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_query_that_freezes_holds_up_nobody_else(
     shop.assert_whole()
 
 
+@pytest.mark.timing
 def test_a_query_that_freezes_ends_at_the_read_timeout(
     site: StartSite, proxy: NetProxy, far: Database
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_query_that_freezes_ends_at_the_read_timeout(
     shop.assert_whole()
 
 
+@pytest.mark.timing
 def test_idle_connections_that_a_firewall_forgot_cost_one_wait_for_all(
     site: StartSite, proxy: NetProxy, far: Database
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_restart_under_load_costs_requests_only_while_it_lasts(
     shop.assert_whole()
 
 
+@pytest.mark.timing
 def test_in_a_long_outage_requests_fail_fast_and_the_server_is_not_stormed(
     site: StartSite, mariadb: Server
 ) -> None:
@@ -196,6 +197,7 @@ def test_too_many_connections_means_waiting_for_those_that_come_back(
     shop.assert_whole()
 
 
+@pytest.mark.timing
 def test_a_changed_password_fails_new_connections_at_once_until_it_is_changed_back(
     site: StartSite, mariadb: Server
 ) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from support.client import gate
 from support.load import hammer
 from support.processes import wait_until
@@ -25,6 +27,7 @@ RECOVERED = re.compile(
 )
 
 
+@pytest.mark.timing
 def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: StartSite) -> None:
     # Two connections at a tenth of a second each serve 20 requests a second. Of 40 clients, half
     # are served at once or wait for up to a second, and the others are told at its end.

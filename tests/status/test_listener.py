@@ -787,6 +787,7 @@ TAKEN = re.compile(
 )
 
 
+@pytest.mark.timing
 def test_a_lease_that_lasts_too_long_is_told_with_the_stack_that_took_it(
     status: StartStatus,
 ) -> None:

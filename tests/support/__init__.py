@@ -7,4 +7,5 @@ import pytest
 TORTURE = bool(os.environ.get("TORTURE"))
 """Whether to run all of what the everyday run takes a sample of, as CI does."""
 
-torture = pytest.mark.skipif(not TORTURE, reason="takes minutes; set TORTURE=1")
+torture = pytest.mark.slow
+"""Tests that take minutes; without TORTURE=1, conftest.py skips them."""
