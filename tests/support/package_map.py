@@ -1,0 +1,56 @@
+"""The map of the package in the README: a line for each module, the beginning of its docstring.
+
+    python tests/support/package_map.py
+
+writes it anew; tests/test_architecture.py fails while it is not what the modules say.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "pooled_serve"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- tests/support/package_map.py writes this -->\n", "<!-- end of the map -->\n"
+
+
+def package_map(folders: tuple[str, ...]) -> str:
+    """The text between the marks; folders come in this order, and what has none before them."""
+    files = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+    lines = [_line(path, path.name) for path in files]
+    for folder in folders:
+        lines.append(f"{folder + '/':21} {_first_sentence(PACKAGE / folder / '__init__.py')}")
+        files = sorted(path for path in (PACKAGE / folder).iterdir() if path.suffix == ".py")
+        lines += [_line(path, f"  {path.name}") for path in files if path.name != "__init__.py"]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def folders() -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+
+
+def written() -> str:
+    """What the README has."""
+    return README.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def write() -> None:
+    readme = README.read_text()
+    README.write_text(readme.replace(BEGIN + written(), BEGIN + package_map(folders())))
+
+
+def _line(path: Path, name: str) -> str:
+    return f"{name:21} {_first_sentence(path)}"
+
+
+def _first_sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    return re.split(r"(?<=\w)[.:;](?: |$)", paragraph)[0].replace("``", "")
+
+
+if __name__ == "__main__":
+    write()
