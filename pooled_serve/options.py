@@ -167,12 +167,12 @@ class Option:
         return self.parse is alias_sizes
 
 
-def _option(*args: Any, adjustable: bool = False) -> Any:
+def _option(*args: Any, adjustable: bool = False, **named: Any) -> Any:
     """A field of :class:`PoolOptions`.
 
     :param adjustable: the plan may lower the default, so it must see whether a value was given.
     """
-    option = Option(*args)
+    option = Option(*args, **named)
     return field(default=None if adjustable else option.default, metadata={"option": option})
 
 

@@ -720,7 +720,7 @@ def test_set_pool_size_refuses_numbers_that_make_no_sense(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         pooling.set_pool_size(*arguments)
-    assert not pooling._said
+    assert not pooling._explicit
 
 
 def test_none_means_no_limit_as_with_the_ancestor(script: Any) -> None:

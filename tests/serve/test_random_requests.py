@@ -177,4 +177,5 @@ def is_quiet(web: Serve, server: Server, user: str) -> bool:
     """Whether nothing is in use, and the server knows of nothing but what is idle."""
     state = web.get("/state", timeout=60).json()
     connections = len(server.admin.processlist(user))
-    return state["in_use"] == state["waiting"] == 0 and connections == state["idle"] > 0
+    whole: bool = state["in_use"] == state["waiting"] == 0 and connections == state["idle"] > 0
+    return whole

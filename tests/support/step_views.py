@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import gevent
 from django.db import connection, connections, transaction
@@ -39,7 +39,7 @@ class Wanted(Exception):
     """A view that fails."""
 
 
-def run(sql: str, *values: object, using: Any = None) -> list[Any]:
+def run(sql: str, *values: Any, using: Any = None) -> list[Any]:
     with (using or connection).cursor() as cursor:
         cursor.execute(sql, values or None)
         return list(cursor.fetchall()) if cursor.description else []
@@ -186,7 +186,7 @@ def executemany_with_queries(number: int) -> None:
             yield (number,)
 
     with connection.cursor() as cursor:
-        cursor.executemany(f"INSERT INTO {HOME}.ledger (number) VALUES (%s)", rows())
+        cursor.executemany(f"INSERT INTO {HOME}.ledger (number) VALUES (%s)", cast("Any", rows()))
     facts[number] = COMMITTED
 
 
@@ -262,7 +262,7 @@ def direct_writes(number: int) -> None:
 def wrapper_marks(number: int) -> None:
     connection.mark = number  # type: ignore[attr-defined]
     connection.ops.quote_name = str.upper  # type: ignore[method-assign, assignment]
-    connection.features.uses_savepoints = False  # type: ignore[misc]
+    connection.features.uses_savepoints = False
     connection.force_debug_cursor = True
     connection.execute_wrappers.append(lambda execute, *args: execute(*args))
     run("SELECT 1")
