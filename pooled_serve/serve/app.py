@@ -29,6 +29,7 @@ from pooled_serve.errors import (
 from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan, plural
 from pooled_serve.preflight.project import where
 from pooled_serve.serve import addresses, signals
+from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import PROGRAM, Config, bad_value, unknown_option
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import gc as collector
@@ -50,6 +51,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     plan: Plan
     cfg: Config
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
+    balance: Balance  # made before the first fork
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     app_uri: Any  # a string, once the configuration is loaded
 
@@ -322,6 +324,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             from gevent import monkey
 
             monkey.patch_all()
+        self.balance = Balance()
         if self.cfg.status_address:
             self.scoreboard = Scoreboard()
         self._started = True

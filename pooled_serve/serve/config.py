@@ -135,6 +135,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         """Gunicorn's hook: a worker has ended in any way. The user's runs last."""
         if worker.scoreboard is not None:
             worker.scoreboard.retire(worker.slot)
+        arbiter.app.balance.retire(worker.share)
         self.settings["child_exit"].get()(arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:

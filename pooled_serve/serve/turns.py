@@ -10,7 +10,8 @@ turn once it is answered. Two rules decide who is next:
 * With several workers, each accepts a single connection per poll, so that the first one does not
   take them all. Between two polls a worker may serve all its clients: the more it has, the longer
   the backlog waits. So it accepts one connection for each client that gave up its turn, but at most
-  two per poll, or a worker that runs while others wait for a core would take them all.
+  two per poll, or a worker that runs while others wait for a core would take them all. Which
+  worker accepts is decided in balance.py.
 
 A client that closes its connection gives up no turn: it has made way for the next one already,
 which any worker that is free can take.
@@ -23,11 +24,6 @@ from typing import Any
 
 import gevent
 from gevent.hub import Waiter
-from gevent.server import StreamServer
-
-MAX_ACCEPTS_PER_POLL = 2
-"""Connections accepted in one poll, with several workers. With more, a worker that gets a core
-before the others may take more clients than its share; with one, the last of many waits longer."""
 
 
 class Turns:
@@ -61,21 +57,3 @@ class Turns:
             # Through the queue: clients just accepted start from it, too, and come first. Switching
             # to a waiter whose greenlet was killed meanwhile does nothing.
             loop.run_callback(switch, None)
-
-
-class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
-    """gevent's server, which also accepts a connection for each turn that was given up."""
-
-    def __init__(self, turns: Turns, *args: Any, **options: Any) -> None:
-        self._turns = turns
-        self._at_least: int = StreamServer.max_accept
-        super().__init__(*args, **options)
-
-    @property
-    def max_accept(self) -> int:
-        """Connections accepted in one poll. gunicorn sets it to 1 if there are several workers."""
-        return max(self._at_least, min(self._turns.given, MAX_ACCEPTS_PER_POLL))
-
-    @max_accept.setter
-    def max_accept(self, value: int) -> None:
-        self._at_least = value

@@ -9,7 +9,8 @@ from typing import Any
 from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
-from pooled_serve.serve import signals, turns
+from pooled_serve.serve import accept, signals, turns
+from pooled_serve.serve.balance import Balance
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import response
 
@@ -24,13 +25,15 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args)
         self.scoreboard: Scoreboard | None = self.app.scoreboard
         self.slot = None if self.scoreboard is None else self.scoreboard.allocate()
+        # With reuse_port, no other worker can accept from this worker's listener.
+        self.share = (Balance() if self.cfg.reuse_port else self.app.balance).join()
 
     def init_process(self) -> None:
         """Start, in the new process."""
         response.install()
         self._turns = turns.Turns()
         # run() looks its server class up by this name.
-        ggevent.StreamServer = partial(turns.Server, self._turns)
+        ggevent.StreamServer = partial(accept.Server, self._turns, self.share)
         super().init_process()
 
     def init_signals(self) -> None:

@@ -77,6 +77,9 @@ def in_turn(web: Serve, guests: Iterable[Guest]) -> list[str]:
     wait_until(lambda: len(web.worker_pids()) == 2)
     worker = web.get("/pid").json()
     with web.only(worker), ExitStack() as stack:
+        with web.keepalive() as one, web.keepalive() as more:
+            # From then on it knows that the other worker does not take what is left to it.
+            assert one.get("/pid").json() == more.get("/pid").json() == worker
         clients: list[tuple[Guest, socket.socket]] = []
         suspend({worker})
         try:

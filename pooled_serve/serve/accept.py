@@ -1,0 +1,101 @@
+"""When a worker accepts connections, and how many of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gevent.server import StreamServer
+
+from pooled_serve.serve.balance import Looks, Share
+from pooled_serve.serve.turns import Turns
+
+MAX_ACCEPTS_PER_POLL = 2
+"""Connections in one poll, where there are several workers. With more, a worker that gets a core
+before the others may take more clients than its share; with one, the last of many waits longer."""
+
+PAUSE = 0.005
+"""Seconds from look to look while a worker leaves its listener to those with fewer connections."""
+
+
+class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
+    """gevent's server, which accepts connections for turns that have been given up, and leaves them
+    to workers that have fewer."""
+
+    def __init__(self, turns: Turns, share: Share, *args: Any, **options: Any) -> None:
+        self._turns = turns
+        self._share = share
+        self._pause: Any = None  # a timer, while others should accept
+        self._seen: Looks = {}
+        self._waited = False
+        self._at_least: int = StreamServer.max_accept
+        super().__init__(*args, **options)
+
+    @property
+    def max_accept(self) -> int:
+        """Connections in one poll. gunicorn sets it to 1 where there are several workers."""
+        return max(self._at_least, min(self._turns.given, MAX_ACCEPTS_PER_POLL))
+
+    @max_accept.setter
+    def max_accept(self, value: int) -> None:
+        self._at_least = value
+
+    def start(self) -> None:
+        """gevent's: accept from now on."""
+        self._share.enter()
+        super().start()
+
+    def close(self) -> None:
+        """gevent's: accept no more. A worker closes all its servers together."""
+        self._share.leave()
+        self._end_pause()
+        super().close()
+
+    def do_read(self) -> Any:
+        """gevent's: accept a connection if there is one; None ends this poll's."""
+        if not self._waited and self._share.is_ahead():
+            self._begin_pause()
+            return None
+        accepted = super().do_read()
+        if accepted:
+            self._share.opened()
+            if self._waited:
+                self._share.give_up(self._seen)
+        return accepted
+
+    def do_close(self, *args: Any) -> None:
+        """gevent's: a connection has been served."""
+        super().do_close(*args)
+        self._share.closed()
+        if self._pause is not None and not self._share.is_ahead():
+            self._end_pause()
+            if self.started:
+                self.start_accepting()
+
+    def _begin_pause(self) -> None:
+        # The listener stays readable until another worker has taken what is there: its watcher
+        # would fire in each poll.
+        self.stop_accepting()
+        self._end_pause()
+        self._seen = {}
+        self._pause = self.loop.timer(PAUSE, PAUSE)
+        self._pause.start(self._look)
+
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.close()
+            self._pause = None
+
+    def _look(self) -> None:
+        if self._share.look(self._seen):
+            return
+        self._end_pause()
+        self.start_accepting()
+        if self.full():
+            return
+        self._waited = True
+        try:
+            # At once: what is there in the next poll may have just come, and proves nothing.
+            if accepted := self.do_read():
+                self.do_handle(*accepted)
+        finally:
+            self._waited = False
