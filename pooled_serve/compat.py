@@ -82,7 +82,10 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gunicorn.systemd:listen_fds", "unset_environment"),
         ("gunicorn.http.parser:RequestParser.__init__", "self, cfg, source, source_addr"),
         (f"{_RESPONSE}.write", "self, arg"),
-        (f"{_WORKER}.__init__", "self, age, ppid, sockets, app, timeout, cfg, log"),
+        (
+            "gunicorn.workers.base:Worker.__init__",
+            "self, age, ppid, sockets, app, timeout, cfg, log",
+        ),
         (f"{_WORKER}.init_process", "self"),
         (f"{_WORKER}.load_wsgi", "self"),
         (f"{_WORKER}.init_signals", "self"),
@@ -95,6 +98,12 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "gevent": (
         ("gevent.server:StreamServer.__init__", "self, listener, handle, backlog, spawn, ssl_args"),
+        ("gevent.server:StreamServer.do_read", "self"),
+        ("gevent.server:StreamServer.start", "self"),
+        ("gevent.server:StreamServer.start_accepting", "self"),
+        ("gevent.server:StreamServer.stop", "self, timeout"),
+        ("gevent.server:StreamServer.stop_accepting", "self"),
+        ("gevent.server:StreamServer.close", "self"),
         ("gevent.os:fork_gevent", ""),
     ),
     # What the command needs before the preflight.
@@ -153,7 +162,9 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gunicorn.app.wsgiapp:WSGIApplication.load_config", "app_uri"),
     ),
     "gevent": (
-        ("gevent.baseserver:BaseServer._do_read", "max_accept"),
+        ("gevent.baseserver:BaseServer._do_read", "do_handle do_read full loop max_accept"),
+        ("gevent.server:StreamServer", "do_close"),
+        ("gevent.baseserver:BaseServer._start_accepting_if_started", "started"),
         ("gevent.socket:socket.__init__", "_sock"),
     ),
 }

@@ -161,6 +161,14 @@ def test_each_place_is_looked_at(key: str, place: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("key", "place"), PLACES)
+def test_no_place_looks_like_a_wrapper(key: str, place: str) -> None:
+    """Or it would not be looked at."""
+    found = pkgutil.resolve_name(place)
+    parameters = inspect.signature(found).parameters.values()
+    assert isinstance(found, type) or all(p.kind is not p.VAR_POSITIONAL for p in parameters)
+
+
+@pytest.mark.parametrize(("key", "place"), PLACES)
 def test_wrappers_of_others_are_none_of_our_business(
     key: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,8 +320,9 @@ def imported(tree: ast.AST) -> dict[str, object]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and is_foreign(node.module):
             for alias in node.names:
-                source = importlib.import_module(node.module)
-                found[alias.asname or alias.name] = getattr(source, alias.name)
+                found[alias.asname or alias.name] = pkgutil.resolve_name(
+                    f"{node.module}.{alias.name}"  # which may be a module
+                )
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if is_foreign(alias.name):

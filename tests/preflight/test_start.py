@@ -217,7 +217,7 @@ def test_what_takes_long_is_told_once(tmp_path: Path) -> None:
 def test_a_project_that_takes_long_is_told_of(project: MakeProject) -> None:
     folder = project_with(project, "time.sleep(1)")
     (folder / "gunicorn.conf.py").write_text(
-        "from pooled_serve.preflight import runner\nrunner.SLOW_AFTER = 0.1\n"
+        "from pooled_serve.preflight import runner\nrunner.SLOW_AFTER_SECONDS = 0.1\n"
     )
     done = check(folder)
     assert done.code == 0, done.output
