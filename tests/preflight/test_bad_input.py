@@ -262,12 +262,12 @@ PROJECTS = {
     ),
     "syntax error in the settings": Case(
         "PS102",
-        sources={"settings": "\nif True print()"},
+        settings="\nif True print()",
         output="SyntaxError",
     ),
     "error in the settings": Case(
         "PS102",
-        sources={"settings": 'import os\nos.environ["NO_SUCH"]'},
+        settings='import os\nos.environ["NO_SUCH"]',
         output="KeyError: 'NO_SUCH'",
     ),
     "application that ends the process": Case(
@@ -368,7 +368,7 @@ PROJECTS = {
         "PS108",
         "mysite.middleware.slow is async",
         exit_code=0,
-        sources={"settings": "MIDDLEWARE = ['mysite.middleware.slow']"},
+        settings="MIDDLEWARE = ['mysite.middleware.slow']",
         files={"mysite/middleware.py": ASYNC_MIDDLEWARE},
     ),
     "broken URLs": Case(
@@ -379,7 +379,7 @@ PROJECTS = {
         sources={"urls": "import no_such_thing"},
         output="urls.py\", line 1: ModuleNotFoundError: No module named 'no_such_thing'",
     ),
-    "no URLs": Case("PS109", "ROOT_URLCONF", exit_code=0, sources={"settings": "del ROOT_URLCONF"}),
+    "no URLs": Case("PS109", "ROOT_URLCONF", exit_code=0, settings="del ROOT_URLCONF"),
     "engine that does not exist": Case(
         "PS102",
         "'no.engine' of the database 'default'",
