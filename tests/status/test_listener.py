@@ -824,7 +824,7 @@ def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartSta
 
         def forget(request):
             def hold():
-                connection.cursor().execute("SELECT 1")
+                connection.cursor().execute("SET @held = 1")
                 gevent.sleep(1)
             gevent.spawn(hold)
             return HttpResponse()
