@@ -28,7 +28,8 @@ HELLO = """
         return HttpResponse("hello")
 
     def greenlets(request):
-        return HttpResponse(sum(isinstance(each, gevent.Greenlet) for each in gc.get_objects()))
+        found = [each for each in gc.get_objects() if isinstance(each, gevent.Greenlet)]
+        return HttpResponse(sum(not each.dead for each in found))
 """
 CONF = """
 def post_worker_init(worker):
@@ -122,11 +123,13 @@ def test_silence_costs_no_greenlet(
 
     before, files = greenlets(), it.files()
     clients = [connect(it.port, b"") for _ in range(MAX_CLIENTS)]
-    wait_until(lambda: it.files() >= files + MAX_CLIENTS)
-    assert greenlets() <= before + 5
+    # Some: the worker may still have had the connection of the request above, and its greenlet.
+    some = 5
+    wait_until(lambda: it.files() >= files + MAX_CLIENTS - some)
+    assert greenlets() <= before + some
     for client in clients:
         client.sendall(b"GET /livez HTTP/1.1\r\n")
-    wait_until(lambda: greenlets() >= before + MAX_CLIENTS - 5)  # so they are counted at all
+    wait_until(lambda: greenlets() >= before + MAX_CLIENTS - 2 * some)  # so they are counted at all
 
 
 def test_drops_keep_no_place(
