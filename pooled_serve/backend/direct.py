@@ -13,6 +13,36 @@ HARMLESS = frozenset({"character_set_name", "get_host_info", "get_proto_info", "
 """Methods that only read what the login has said."""
 
 
+class DirectUse:
+    """The part of a session that reaches past it, to the connection."""
+
+    _conn: Any
+    _lease: Any
+    _pin: Any
+    settle: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # somebody copies it, or wants to know what it can do
+        conn = self._conn or self._lease()
+        try:
+            value = getattr(conn, name)
+            if not isinstance(value, CONSTANT) and name not in HARMLESS:
+                self.use_directly()
+            return value
+        finally:
+            self.settle()
+
+    def use_directly(self) -> Any:
+        """The connection itself, which nobody is to have after this session."""
+        # What is given out may be a method, to be called at any time.
+        conn = self._conn or self._lease()
+        conn.condemn("direct use")
+        self._ran = self._inserted = self._numbered = self._selected = True  # who knows
+        self._pin("direct use")
+        return conn
+
+
 class _Forwarded:
     """An attribute that is the connection's, to read and to write."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from pymysql.err import InterfaceError, MySQLError, ProgrammingError
 
 from pooled_serve.backend.cursors import tracked
-from pooled_serve.backend.direct import CONSTANT, HARMLESS, forward_attributes
+from pooled_serve.backend.direct import DirectUse, forward_attributes
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
@@ -28,7 +28,7 @@ from pooled_serve.pool.stats import PINNED
 from pooled_serve.status.leaks import WatchedLease
 
 
-class Session:
+class Session(DirectUse):
     """Seen as a PyMySQL connection. :meth:`close` gives back what it holds.
 
     Cursors are made on the session, not on the connection below it, so that every statement
@@ -393,7 +393,7 @@ class Session:
                     self._depth -= 1
             self.settle()
 
-    # --- Commands, and direct use --------------------------------------------------------------
+    # --- Commands ------------------------------------------------------------------------------
 
     def ping(self, reconnect: bool = False) -> None:
         """Ask the server whether the connection still works, if there is one."""
@@ -437,27 +437,6 @@ class Session:
             self.settle()
 
     literal = escape
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)  # somebody copies it, or wants to know what it can do
-        conn = self._conn or self._lease()
-        try:
-            value = getattr(conn, name)
-            if not isinstance(value, CONSTANT) and name not in HARMLESS:
-                self.use_directly()
-            return value
-        finally:
-            self.settle()
-
-    def use_directly(self) -> MySQLConnection:
-        """The connection itself, which nobody is to have after this session."""
-        # What is given out may be a method, to be called at any time.
-        conn = self._conn or self._lease()
-        conn.condemn("direct use")
-        self._ran = self._inserted = self._numbered = self._selected = True  # who knows
-        self._pin("direct use")
-        return conn
 
 
 forward_attributes(Session)

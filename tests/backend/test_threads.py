@@ -146,12 +146,12 @@ def test_a_lease_that_dies_in_another_thread_comes_back(script: Any) -> None:
     script(
         """
         gc.disable()
-        from pooled_serve.backend import lease as session
+        from pooled_serve.backend import scope
         class Cycle: pass
         def work():
             run("SELECT 1")
             cycle = Cycle()
-            cycle.me, cycle.holder = cycle, session._local.holder
+            cycle.me, cycle.holder = cycle, scope._local.sentinel
         gevent.spawn(work).join()
         assert pool().stats()["in_use"] == 1  # kept alive by the cycle
         in_real_thread(gc.collect)

@@ -28,7 +28,7 @@ from support.serve import Client, Serve
 from support.servers import Server
 
 CLIENTS = 10
-REQUESTS = 3000 if TORTURE else 200
+REQUESTS = 600 if TORTURE else 150
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(10**6)
 VIEWS = (Path(__file__).parents[1] / "support" / "step_views.py").read_text()
 
