@@ -15,6 +15,7 @@ import pytest
 
 from support import TORTURE, processes, servers
 from support.django_project import APP, write_project
+from support.script import run_script
 from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
@@ -151,6 +152,22 @@ def site(
         return Site(serve(folder, *numbers, *args), server.admin, database, cap)
 
     return start
+
+
+@pytest.fixture
+def database(mariadb: Server) -> Database:
+    return mariadb.create_database()
+
+
+@pytest.fixture
+def script(project: MakeProject, database: Database) -> Any:
+    """Runs a script in a project on `database`; the keywords are Django's settings for it."""
+
+    def script(source: str, *, views: str = "", cap: int | None = 4, **settings: Any) -> Any:
+        folder = project(views, databases={"default": database.django(**settings)})
+        return run_script(folder, source, cap=cap)
+
+    return script
 
 
 @pytest.fixture(autouse=True)

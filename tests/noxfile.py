@@ -33,8 +33,9 @@ TEST_GROUP = nox.project.dependency_groups(PYPROJECT, "test")
 LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
 
 TESTS = [
-    *("test_compat.py", "test_cli.py", "backend/test_greenlets.py", "backend/test_patch.py"),
-    "backend/test_aliases.py",
+    *("test_compat.py", "test_cli.py", "test_pooling.py"),
+    *(f"backend/test_{name}.py" for name in ("aliases", "greenlets", "patch", "registry")),
+    *(f"backend/test_{name}.py" for name in ("unavailable", "wrappers")),
     "driver/test_connection.py",
     "serve/test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
     "serve/test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",

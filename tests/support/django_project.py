@@ -43,6 +43,17 @@ WSGI = """
     application = get_wsgi_application()
 """
 
+ONE = """
+    from django.db import connection
+    from django.http import HttpResponse
+
+    def one(request):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT CONNECTION_ID()")
+            return HttpResponse(str(cursor.fetchone()[0]))
+"""
+"""A view that asks for the number of its connection."""
+
 
 def write_project(
     folder: Path,

@@ -1,0 +1,190 @@
+"""set_pool_size() and apply_patch(), for people who keep their own launcher."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from pooled_serve import pooling
+from pooled_serve.errors import StartupError
+from support.command import run
+from support.script import run_script
+from support.serve import GUNICORN
+from support.servers import Database, Server
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((0,), "0"),
+        ((-1,), "-1"),
+        ((4, 3), r"max_outstanding \(3\)"),
+        ((4, 0), "0"),
+        ((4, None, 0), "0"),
+        ((4, None, -1), "-1"),
+        (("many",), "many"),
+    ],
+)
+def test_set_pool_size_refuses_numbers_that_make_no_sense(
+    arguments: tuple[Any, ...], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        pooling.set_pool_size(*arguments)
+    assert not pooling._explicit
+
+
+def test_none_means_no_limit_as_with_the_ancestor(script: Any) -> None:
+    peak, idle = script(
+        """
+        from gevent.event import Event
+        enough = Event()
+        def hold():
+            run("SELECT 1")
+            enough.wait()
+        holders = [gevent.spawn(hold) for _ in range(30)]
+        settle(lambda: patch._databases and pool().stats()["acquired_total"] == 30)
+        peak = pool().stats()["in_use"]
+        enough.set()
+        gevent.joinall(holders, raise_error=True)
+        settle(lambda: pool().stats()["in_use"] == 0)
+        report([peak, pool().stats()["idle"]])
+        """,
+        cap=None,
+    )
+    assert peak == 30
+    assert idle == 2
+
+
+def test_plain_python_without_gevents_patches_is_pooled_and_says_goodbye(
+    project: Any, mariadb: Server, database: Database
+) -> None:
+    before = mariadb.admin.aborted_clients()
+    source = """
+        from django.core.signals import request_finished
+        ids = []
+        for _ in range(3):
+            ids.append(one("SELECT CONNECTION_ID()"))
+            request_finished.send(None)
+        assert len(set(ids)) == 1
+        with transaction.atomic():
+            run("SELECT 1")
+        assert_sound()
+    """
+    run_script(project(databases={"default": database.django()}), source, gevent=False)
+    assert mariadb.admin.aborted_clients() == before
+
+
+POOL = """
+    from django.db import connection
+    from django.http import JsonResponse
+    from pooled_serve.backend import patch
+
+    def one(request):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT CONNECTION_ID()")
+            number = cursor.fetchone()[0]
+        pool = patch.pools()["default"]
+        return JsonResponse({"id": number, "size": pool.size, "cap": pool.cap,
+                             "timeout": pool.timeout})
+"""
+
+APPLY = """
+from pooled_serve import pooling
+pooling.set_pool_size(1, max_outstanding=3)
+pooling.apply_patch()
+"""
+
+
+@pytest.mark.parametrize("where", ["wsgi", "settings", "app"])
+def test_apply_patch_may_stand_anywhere_under_plain_gunicorn(
+    where: str, project: Any, serve: Any, database: Database, mariadb: Server
+) -> None:
+    before = mariadb.admin.aborted_clients()
+    folder = project(POOL, databases={"default": database.django(CONN_MAX_AGE=60)})
+    package = folder / "mysite"
+    if where == "app":
+        body = "".join(f"        {line}\n" for line in APPLY.strip().splitlines())
+        (package / "apps.py").write_text(
+            "from django.apps import AppConfig\n\n"
+            "class Config(AppConfig):\n    name = 'mysite'\n    def ready(self):\n" + body
+        )
+        with (package / "settings.py").open("a") as settings:
+            settings.write("INSTALLED_APPS = ['mysite.apps.Config']\n")
+    else:
+        module = package / f"{where}.py"
+        module.write_text(
+            APPLY + module.read_text() if where == "wsgi" else module.read_text() + APPLY
+        )
+    web = serve(folder, "-k", "gevent", command=GUNICORN, env={"POOLED_SERVE_POOL_TIMEOUT": "7"})
+    with web.keepalive() as first, web.keepalive() as second:
+        answers = [client.get("/one").json() for _ in range(3) for client in (first, second)]
+    assert {answer["id"] for answer in answers} == {answers[0]["id"]}
+    assert {(answer["size"], answer["cap"], answer["timeout"]) for answer in answers} == {
+        (1, 3, 60)  # what is said in the project ranks above the environment
+    }
+    web.stop()
+    assert mariadb.admin.aborted_clients() == before
+
+
+def test_the_environment_says_what_set_pool_size_did_not(project: Any, serve: Any) -> None:
+    folder = project(POOL)
+    wsgi = folder / "mysite" / "wsgi.py"
+    wsgi.write_text("from pooled_serve import pooling\npooling.apply_patch()\n" + wsgi.read_text())
+    web = serve(
+        folder,
+        "-k",
+        "gevent",
+        command=GUNICORN,
+        env={"POOLED_SERVE_POOL_SIZE": "3", "POOLED_SERVE_POOL_TIMEOUT": "7"},
+    )
+    answer = web.get("/one").json()
+    assert (answer["size"], answer["cap"], answer["timeout"]) == (3, 9, 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("import sys, types; sys.modules['MySQLdb'] = types.ModuleType('MySQLdb')", "PS502"),
+        (
+            "from django.db.utils import ConnectionHandler\n"
+            "ConnectionHandler.create_connection = lambda self, alias: None",
+            "PS503",
+        ),
+    ],
+)
+def test_apply_patch_refuses_what_it_cannot_live_with(
+    before: str, code: str, tmp_path: Path
+) -> None:
+    source = f"{before}\nfrom pooled_serve import pooling\npooling.apply_patch()"
+    done = run("-c", source, cwd=tmp_path, command=(sys.executable,))
+    assert done.code == 1
+    assert f"{StartupError.__name__}: {code}" in done.output
+
+
+def test_without_apply_patch_nothing_is_pooled(project: Any, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    folder = project(databases={"default": database.django()})
+    source = dedent("""
+        import pymysql; pymysql.install_as_MySQLdb()
+        import pooled_serve.pooling, pooled_serve.options, pooled_serve.errors, pooled_serve.pool
+        import django; django.setup()
+        from django.core.management import call_command
+        from django.db import connections
+        call_command("check", databases=["default"])
+        call_command("inspectdb")
+        wrapper = connections["default"]
+        assert type(wrapper).__module__ == "django.db.backends.mysql.base"
+        assert type(wrapper.connection).__module__ == "pymysql.connections"
+    """)
+    done = run(
+        "-c",
+        source,
+        cwd=folder,
+        command=(sys.executable,),
+        env={"DJANGO_SETTINGS_MODULE": "mysite.settings"},
+    )
+    assert done.code == 0, done.output
