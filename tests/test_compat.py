@@ -316,6 +316,7 @@ def sources(module: str, tree: ast.AST) -> Iterator[str]:
 
 def imported(tree: ast.AST) -> dict[str, object]:
     """What a module imports from other packages, by the name that it has there."""
+    pymysql.install_as_MySQLdb()  # Django's wrapper for MySQL imports it
     found: dict[str, object] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and is_foreign(node.module):
