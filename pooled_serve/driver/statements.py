@@ -5,7 +5,7 @@ wrong in that direction costs a reset; in the other it hands one request the sta
 Where this lexer and a server's could part, the statement is not plain.
 
 Looks at the statement as the program wrote it, placeholders and all, so that values never count
-and the answer can be cached. The answers were found with MariaDB 11 and MySQL 9.7: their tests
+and the answer can be cached. The answers were found with MariaDB 10.11 and MySQL 9.7: their tests
 compare sessions before and after.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,7 @@ _LEXEME = re.compile(
     re.DOTALL | re.ASCII,
 )
 _REPLACEMENT = r" \1\2\3\4 \5\5 "  # of a name with other characters one quote is left
-# A "$" may start a string in MySQL. A name with accents may still be that of a function: MariaDB
-# compares names without them.
+# A "$" may start a string in MySQL, which also compares the names of variables without accents.
 _UNSURE = re.compile(
     r"""''|""|``|/\*|\*/|--|\$"""
     r"""|["`] ?\((?<!INTO ["`] \()|["`] ?\. ?\w+ ?\(|@@ ?(?:\w+ ?\. ?)?["`]""",
@@ -178,6 +178,8 @@ _MAY_ASK = _rules(
     (r"\bGET\W+(?:\w+\W+){0,3}DIAGNOSTICS\b", "DIAGNOSTICS"),
     (r"\bSHOW\W+(?:\w+\W+){0,3}(?:WARNINGS|ERRORS)\b", "SHOW"),
     (r"@@.{0,50}?\bIDENTITY\b", "IDENTITY"),
+    (r"\bSESSION_(?:STATUS|VARIABLES)\b", "SESSION_"),
+    (r"^[^A-Z]*SHOW\W+(?:\w+\W+){0,3}(?:STATUS|VARIABLES|PROFILES?)\b", "SHOW"),
 )
 _SHOWS_ONE = re.compile(
     r"\s*SHOW\s+(?:SESSION\s+|LOCAL\s+)?(STATUS|VARIABLES)\s+LIKE\s+'(\w+%{0,2})'\s*;?\s*",
@@ -250,7 +252,7 @@ def _classify(sql: Any) -> Statement:
     sure = True
     if isinstance(sql, bytes):
         sure = sql.isascii()  # what other bytes mean depends on the character set
-        sql = sql.decode("latin-1")
+        sql = sql.decode("utf-8", "replace")
     elif not isinstance(sql, str):
         return Statement("unknown")
     text = _LEXEME.sub(_REPLACEMENT, sql)
@@ -284,7 +286,7 @@ def _classify(sql: Any) -> Statement:
 
 def _opaque(touches: str, bare: str, sql: str) -> Statement:
     """A statement that cannot be understood, or that runs another one."""
-    asks = _asks(_ASKS, bare) or _asks(_MAY_ASK, sql.upper())
+    asks = _asks(_ASKS, bare) or _asks(_MAY_ASK, _capitals(sql))
     return Statement(_lasting(bare, sql) or touches, asks)
 
 
@@ -307,9 +309,17 @@ def _asks(rules: Rules, text: str) -> str | None:
     return None
 
 
+def _capitals(text: str) -> str:
+    """With the accents taken off: MySQL knows a variable as `prófiling`, too."""
+    if not text.isascii():
+        letters = unicodedata.normalize("NFKD", text.replace("ß", "s"))
+        text = letters.encode("ascii", "ignore").decode()  # at the speed of C
+    return text.upper()
+
+
 def _lasting(*texts: str) -> str | None:
     for text in texts:
-        for _, reason in _found(_LASTING, text.upper()):
+        for _, reason in _found(_LASTING, _capitals(text)):
             return reason
     return None
 
