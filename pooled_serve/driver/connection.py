@@ -14,7 +14,6 @@ What differs from PyMySQL's own connection, each for a failure seen with PyMySQL
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import os
@@ -23,11 +22,9 @@ import ssl
 from typing import Any, NoReturn
 
 from gevent.monkey import get_original
-from pymysql import connections
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
-from pymysql.protocol import FieldDescriptorPacket
 
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
@@ -37,9 +34,10 @@ from pooled_serve.driver.error_codes import (
     is_read_only,
 )
 from pooled_serve.driver.reset import ResettableConnection, limit
+from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
-from pooled_serve.tuning import send, switches
+from pooled_serve.tuning import send
 
 log = logging.getLogger("gunicorn.error")
 
@@ -54,7 +52,7 @@ _COM_QUIT = b"\x01\x00\x00\x00\x01"
 _new_poll = get_original("select", "poll")
 
 
-class MySQLConnection(ResettableConnection):
+class MySQLConnection(ResettableConnection, BulkConnection):
     """A PyMySQL connection that can tell whether the next user may have it."""
 
     _sock: Any
@@ -252,10 +250,11 @@ class MySQLConnection(ResettableConnection):
     def alive(self) -> bool:
         """Whether the server still has this connection, as far as the socket tells. No I/O.
 
-        Nothing is due on an idle connection: if its socket is readable, the server said goodbye
-        (KILL, restart, wait_timeout). Under 2 us, for plain and TLS sockets.
+        Nothing is due on an idle connection: if its socket is readable, or something was read ahead
+        of its time, the server said goodbye (KILL, restart, wait_timeout). Under 2 us, for plain
+        and TLS sockets.
         """
-        return self._sock is not None and not self._readable(0)
+        return self._sock is not None and not self.unread_bytes() and not self._readable(0)
 
     def condition(self) -> str | None:
         """None if the next user may have it as it is, DIRTY if after :meth:`reset`, else why
@@ -266,7 +265,7 @@ class MySQLConnection(ResettableConnection):
             return self._fault
         if self.spoiled:
             return "killed"
-        if self.unread():
+        if self.unread() or self.unread_bytes():
             return "unread"
         if self.touched or self.suspect or self.server_status & _STATUS_MASK != self._home:
             return DIRTY
@@ -322,25 +321,6 @@ class MySQLConnection(ResettableConnection):
         if self._sock is not None:
             os.close(self._sock.detach())
             self._force_close()
-
-
-class _Column(FieldDescriptorPacket):  # type: ignore[misc]
-    """A column of a result, as the server describes it."""
-
-    def __init__(self, data: bytes, encoding: str) -> None:
-        super().__init__(data, encoding)
-        self._description: tuple[Any, ...] = super().description()
-
-    def description(self) -> tuple[Any, ...]:
-        """What cursors tell of it."""
-        return self._description
-
-
-# Belongs upstream. A server describes each column of each result, nearly always in the very bytes
-# of the last time, and PyMySQL takes them apart with 25 calls each: a tenth of the calls of a
-# request with one query of three columns. Not by way of _read_packet(), which reads rows too.
-if switches.on("columns"):
-    connections.FieldDescriptorPacket = functools.lru_cache(maxsize=1024)(_Column)
 
 
 def _lost() -> NoReturn:

@@ -1,7 +1,7 @@
 """Where a request is made cheaper than gunicorn and PyMySQL make it, and how to switch that off.
 
 Each switch has a name and one place in the code, where a comment says what it saves. To see whether
-one of them causes a problem: ``POOLED_SERVE_WITHOUT=one-send,columns``.
+one of them causes a problem: ``POOLED_SERVE_WITHOUT=one-send,results``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 VARIABLE = "POOLED_SERVE_WITHOUT"
 
 NAMES = (
-    "columns",  # driver/connection.py: columns described before are not parsed again
     "date",  # tuning/response.py: the Date header is written once a second
     "direct-send",  # tuning/send.py: small data goes to the kernel without preparations
     "freeze",  # tuning/gc.py: the collector does not visit the loaded project
     "one-send",  # tuning/response.py: headers travel with the first piece of the body
+    "results",  # driver/results.py: buffered results are read in bulk
     "threshold",  # tuning/gc.py: the collector looks less often at requests in flight
 )
 

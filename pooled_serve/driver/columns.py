@@ -1,0 +1,197 @@
+"""The columns of a result, looked up by the bytes that describe them, and how to convert values.
+
+A server describes each column of each result, nearly always in the very bytes of the last time.
+PyMySQL takes them apart with 32 calls each.
+"""
+
+from __future__ import annotations
+
+import datetime
+import struct
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from operator import is_, methodcaller
+from types import FunctionType
+from typing import Any
+
+from pymysql.connections import MySQLResult
+from pymysql.converters import convert_date, convert_datetime, through
+from pymysql.protocol import FieldDescriptorPacket
+
+Row = tuple[Any, ...]
+Convert = Callable[[Any], Any]
+
+FEW = 3
+"""Rows that are not worth being turned into columns."""
+
+HEADER = 4
+"""Bytes before a packet: three of its length, one of its number."""
+
+HUGE = 0xFFFFFF
+"""The length of a packet that goes on in the next one."""
+
+WIDEST = 250
+"""Columns. The number of more takes several bytes."""
+
+EOF_STARTS = tuple(b"\x05\0\0%c\xfe" % number for number in range(256))
+"""How the EOF packet of each number begins. Its counts follow."""
+
+header = struct.Struct("<I").unpack_from
+
+
+class Columns:
+    """What the descriptions of some columns mean, and how to convert values. Never changes:
+    requests share it."""
+
+    __slots__ = ("_decoders", "_steps", "_types", "_whole", "converters", "description", "key")
+
+    def __init__(self, result: MySQLResult, connection: Any) -> None:
+        self.description: tuple[Row, ...] = result.description
+        self.converters = tuple(result.converters)
+        self.key = _block(result, connection), connection.encoding, connection.use_unicode
+        self._types = tuple(column[1] for column in self.description)
+        self._decoders = tuple(map(connection.decoders.get, self._types))
+        self._steps = tuple(_steps(*pair) for pair in self.converters)
+        self._whole = tuple(_whole(*steps) for steps in self._steps)
+
+    def hold_for(self, decoders: dict[int, Any]) -> bool:
+        """Whether these convert with the very functions that were found when it was made. A
+        program may change the decoders of its connection."""
+        return all(map(is_, map(decoders.get, self._types), self._decoders))
+
+    def fields(self) -> list[FieldDescriptorPacket]:
+        """The descriptions in full, new ones each time: they can be changed."""
+        block, encoding, _ = self.key
+        fields = []
+        begin = HEADER + 1
+        for _ in self._types:
+            end = begin + HEADER + (header(block, begin)[0] & HUGE)
+            fields.append(FieldDescriptorPacket(block[begin + HEADER : end], encoding))
+            begin = end
+        return fields
+
+    def convert(self, values: list[bytes | None], nulls: set[int], rows: list[Row]) -> None:
+        """Make rows of values, given row by row.
+
+        :param nulls: the numbers of the columns in which some are None.
+        """
+        width = len(self._steps)
+        if len(values) <= FEW * width:
+            for begin in range(0, len(values), width):
+                row = zip(self._whole, values[begin : begin + width], strict=True)
+                rows.append(tuple([v if v is None else convert(v) for convert, v in row]))
+            return
+        columns: list[Any] = []
+        for index, (decode, convert) in enumerate(self._steps):
+            column: Any = values[index::width]
+            if index in nulls:
+                column = map(partial(_unless_none, self._whole[index]), column)
+            else:
+                if decode is not None:
+                    column = map(decode, column)
+                if convert is not None:
+                    column = map(convert, column)
+            columns.append(column)
+        before = len(rows)
+        # Pulls one value after the other through the maps, so converters are called in order.
+        rows.extend(zip(*columns, strict=True))
+        if len(rows) - before != len(values) // width:
+            raise RuntimeError("a converter raised StopIteration")  # which ends a map quietly
+
+
+class KnownColumns:
+    """Columns by the bytes that describe them, and what else they depend on. Starts anew when it
+    is full."""
+
+    LIMIT = 2 * 1024 * 1024
+    """Bytes, estimated."""
+
+    LARGEST = 64 * 1024
+    """Bytes of one block. In larger results, the rows are what takes time."""
+
+    PER_COLUMN = 400
+    """Bytes beside the block: name, description, functions."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, str, bool], Columns] = {}
+        self._size = 0
+        self.get = self._known.get
+
+    def add(self, columns: Columns) -> None:
+        """Remember these."""
+        block = columns.key[0]
+        if len(block) > self.LARGEST or len(columns.description) > WIDEST:
+            return
+        if columns.key not in self._known:
+            size = len(block) + self.PER_COLUMN * len(columns.description)
+            if self._size + size > self.LIMIT:
+                self._known.clear()
+                self._size = 0
+            self._size += size
+        self._known[columns.key] = columns
+
+
+known = KnownColumns()
+
+
+def _block(result: MySQLResult, connection: Any) -> bytes:
+    """The bytes that described the columns of a result, once these are read: the packet that
+    counts them, theirs, and of the EOF packet what is always the same."""
+    packets = [bytes([result.field_count & 255])]
+    packets += [field.get_all_data() for field in result.fields]
+    first = connection._next_seq_id - len(packets) - 1
+    block = bytearray()
+    for number, packet in enumerate(packets, first):
+        block += len(packet).to_bytes(3, "little") + bytes([number & 255]) + packet
+    block += EOF_STARTS[connection._next_seq_id - 1 & 255]
+    return bytes(block)
+
+
+def _steps(encoding: str | None, converter: Any) -> tuple[Convert | None, Convert | None]:
+    """How to make a value from bytes in up to two steps: PyMySQL's, or what is quicker."""
+    if _same(converter, through):
+        converter = None
+    if encoding in (None, "ascii"):
+        if converter is int or converter is float:
+            return None, converter  # they read bytes
+        if converter is Decimal and encoding is not None:
+            return bytes.decode, converter  # servers use no other digits than those of ASCII
+        if _same(converter, convert_datetime):
+            return None, _quicker(datetime.datetime.fromisoformat, converter)
+        if _same(converter, convert_date):
+            return None, _quicker(datetime.date.fromisoformat, converter)
+    if encoding is None:
+        return None, converter
+    return bytes.decode if encoding == "utf8" else methodcaller("decode", encoding), converter
+
+
+def _same(function: Any, other: Any) -> bool:
+    """Whether it is that function of PyMySQL's, also if it was imported a second time, as it is
+    for Django by install_as_MySQLdb()."""
+    return isinstance(function, FunctionType) and function.__code__ == other.__code__
+
+
+def _quicker(parse: Convert, converter: Convert) -> Convert:
+    """As the converter does; but nearly all that servers send can be parsed quicker."""
+
+    def convert(value: bytes) -> Any:
+        try:
+            return parse(value.decode())
+        except ValueError:  # 0000-00-00
+            return converter(value.decode("ascii"))
+
+    return convert
+
+
+def _whole(decode: Convert | None, convert: Convert | None) -> Convert:
+    """Both steps in one."""
+    if decode is None:
+        return convert or bytes
+    if convert is None:
+        return decode
+    return lambda value: convert(decode(value))
+
+
+def _unless_none(convert: Convert, value: bytes | None) -> Any:
+    return None if value is None else convert(value)
