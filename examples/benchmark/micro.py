@@ -1,8 +1,8 @@
-"""What the pool itself costs: python examples/benchmark/micro.py
+"""What the pool itself costs, and what reading results does: python examples/benchmark/micro.py
 
-Starts a private database, measures, prints a table. pools.py compares with other pools what needs
-no database. Figures of one run compare with each other; those of two machines, or of a busy one, do
-not.
+Starts a private database, measures, prints tables. mysqlclient is compared with if it is installed;
+pools.py compares with other pools what needs no database. Figures of one run compare with each
+other; those of two machines, or of a busy one, do not.
 """
 
 from __future__ import annotations
@@ -79,6 +79,69 @@ def contended(pool: ConnectionPool[Any], users: int, cycles: int) -> tuple[float
     return (time.perf_counter() - began) / users / cycles * 1e3, longest * 1e3
 
 
+ROWS = (1, 20, 100, 1000)
+TABLE = """
+    CREATE TABLE reading (
+        id INT PRIMARY KEY, name VARCHAR(50), title VARCHAR(100), price DECIMAL(10,2), stock INT,
+        text TEXT, changed DATETIME(6), active TINYINT, views INT, score DOUBLE
+    ) CHARACTER SET utf8mb4
+"""
+
+
+def reading(arguments: dict[str, Any]) -> None:
+    """Print the CPU time of a query of so many rows and its fetchall(), by driver.
+
+    The drivers take turns, a few queries at a time, so that all see the same machine.
+    """
+    plain = {**arguments, "charset": "utf8mb4"}
+    drivers: dict[str, Any] = {
+        "PyMySQL": Connection(**plain, ssl_disabled=True),
+        "pooled-serve": MySQLConnection(**plain, ssl_disabled=True),
+    }
+    try:
+        import MySQLdb
+
+        drivers["mysqlclient"] = MySQLdb.connect(**plain, ssl_mode="DISABLED")
+    except ImportError:
+        print("\nmysqlclient is not installed, and not compared with")
+    with drivers["PyMySQL"].cursor() as cursor:
+        cursor.execute(TABLE)
+        cursor.executemany(
+            "INSERT INTO reading VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    *(n, f"name {n}", f"title é {n}", f"{n}.{n % 100:02}", n * 7, "x" * 120),
+                    *(f"2024-01-{n % 28 + 1:02} 10:11:12.{n + 1:06}", 1, n * 1000, n / 7),
+                )
+                for n in range(ROWS[-1])
+            ],
+        )
+
+    def query(driver: Any, rows: int) -> Any:
+        with driver.cursor() as cursor:
+            cursor.execute(f"SELECT * FROM reading LIMIT {rows}")
+            return cursor.fetchall()
+
+    print(f"\n{'a query of ten columns, CPU':28}" + "".join(f"{name:>16}" for name in drivers))
+    for rows in ROWS:
+        assert query(drivers["PyMySQL"], rows) == query(drivers["pooled-serve"], rows)
+        times: dict[str, list[float]] = {name: [] for name in drivers}
+        repeat = max(1, 200 // rows)
+        for _ in range(60):
+            for name, driver in drivers.items():
+                began = time.process_time()
+                for _ in range(repeat):
+                    query(driver, rows)
+                times[name].append((time.process_time() - began) / repeat * 1e6)
+        costs = {name: statistics.median(found) for name, found in times.items()}
+        line = "".join(f"{cost:13.0f} µs" for cost in costs.values())
+        ours = costs.pop("pooled-serve")
+        ratios = ", ".join(f"{ours / cost:.2f} x {name}" for name, cost in costs.items())
+        print(f"{rows:>8} rows{'':15}{line}   {ratios}")
+    for driver in drivers.values():
+        driver.close()
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, PrivateDatabase(folder) as database:
         arguments = connect_arguments(database)
@@ -123,13 +186,13 @@ def main() -> None:
         cycle, longest = contended(pool, 100, 100)
         pool.close()
 
-    print(f"{'':28}{'wall':>12}{'CPU':>12}")
-    for name, wall, cpu in rows:
-        print(f"{name:28}{wall * 1e3:9.1f} µs{cpu * 1e3:9.1f} µs")
-    print(f"a connect takes {rows[1][2] / rows[0][2]:.3f} of PyMySQL's CPU time")
-    print(
-        f"100 users of 10 connections: {cycle * 1e3:.1f} µs a cycle, longest wait {longest:.1f} ms"
-    )
+        print(f"{'':28}{'wall':>12}{'CPU':>12}")
+        for name, wall, cpu in rows:
+            print(f"{name:28}{wall * 1e3:9.1f} µs{cpu * 1e3:9.1f} µs")
+        print(f"a connect takes {rows[1][2] / rows[0][2]:.3f} of PyMySQL's CPU time")
+        cycle *= 1e3
+        print(f"100 users of 10 connections: {cycle:.1f} µs a cycle, longest wait {longest:.1f} ms")
+        reading(arguments)
 
 
 def connect_arguments(database: PrivateDatabase) -> dict[str, Any]:
