@@ -272,7 +272,7 @@ def test_a_cursor_that_outlives_its_session_in_another_greenlet_hurts_nobody(
         """,
         size=1,
         cap=1,
-    ) == {"helper": "InterfaceError", "innocent": "mine"}
+    ) == {"helper": "OperationalError", "innocent": "mine"}
 
 
 def test_watching_for_leaks_keeps_no_plain_greenlet_alive(project: Any) -> None:

@@ -160,6 +160,12 @@ def test_a_daemon_in_a_session_of_its_own_goes_on_and_keeps_nobody_waiting(
         assert done.code == 0, done.output
 
 
+def forget_ignored_signals() -> None:
+    """In a child: as from a terminal. What runs in the background, or under nohup, ignores some."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -184,7 +190,7 @@ def test_a_signal_ends_a_preflight_that_hangs(project: MakeProject, number: int,
             env=environment(),
             stdin=subprocess.DEVNULL,
             stderr=output,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=forget_ignored_signals,
         )
     try:
         wait_until((folder / "pid").exists)
