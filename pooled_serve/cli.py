@@ -192,7 +192,8 @@ def main() -> None:
     if os.getpid() == 1:
         # Docker's CMD. The kernel drops a TERM that PID 1 does not handle, and gunicorn handles it
         # only after the preflight: without this, a stop in between would end in a KILL.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGTERM, signals.leave)
+    signals.keep_what_handlers_raise()
     for stream in (sys.stdout, sys.stderr):
         # Or a terminal or log that cannot encode "→" would lose the whole message.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]

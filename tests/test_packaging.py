@@ -182,7 +182,7 @@ def test_its_data_are_installed(installed: Path, tmp_path: Path) -> None:
     """The page of the status listener is read from the package."""
     pages = sorted(Path(name).name for name in tracked("pooled_serve") if name.endswith(".html"))
     found = "from importlib.resources import files; print(*sorted("
-    found += "f.name for f in files('pooled_serve').iterdir() if f.name.endswith('.html')))"
+    found += "f.name for f in files('pooled_serve').rglob('*') if f.name.endswith('.html')))"
     assert run(installed / "python", "-c", found, cwd=tmp_path).split() == pages
 
 

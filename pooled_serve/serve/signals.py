@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
 """Both end a worker at once. Ctrl-C reaches it twice: as INT from the terminal, as QUIT from the
@@ -50,6 +52,53 @@ def handle_with(worker: Any) -> None:
     signal.signal(signal.SIGTERM, worker.handle_exit)
     for number in INTERRUPTS:
         signal.signal(number, worker.handle_quit)
+
+
+class _Exit(SystemExit):
+    pass
+
+
+def leave(number: int = 0, frame: object = None) -> NoReturn:
+    """A signal handler that ends the process in order, as ``sys.exit(0)`` does.
+
+    :raises SystemExit: always.
+    """
+    raise _Exit(0)
+
+
+def keep_what_handlers_raise() -> None:
+    """Raise again what :func:`leave` or Python's own handler of Ctrl-C raised in vain.
+
+    A signal may arrive while Python runs a finalizer or the callback of a weak reference, which
+    each import does. Python prints what the handler raises there, and goes on as if nothing had
+    happened. Here it is raised by the next function call instead.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any, /) -> None:
+        error = unraisable.exc_value
+        ours = isinstance(error, KeyboardInterrupt) and (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if not ours and not isinstance(error, _Exit):
+            before(unraisable)
+            return
+
+        def at_next_call(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call" and _in_main_greenlet():
+                sys.setprofile(profiler)
+                raise error
+
+        profiler = sys.getprofile()
+        sys.setprofile(at_next_call)
+
+    sys.unraisablehook = hook
+
+
+def _in_main_greenlet() -> bool:
+    """Not in gevent's hub: it would go wrong there instead of ending the process."""
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is None or greenlet.getcurrent().parent is None
 
 
 def ignore_interrupts() -> None:

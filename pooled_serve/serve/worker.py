@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import Any
 
@@ -54,7 +53,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         # No greenlet runs while the project is being loaded, which may take long.
         self.alive = False
         self.cfg.worker_int(self)
-        sys.exit(0)
+        signals.leave()
 
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:
         """Serve one request of HTTP/1."""

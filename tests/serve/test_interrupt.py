@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -71,15 +72,20 @@ def test_a_worker_that_leaves_is_told_again(site: Path, serve: StartServe, numbe
     assert_quiet(server.log)
 
 
-def test_while_a_worker_loads_the_project(site: Path) -> None:
-    """It need not come to the end of that."""
+@pytest.mark.parametrize("within", ["the project", "a finalizer"])
+def test_while_a_worker_loads_the_project(site: Path, within: str) -> None:
+    """It need not come to the end of that. What is raised in a finalizer, Python ignores."""
     (site / "mysite" / "wsgi.py").write_text(
-        "import os, time\n"
+        "import os, time, weakref\n"
         "from django.core.wsgi import get_wsgi_application\n"
         "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'mysite.settings')\n"
         "application = get_wsgi_application()\n"
         "with open('loads', 'a') as file: file.write('x')\n"
-        "while os.path.getsize('loads') > 1: time.sleep(0.01)\n"
+        "class Loads:\n"
+        "    def __del__(self):\n"
+        "        if os.path.getsize('loads') > 1: time.sleep(5)\n"
+        + ("Loads()\n" if within == "a finalizer" else "")
+        + "while os.path.getsize('loads') > 1: time.sleep(0.01)\n"
     )
     log = site / "log"
     with log.open("wb") as output:
@@ -101,6 +107,40 @@ def test_while_a_worker_loads_the_project(site: Path) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_handler_raises_in_a_callback_is_raised_behind_it(number: int) -> None:
+    """The command imports a lot, with a callback of a weak reference for each module."""
+    source = f"""
+import os, signal, sys, weakref
+from pooled_serve.serve import signals
+signals.keep_what_handlers_raise()
+signal.signal(signal.SIGTERM, signals.leave)
+class Module: pass
+module = Module()
+watched = weakref.ref(module, lambda _: os.kill(os.getpid(), {number}))
+def go_on(): print("went on")
+try:
+    del module
+    go_on()
+except BaseException as error:
+    print(type(error).__name__.strip("_"), sys.getprofile())
+watched = weakref.ref(go_on, lambda _: 1 / 0)
+del go_on
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=STOP_TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    raised = "KeyboardInterrupt" if number == signal.SIGINT else "Exit"
+    assert done.stdout == f"{raised} None\n"
+    assert "ZeroDivisionError" in done.stderr  # still said, as ever
+    assert "Interrupt" not in done.stderr
 
 
 def test_a_worker_that_has_not_come_to_itself(site: Path, serve: StartServe) -> None:
