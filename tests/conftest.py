@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -30,12 +32,35 @@ hypothesis.settings.load_profile("any machine")
 _lasting: list[Server] = []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not TORTURE:
-        skip = pytest.mark.skip(reason="takes minutes; set TORTURE=1")
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(skip)
+# A test with one of these, or with a fixture made of them, starts a process for each case.
+STARTED = {"project", "mariadb", "mysql", "engine"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without TORTURE, leave out what takes long.
+
+    Of all tests a quarter of the cases that start processes: all would take a quarter of an hour.
+    Who names a file or a test gets all of it.
+    """
+    if TORTURE:
+        return
+    skip = pytest.mark.skip(reason="takes minutes; set TORTURE=1")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+    if config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and not STARTED.isdisjoint(item.fixturenames):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for family in cases.values():
+        # By a hash: any regular choice would always take the same server, or the same mode.
+        family.sort(key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
+        left_out.update(family[math.ceil(len(family) / 4) :])
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
 """Both end a worker at once. Ctrl-C reaches it twice: as INT from the terminal, as QUIT from the
@@ -58,12 +58,18 @@ class _Exit(SystemExit):
     pass
 
 
-def leave(number: int = 0, frame: object = None) -> NoReturn:
+def leave(number: int = 0, frame: object = None) -> None:
     """A signal handler that ends the process in order, as ``sys.exit(0)`` does.
 
-    :raises SystemExit: always.
+    :raises SystemExit: in the main greenlet. Raised in gevent's hub, where a handler runs while
+        the main greenlet sleeps, it might end the hub, which the end of the process still needs.
     """
-    raise _Exit(0)
+    if _in_main_greenlet():
+        raise _Exit(0)
+    import gevent
+
+    hub = gevent.get_hub()
+    hub.loop.run_callback(hub.parent.throw, _Exit(0))
 
 
 def keep_what_handlers_raise() -> None:

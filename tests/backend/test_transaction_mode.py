@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support import torture
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.script import run_script
@@ -656,6 +657,7 @@ AS_PLAIN = {
 }
 
 
+@torture
 def test_both_modes_do_what_plain_django_does(
     project: Any, database: Database, subtests: pytest.Subtests
 ) -> None:

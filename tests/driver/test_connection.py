@@ -30,6 +30,7 @@ from pymysql.err import (
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.error_codes import GONE
 from pooled_serve.pool import DIRTY, FAILED_OVER
+from support import torture
 from support.memory import most_held
 from support.netproxy import NetProxy
 from support.processes import PATIENCE, wait_until
@@ -212,6 +213,7 @@ def test_the_limit_on_connecting_is_none_on_queries(connect: Connect) -> None:
     assert one(connection, "SELECT SLEEP(2.2)") == 0
 
 
+@torture
 def test_a_connection_that_is_never_set_up_remembers_little(connect: Connect) -> None:
     # Those of threads outside of the pool. Each statement could be one of the set-up.
     connection = connect(set_up=False)
@@ -812,6 +814,7 @@ def test_time_is_only_asked_of_the_clock_that_cannot_jump(
 # --- What is remembered ------------------------------------------------------------------------
 
 
+@torture
 def test_names_of_columns_take_a_few_megabytes_at_most(connect: Connect) -> None:
     """A program may name them as it likes, and anew for each query."""
     connection = connect()

@@ -19,6 +19,7 @@ from pymysql.err import MySQLError
 from pooled_serve.driver import results
 from pooled_serve.driver.columns import Columns, KnownColumns
 from pooled_serve.driver.results import BulkConnection
+from support import torture
 from support.responses import (
     CONVERSIONS,
     TWICE,
@@ -360,6 +361,7 @@ def test_a_converter_that_stops_the_iteration_loses_no_rows_quietly() -> None:
         connection._read_query_result()
 
 
+@torture
 def test_large_results_take_no_more_memory_than_pymysqls() -> None:
     row = values(b"123456", b"some text that is no number", b"2024-01-02 03:04:05.678901")
     many = result_set([INT, TEXT, MOMENT], [row] * 10_000)

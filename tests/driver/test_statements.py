@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, strategies
 
 from pooled_serve.driver.statements import PLAIN_VERBS, Statement, classify
+from support import torture
 from support.memory import most_held
 
 PLAIN = [
@@ -270,6 +271,7 @@ def test_any_bytes_will_do(kind: type) -> None:
 # --- What it costs -----------------------------------------------------------------------------
 
 
+@torture
 @pytest.mark.parametrize("letter", ["a", "é", "\u8868", "\U0001f600"])
 @pytest.mark.parametrize("length", [100, 550, 2300, 100_000])
 def test_what_is_remembered_is_a_few_megabytes_at_most(letter: str, length: int) -> None:
@@ -349,6 +351,7 @@ LONG = [
 ]
 
 
+@torture
 @pytest.mark.parametrize("head", ["SELECT ", "SET ", "\\"])
 @pytest.mark.timing
 def test_the_time_grows_with_the_length(head: str, subtests: pytest.Subtests) -> None:

@@ -338,6 +338,7 @@ def test_what_it_refuses(args: list[str], code: int, says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@torture
 def test_behaviour_is_measured() -> None:
     args = ("--no-install", "--contenders", "pooled-request", "--experiments", "transaction")
     done = run("behaviour.py", *args)

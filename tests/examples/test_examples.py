@@ -113,6 +113,7 @@ def opened(shop: Shop, *args: str) -> Iterator[Serve]:
 # --- The shop ----------------------------------------------------------------------------------
 
 
+@torture
 @pytest.mark.parametrize("how", [["manage.py"], ["-c", POOLED_MANAGE]], ids=["plain", "pooled"])
 def test_the_shops_own_tests_pass_on_mariadb(mariadb: Server, how: list[str]) -> None:
     done = run(*how, "test", "--noinput", env={"DATABASE_URL": mariadb.url()})
@@ -162,6 +163,7 @@ def test_a_visitor_browses_and_buys(shop: Shop) -> None:
 # --- The load generator ------------------------------------------------------------------------
 
 
+@torture
 @pytest.mark.parametrize(
     ("workers", "kind"),
     [(1, ["--mix", "--close"]), (1, ["--path", "/bench/outside?ms=100"]), (2, ["--mix"])],

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from support import processes
+from support import processes, torture
 from support.ports import free_port
 from support.serve import Client, environment
 from support.servers import ROOT, Server
@@ -187,6 +187,7 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
     assert not alive(family)
 
 
+@torture
 def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> None:
     with quickstart(checkout, "--seconds", "0.5") as running:
         running.wait_until_open()
@@ -201,6 +202,7 @@ def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> N
     assert f"{PRODUCTS} products are there already." in running.output
 
 
+@torture
 def test_killed_outright_it_still_takes_everything_with_it(checkout: Path) -> None:
     with quickstart(checkout) as running:
         running.wait_until_open()
@@ -210,6 +212,7 @@ def test_killed_outright_it_still_takes_everything_with_it(checkout: Path) -> No
         processes.wait_until(lambda: not alive(family))
 
 
+@torture
 def test_without_a_database_server_it_says_that_nothing_is_pooled(checkout: Path) -> None:
     with quickstart(checkout, command=("-c", WITHOUT_SERVERS), PATH="/nowhere") as running:
         running.wait_until_open()
@@ -221,6 +224,7 @@ def test_without_a_database_server_it_says_that_nothing_is_pooled(checkout: Path
         assert running.wait() == 0
 
 
+@torture
 def test_the_database_of_the_environment_is_used(checkout: Path, mariadb: Server) -> None:
     database = mariadb.create_database()
     url = f"mysql://{database.user}:{database.password}@127.0.0.1:{database.port}/{database.name}"

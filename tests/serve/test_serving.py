@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import TORTURE, processes
+from support import TORTURE, processes, torture
 from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
@@ -213,6 +213,7 @@ def test_term_twice(site: Path, no_aborts: None, serve: Any) -> None:
     assert web.wait() == 0
 
 
+@torture
 def test_term_during_the_start(site: Path, no_aborts: None, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
@@ -652,6 +653,7 @@ def test_a_unix_socket_and_a_conf_file_are_enough(site: Path, serve: Any, tmp_pa
     assert serve(site, address=path, bind=False).get("/one").status == 200
 
 
+@torture
 def test_control_socket_is_off_unless_named(site: Path, serve: Any, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
     serve(site, *SMALL, env=home)
