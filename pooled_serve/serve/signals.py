@@ -91,7 +91,7 @@ def keep_what_handlers_raise() -> None:
             return
 
         def at_next_call(frame: FrameType, event: str, argument: object) -> None:
-            if event == "call" and _in_main_greenlet():
+            if event == "call" and _in_main_greenlet() and not _runs(hook, frame):
                 sys.setprofile(profiler)
                 raise error
 
@@ -99,6 +99,13 @@ def keep_what_handlers_raise() -> None:
         sys.setprofile(at_next_call)
 
     sys.unraisablehook = hook
+
+
+def _runs(function: Any, frame: FrameType | None) -> bool:
+    """Another signal's handler may be called in there."""
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _in_main_greenlet() -> bool:
