@@ -181,8 +181,10 @@ _MAY_ASK = _rules(
     (r"\bSESSION_(?:STATUS|VARIABLES)\b", "SESSION_"),
     (r"^[^A-Z]*SHOW\W+(?:\w+\W+){0,3}(?:STATUS|VARIABLES|PROFILES?)\b", "SHOW"),
 )
-_SHOWS_ONE = re.compile(
-    r"\s*SHOW\s+(?:SESSION\s+|LOCAL\s+)?(STATUS|VARIABLES)\s+LIKE\s+'(\w+%{0,2})'\s*;?\s*",
+_SHOWS_SOME = re.compile(
+    r"\s*SHOW\s+(?:SESSION\s+|LOCAL\s+)?(STATUS|VARIABLES)\s+"
+    r"(?:WHERE\s+`?VARIABLE_NAME`?\s*(?:=\s*|IN\s*\(\s*|LIKE\s+)|LIKE\s+)"
+    r"('\w+%{0,2}'(?:\s*,\s*'\w+%{0,2}')*)\s*\)?\s*;?\s*",
     re.I | re.ASCII,
 )
 _TELLING = (
@@ -325,12 +327,13 @@ def _lasting(*texts: str) -> str | None:
 
 
 def _is_harmless(sql: str) -> bool:
-    """Whether it is SHOW ... LIKE 'name', the way health checks ask, and the name is none that
+    """Whether it shows variables by their names, the way health checks ask, and none of them
     tells of what ran before."""
-    match = _SHOWS_ONE.fullmatch(sql)
+    match = _SHOWS_SOME.fullmatch(sql)
     if match is None:
         return False
+    names = re.findall(r"'(.+?)'", match.group(2))
     if match.group(1).upper() == "STATUS":
-        return _OF_THE_SERVER.fullmatch(match.group(2)) is not None
-    like = re.compile(match.group(2).replace("_", ".").replace("%", ".*"), re.I)
-    return not any(like.fullmatch(name) for name in _TELLING)
+        return all(map(_OF_THE_SERVER.fullmatch, names))
+    likes = [re.compile(name.replace("_", ".").replace("%", ".*"), re.I) for name in names]
+    return not any(like.fullmatch(name) for like in likes for name in _TELLING)

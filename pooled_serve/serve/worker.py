@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import gevent
 from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -17,6 +18,7 @@ from pooled_serve.tuning import response
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """A subclass instead of server hooks, which belong to the user."""
 
+    _quitting: gevent.Greenlet | None = None
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
 
     def __init__(self, *args: Any) -> None:
@@ -43,16 +45,21 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle_quit(self, sig: int, frame: Any) -> None:
         """INT or QUIT: exit at once. Later ones are ignored.
 
-        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later. That
-        of a second signal would raise it while Python exits, which prints a traceback.
+        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later, be
+        it while Python exits anyway, which prints a traceback.
         """
         signals.ignore_interrupts()
         if self.booted:
-            super().handle_quit(sig, frame)
-            return
-        # No greenlet runs while the project is being loaded, which may take long.
+            self._quitting = gevent.spawn(self._quit, 0.1)
+        else:
+            # No greenlet runs while the project is being loaded, which may take long.
+            self._quit()
+
+    def _quit(self, delay: float | None = None) -> None:
         self.alive = False
         self.cfg.worker_int(self)
+        if delay is not None:
+            gevent.sleep(delay)
         signals.leave()
 
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:
@@ -97,6 +104,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             super().run()
         finally:
+            if self._quitting is not None:
+                self._quitting.kill()  # it has ended
             if status is not None:
                 status.stop()
             self._patch.end_serving()
