@@ -136,7 +136,7 @@ class Session(DirectUse):
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        conn._result = None  # a stranger's
+        conn._result, conn.forgets_key = None, False  # a stranger's
         self._ran = self._keyed = self._inserted = self._numbered = self._selected = False
         if self._reset == "always":
             conn.touched = "always"
@@ -197,7 +197,10 @@ class Session(DirectUse):
                     self._begin(conn)
             if statement.inserts:
                 self._keyed = True
-                self._inserted |= statement.returning
+                if statement.returning:
+                    # Its answer does not tell whether it has generated a key.
+                    conn.forgets_key = conn.keyed and not self._inserted
+                    self._inserted = True
             if statement.numbers:
                 self._numbered = True
             self._ran = True

@@ -26,6 +26,7 @@ from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STA
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
+from pooled_serve.driver.columns import HUGE
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
     CR_CONN_HOST_ERROR,
@@ -33,6 +34,7 @@ from pooled_serve.driver.error_codes import (
     code_of,
     is_read_only,
 )
+from pooled_serve.driver.questions import FORGET_KEY
 from pooled_serve.driver.reset import ResettableConnection, limit
 from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
@@ -162,7 +164,14 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             # do not pass here.
             self.suspect = True
         try:
-            rows = super().query(sql, unbuffered)
+            if self.forgets_key:
+                self.forgets_key = False
+                if self._sock is None or self.unread() or len(sql) + 1 >= HUGE:
+                    self.query(FORGET_KEY)
+                    return self.query(sql, unbuffered)
+                rows = self._query_without_key(sql, unbuffered)
+            else:
+                rows = super().query(sql, unbuffered)
         except BaseException as error:
             self._failed(error)
             raise

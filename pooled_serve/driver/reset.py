@@ -23,6 +23,7 @@ from pymysql.err import MySQLError, OperationalError
 
 from pooled_serve.driver.error_codes import CR_COMMANDS_OUT_OF_SYNC, CR_SERVER_LOST
 from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn, succeed
+from pooled_serve.driver.questions import FORGET_KEY
 
 log = logging.getLogger("gunicorn.error")
 
@@ -40,6 +41,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
 
     suspect = False  # an error left open whether a transaction is
     keyed = False  # LAST_INSERT_ID() may be of a lease before
+    forgets_key = False  # before the next statement
     touched: str | None = None
     """Why the state of the session may not be the one of a fresh connection; None if it is."""
     _setup: list[bytes] | None = None  # what was run to set it up, to be run again after a reset
@@ -170,6 +172,19 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         """
         self._write_bytes(b"".join(_packet(command, text) for command, text in commands))
         return [self._answer() for _ in commands]
+
+    def _query_without_key(self, sql: bytes, unbuffered: bool) -> Any:
+        """Run a statement right behind one that forgets LAST_INSERT_ID(). In one write: with two,
+        the server would answer in between."""
+        self._write_bytes(_packet(COM_QUERY, FORGET_KEY.encode()) + _packet(COM_QUERY, sql))
+        try:
+            succeed([self._answer()])
+        except MySQLError:
+            self._force_close()  # the other answer is still to come
+            raise
+        self._next_seq_id = 1
+        self._affected_rows = self._read_query_result(unbuffered)
+        return self._affected_rows
 
     def _answer(self) -> Answer:
         self._next_seq_id = 1

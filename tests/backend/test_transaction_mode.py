@@ -284,6 +284,76 @@ def test_atomic_costs_a_begin_and_a_commit_and_an_empty_one_nothing(
     assert proxy.traffic().accepted == opened
 
 
+KEYS = """
+    from django.db import connection, transaction
+    from django.http import HttpResponse
+
+    def run(sql):
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else ()
+
+    def answers(*statements):
+        with transaction.atomic():
+            return HttpResponse(str([run(sql)[0][0] for sql in statements]))
+
+    def tables(request):
+        run("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, n INT)")
+        run("CREATE TABLE plain (n INT PRIMARY KEY)")
+        return HttpResponse()
+
+    INTO_T = "INSERT INTO t (n) VALUES (1) RETURNING id"
+    INTO_PLAIN = "INSERT INTO plain (n) VALUES (FLOOR(RAND() * 1e9)) RETURNING 'none'"
+    ASKED = "SELECT LAST_INSERT_ID()"
+
+    def key(request):
+        return answers(INTO_T, ASKED)
+
+    def no_key(request):
+        return answers(INTO_PLAIN, ASKED)
+
+    def key_before(request):
+        return answers(INTO_T, INTO_PLAIN, ASKED)
+
+    def two(request):
+        return answers(INTO_PLAIN, INTO_PLAIN)
+
+    def fails(request):
+        with transaction.atomic():
+            try:
+                with transaction.atomic():
+                    run("INSERT INTO t (n) VALUES (nonsense) RETURNING id")
+            except Exception as error:
+                return HttpResponse(f"{error.args[0]} {run(ASKED)}")
+"""
+
+
+@pytest.mark.parametrize("mode", ["request", "transaction"])
+def test_insert_returning_tells_no_stranger_s_key(
+    project: Any, serve: Any, database: Database, proxy: NetProxy, mode: str
+) -> None:
+    """Its answer does not say whether it has generated one. To see to that costs no round trip."""
+    folder = project(KEYS, databases={"default": database.via(proxy.port).django()})
+    web = serve(folder, "--pool-mode", mode)
+    web.get("/tables")
+
+    def turns(path: str, answer: str) -> int:
+        before = proxy.traffic().turns
+        assert web.get(path).text == answer
+        return proxy.traffic().turns - before
+
+    web.get("/no_key")
+    opened = proxy.traffic().accepted
+    fresh = turns("/no_key", "['none', 0]")
+    assert turns("/key", "[1, 1]") == fresh
+    assert turns("/no_key", "['none', 0]") == fresh
+    assert turns("/key_before", "[2, 'none', 2]") == fresh + 1
+    assert turns("/two", "['none', 'none']") == fresh
+    assert web.get("/fails").text == "1054 ((0,),)"
+    assert turns("/no_key", "['none', 0]") == fresh
+    assert proxy.traffic().accepted == opened
+
+
 def test_plain_django_needs_three_more(project: Any, database: Database, proxy: NetProxy) -> None:
     folder = project(databases={"default": database.via(proxy.port).django()})
     source = """
