@@ -14,6 +14,7 @@ for pooled-serve and for Gunicorn's gevent worker:
 A cell is fair if every client got between half and twice as many answers as the median client, and
 if none waited longer than with Gunicorn. The longest of some hundred waits is a matter of chance:
 up to 1.3 times as long is the same, and twice the time in which each client is served once is fair.
+Where requests to Gunicorn failed, waits are not compared: an error is a quick answer.
 
 The default takes some 12 minutes. Standard library only, Linux only.
 """
@@ -107,6 +108,11 @@ def verdict(ours: Run, stock: Run) -> str:
         faults.append(f"{ours.longest / stock.longest:.1f} x the wait")
     if ours.failures:
         faults.append(f"{ours.failures} failed")
+    if stock.failures:
+        # Errors are quick answers: neither its waits nor its CPU can be compared with.
+        faults = [fault for fault in faults if not fault.endswith("the wait")]
+        faults.append(f"Gunicorn: {stock.failures} failed")
+        return ", ".join(faults) if len(faults) > 1 else f"fair ({faults[0]})"
     return ", ".join(faults) or "fair"
 
 
@@ -266,7 +272,7 @@ def main() -> None:
     heading = [*Cell._fields, *figures, *(f"Gunicorn: {figures[0]}", *figures[1:]), "verdict"]
     print(report.as_markdown([heading, *rows]))
     print(
-        f"\n{sum(row[-1] == 'fair' for row in rows)} of {len(rows)} cells are fair. "
+        f"\n{sum(row[-1].startswith('fair') for row in rows)} of {len(rows)} cells are fair. "
         f"{options.seconds:g} s each on {len(os.sched_getaffinity(0))} cores, load average "
         f"{load_before:.1f} before; took {time.monotonic() - began:.0f} s."
     )

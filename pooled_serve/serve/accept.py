@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import socket
+import struct
 from typing import Any
 
 from gevent.server import StreamServer
@@ -15,6 +18,20 @@ before the others may take more clients than its share; with one, the last of ma
 
 PAUSE = 0.005
 """Seconds from look to look while a worker leaves its listener to those with fewer connections."""
+
+_WAITING = struct.Struct("=24xI").unpack  # tcpi_unacked of struct tcp_info
+
+
+def backlog(listener: Any) -> int:
+    """How many connections wait to be accepted there. Linux says so, for TCP; else 0.
+
+    That tcpi_unacked is that of a listener: tcp_get_info() in Linux' net/ipv4/tcp.c.
+    """
+    try:
+        found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+        return int(_WAITING(found)[0])
+    except (OSError, AttributeError, struct.error):
+        return 0
 
 
 class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
@@ -42,6 +59,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
     def start(self) -> None:
         """gevent's: accept from now on."""
         self._share.enter()
+        self._turns.backlogs.append(self._part_of_backlog)
         super().start()
 
     def close(self) -> None:
@@ -50,14 +68,20 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         self._end_pause()
         super().close()
 
+    def _part_of_backlog(self) -> int:
+        """What this worker will accept of it, if all accept alike."""
+        waiting = 0 if self.closed else backlog(self.socket)
+        return math.ceil(waiting / self._share.workers()) if waiting else 0
+
     def do_read(self) -> Any:
         """gevent's: accept a connection if there is one; None ends this poll's."""
-        if not self._waited and self._share.is_ahead():
+        if not self._waited and self._share.is_ahead(self._turns.given):
             self._begin_pause()
             return None
         accepted = super().do_read()
         if accepted:
             self._share.opened()
+            self._turns.accepted()
             if self._waited:
                 self._share.give_up(self._seen)
         return accepted
@@ -66,7 +90,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         """gevent's: a connection has been served."""
         super().do_close(*args)
         self._share.closed()
-        if self._pause is not None and not self._share.is_ahead():
+        if self._pause is not None and not self._share.is_ahead(self._turns.given):
             self._end_pause()
             if self.started:
                 self.start_accepting()
@@ -77,6 +101,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         self.stop_accepting()
         self._end_pause()
         self._seen = {}
+        self._turns.pauses.add(self)
         self._pause = self.loop.timer(PAUSE, PAUSE)
         self._pause.start(self._look)
 
@@ -84,9 +109,10 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         if self._pause is not None:
             self._pause.close()
             self._pause = None
+            self._turns.pauses.discard(self)
 
     def _look(self) -> None:
-        if self._share.look(self._seen):
+        if self._share.look(self._seen, self._turns.given):
             return
         self._end_pause()
         self.start_accepting()

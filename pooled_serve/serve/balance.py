@@ -24,6 +24,11 @@ LOOKS = 4
 """How often a worker looks for progress before it no longer waits for another. It looks between its
 own views: one that is busy itself grants others, which share its cores, as much time."""
 
+TOLERANCE = 4
+"""A busy worker may have a quarter more clients than another. To be exact would cost more than it
+is worth: if each of two accepted one only after the other had done so, the backlog would wait for
+the slower one."""
+
 _WORD = 8
 _OPEN = (1 << 32) - 1  # one more than the open connections; zero: does not accept
 _ACCEPTED = 1 << 32  # counts up, so that one that came and one that left are a change, too
@@ -90,16 +95,25 @@ class Share:
         self._open -= 1
         self._write()
 
-    def is_ahead(self) -> bool:
-        """Whether a worker with fewer connections should take the next one; some memory reads."""
-        return bool(self._behind())
+    def workers(self) -> int:
+        """How many workers accept connections, this one among them."""
+        words = self.words
+        return sum(word & _OPEN > 0 for word in words[1 : words[0] + 1]) or 1
 
-    def look(self, seen: Looks) -> bool:
+    def is_ahead(self, busy: int = 0) -> bool:
+        """Whether a worker with fewer connections should take the next one; some memory reads.
+
+        :param busy: how many of this worker's clients wait for their turns.
+        """
+        return bool(self._behind(busy))
+
+    def look(self, seen: Looks, busy: int = 0) -> bool:
         """Whether to go on waiting for one of those, as after the last look.
 
         :param seen: what the looks of this wait have found; empty before the first.
+        :param busy: see :meth:`is_ahead`.
         """
-        behind = self._behind()
+        behind = self._behind(busy)
         for slot, word in behind.items():
             last, times = seen.get(slot, (word, 0))
             seen[slot] = word, times + 1 if word == last else 1
@@ -109,13 +123,14 @@ class Share:
         """A client waited all the time: leave those alone who did nothing, until they do."""
         self._given_up |= {slot: word for slot, (word, times) in seen.items() if times >= LOOKS}
 
-    def _behind(self) -> dict[int, int]:
+    def _behind(self, busy: int) -> dict[int, int]:
         """Slots of those who have fewer, and their words."""
-        words, mine, given_up = self.words, self._open + 1, self._given_up
+        words, given_up = self.words, self._given_up
+        enough = self._open + 1 - min(self._open // TOLERANCE, busy)
         return {
             slot: word
             for slot, word in enumerate(words[1 : words[0] + 1], 1)
-            if 0 < word & _OPEN < mine and given_up.get(slot) != word
+            if 0 < word & _OPEN < enough and given_up.get(slot) != word
         }
 
     def _write(self) -> None:

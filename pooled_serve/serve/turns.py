@@ -2,7 +2,7 @@
 
 A greenlet runs until it waits for something, and gunicorn's serves a keep-alive client as long as
 it has sent more, so a few busy clients would starve the rest. Each client therefore gives up its
-turn once it is answered. Two rules decide who is next:
+turn once it is answered. Three rules decide who is next:
 
 * gevent runs up to 50 callbacks, each perhaps a whole view, before it polls the sockets again. A
   turn given up with ``gevent.sleep(0)``, which is a callback, never reaches new clients; one given
@@ -12,6 +12,9 @@ turn once it is answered. Two rules decide who is next:
   the backlog waits. So it accepts one connection for each client that gave up its turn, but at most
   two per poll, or a worker that runs while others wait for a core would take them all. Which
   worker accepts is decided in balance.py.
+* First come, first served: a client that gave up its turn goes on when those are accepted that were
+  in the backlog by then. Otherwise, with two per poll and a turn for all others in between, the
+  last of 32 new clients would wait until the first had been served 16 times.
 
 A client that closes its connection gives up no turn: it has made way for the next one already,
 which any worker that is free can take.
@@ -19,41 +22,70 @@ which any worker that is free can take.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.hub import Waiter
+
+
+class _Turn(NamedTuple):
+    switch: Callable[[None], None]
+    due: int  # the number of accepted clients with which it is due
 
 
 class Turns:
     """The turns of one worker."""
 
     def __init__(self) -> None:
-        self._waiting: list[Callable[[None], None]] = []
+        self.backlogs: list[Callable[[], int]] = []
+        """For each listener, how many connections wait in its backlog."""
+        self.pauses: set[object] = set()
+        """The servers that leave their backlog to other workers for now."""
+        self._given: deque[_Turn] = deque()
         self._timer: Any = None
+        self._accepted = 0  # clients
+        self._accepted_before = 0  # as of the last poll
+        self._due = 0  # for those who give up their turns before the next poll
 
     @property
     def given(self) -> int:
         """Number of clients that were answered and are letting others go first."""
-        return len(self._waiting)
+        return len(self._given)
+
+    def accepted(self) -> None:
+        """A new client was accepted."""
+        self._accepted += 1
 
     def give(self) -> None:
         """Wait until all others that can go on have done so, including those in the backlog."""
         hub = gevent.get_hub()
         waiter = Waiter(hub)
-        if not self._waiting:
-            # The lowest priority comes last among the events of one poll. Otherwise a timer would
-            # come first, and the listeners only after all turns were taken back.
-            self._timer = hub.loop.timer(0, priority=hub.loop.MINPRI)
-            self._timer.start(self._take_back, hub.loop)
-        self._waiting.append(waiter.switch)
+        if not self._given:
+            self._start_timer(hub.loop)
+        self._given.append(_Turn(waiter.switch, self._due))
         waiter.get()
+
+    def _start_timer(self, loop: Any) -> None:
+        self._accepted_before = self._accepted
+        self._due = self._accepted + sum(backlog() for backlog in self.backlogs)
+        # The lowest priority comes last among the events of one poll. Otherwise a timer would come
+        # first, and the listeners only after all turns were taken back.
+        self._timer = loop.timer(0, priority=loop.MINPRI)
+        self._timer.start(self._take_back, loop)
 
     def _take_back(self, loop: Any) -> None:
         self._timer.close()
-        waiting, self._waiting = self._waiting, []
-        for switch in waiting:
+        most = len(self._given)
+        due = self._accepted
+        if self._accepted == self._accepted_before:
+            # The backlog is empty; or it is left to others, which need not be for long.
+            due, most = self._given[-1].due, 1 if self.pauses else most
+        while most and self._given[0].due <= due:
+            most -= 1
             # Through the queue: clients just accepted start from it, too, and come first. Switching
             # to a waiter whose greenlet was killed meanwhile does nothing.
-            loop.run_callback(switch, None)
+            loop.run_callback(self._given.popleft().switch, None)
+        if self._given:
+            self._start_timer(loop)
