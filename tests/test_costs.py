@@ -22,7 +22,7 @@ from pooled_serve.tuning import response, send
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
-from support.processes import PATIENCE
+from support.processes import MAX_WAIT_SECONDS
 from support.script import run_script
 from support.serve import Serve
 from support.servers import Server
@@ -111,7 +111,7 @@ class Wire:
     """A connection of which every byte and every TCP segment is seen."""
 
     def __init__(self, server: Serve) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+        self._socket = socket.create_connection(("127.0.0.1", server.port), MAX_WAIT_SECONDS)
 
     def __enter__(self) -> Wire:
         return self
@@ -206,7 +206,7 @@ def test_the_date_is_right_and_written_once_a_second(
     web: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     date = web.get("/hello").headers["Date"]
-    assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < PATIENCE
+    assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < MAX_WAIT_SECONDS
     assert response.http_date(1_000_000_000.9) == "Sun, 09 Sep 2001 01:46:40 GMT"
 
     written: list[int] = []
@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_left_for_sendall(pair: Any) -> None:
     received = b""
     while len(received) < len(given):
         received += theirs.recv(1 << 20)
-    sender.get(timeout=PATIENCE)
+    sender.get(timeout=MAX_WAIT_SECONDS)
     assert received == given
 
 

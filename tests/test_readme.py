@@ -26,7 +26,7 @@ from pooled_serve import cli, options
 from support import command
 from support.django_project import WSGI
 from support.ports import free_port
-from support.processes import PATIENCE
+from support.processes import MAX_WAIT_SECONDS
 from support.serve import GUNICORN, POOLED_SERVE, environment
 from support.servers import ROOT, Server
 from support.text import find
@@ -205,7 +205,7 @@ def test_commands_that_serve(line: str, myproject: Path, serve: StartServe, tmp_
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         # what Type=notify in the unit relies on
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(PATIENCE)
+        systemd.settimeout(MAX_WAIT_SECONDS)
         server = serve(myproject, *args, app=app, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert server.get("/query").text == "ok"
         assert b"READY=1" in systemd.recv(1000)

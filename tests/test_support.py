@@ -386,7 +386,7 @@ def test_hammer_goes_on_while_the_server_ends(app: Path) -> None:
         server.stop()
         # The load is still there: it comes to whoever listens next, and gets no answer.
         with socket.create_server(server.address) as next_one:
-            next_one.settimeout(processes.PATIENCE)
+            next_one.settimeout(processes.MAX_WAIT_SECONDS)
             next_one.accept()[0].close()
         load.stop()
         results = {outcome.result for outcome in load.finish()}

@@ -58,7 +58,7 @@ def returning(connection: MySQLConnection, use: Callable[[], object]) -> tuple[f
 
 def touch(connection: MySQLConnection) -> None:
     connection.query("SET @x = 1")
-    connection.touched = "variable"
+    connection.dirty_reason = "variable"
 
 
 def contended(pool: ConnectionPool[Any], users: int, cycles: int) -> tuple[float, float]:

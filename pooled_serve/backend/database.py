@@ -54,37 +54,43 @@ class DatabaseSession(Session):
             raise DatabasePoolClosed(str(error)) from None
 
 
-class Database:
+class PooledDatabase:
     """An alias with the settings of one moment; its pool is made at first use.
 
     :param alias: names the pool.
     :param settings: copied, because Django's are live: projects change them at any time.
-    :param opener: the class of wrappers that open real connections.
+    :param connecting_class: the class of wrappers that open real connections.
     :param plan: the numbers.
-    :param lasting: whether the alias was there from the start; else the project may add any
+    :param permanent: whether the alias was there from the start; else the project may add any
         number of them.
     """
 
     def __init__(
-        self, alias: str, settings: dict[str, Any], opener: type, plan: PoolPlan, *, lasting: bool
+        self,
+        alias: str,
+        settings: dict[str, Any],
+        connecting_class: type,
+        plan: PoolPlan,
+        *,
+        permanent: bool,
     ) -> None:
         self.alias = alias
         self.settings: dict[str, Any] = _copied(settings)
-        self.lasting = lasting
+        self.permanent = permanent
         self.server_data: dict[str, Any] | None = None  # Django's mysql_server_data
         self.log = PoolLog(alias)
         self.reachability = Reachability(self.log)
-        self._opener = opener
+        self._connecting_class = connecting_class
         self._plan = plan
         self._pool: ConnectionPool[MySQLConnection] | None = None
         self._keeps_idle = True
         self._server_version = ""
         self._pool_row: PoolRow | None = None
 
-    def fits(self, opener: type, settings: dict[str, Any]) -> bool:
+    def fits(self, connecting_class: type, settings: dict[str, Any]) -> bool:
         """Whether connections made with this class and these settings are the same as ours."""
         # By value, in C: below a microsecond, for nearly all values are the very same objects.
-        return self.settings == settings and self._opener is opener
+        return self.settings == settings and self._connecting_class is connecting_class
 
     def lease(self, scope: GreenletScope) -> DatabaseSession:
         """What Django is to hold as its connection.
@@ -107,17 +113,17 @@ class Database:
             self.log.pool = self.reachability.pool = self._pool
             if not self._keeps_idle:
                 self._pool.drain()
-            self._report()
+            self._attach_row()
         return self._pool
 
     # --- The scoreboard ------------------------------------------------------------------------
 
-    def report_on(self, pool_row: PoolRow) -> None:
+    def join_scoreboard(self, pool_row: PoolRow) -> None:
         """Count on the scoreboard from now on, and find out without traffic that a lost database is
         back: somebody looks."""
         self._pool_row = pool_row
         self.reachability.probing = True
-        self._report()
+        self._attach_row()
         self.reachability.resume()  # it may have been lost while the project was loaded
 
     def leave_scoreboard(self, *, free: bool = False) -> None:
@@ -137,7 +143,7 @@ class Database:
         if free:
             pool_row.free()
 
-    def _report(self) -> None:
+    def _attach_row(self) -> None:
         if self._pool_row is not None and self._pool is not None:
             self._pool.attach_row(self._pool_row.current)
 
@@ -177,9 +183,9 @@ class Database:
             return self._connect(compare=False)
 
     def _connect(self, *, compare: bool = True) -> MySQLConnection:
-        opener = self._opener(_copied(self.settings), self.alias)
-        opener._database = self
-        conn = opener.get_new_connection(opener.get_connection_params())
+        wrapper = self._connecting_class(_copied(self.settings), self.alias)
+        wrapper._database = self
+        conn = wrapper.get_new_connection(wrapper.get_connection_params())
         if not isinstance(conn, MySQLConnection):
             conn.close()
             raise ImproperlyConfigured(
@@ -189,9 +195,9 @@ class Database:
             if conn.server_version != self._server_version:
                 self._server_version = conn.server_version
                 self.server_data = None  # what it can do may have changed
-            opener.connection = conn
-            opener.set_autocommit(True)  # sessions open transactions themselves
-            opener.init_connection_state()
+            wrapper.connection = conn
+            wrapper.set_autocommit(True)  # sessions open transactions themselves
+            wrapper.init_connection_state()
             conn.set_up(compare=compare)
         except BaseException:
             conn.close()

@@ -19,7 +19,7 @@ class DirectUse:
     _conn: Any
     _lease: Any
     _pin: Any
-    settle: Any
+    release_if_unneeded: Any
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -31,14 +31,15 @@ class DirectUse:
                 self.use_directly()
             return value
         finally:
-            self.settle()
+            self.release_if_unneeded()
 
     def use_directly(self) -> Any:
         """The connection itself, which nobody is to have after this session."""
         # What is given out may be a method, to be called at any time.
         conn = self._conn or self._lease()
         conn.condemn("direct use")
-        self._ran = self._inserted = self._numbered = self._selected = True  # who knows
+        # Possibly. With "not", questions about it would be refused.
+        self._ran_statement = self._has_own_key = self._used_sequence = self._got_rows = True
         self._pin("direct use")
         return conn
 

@@ -63,16 +63,11 @@ class Session(DirectUse):
         self._autocommit = True  # as Django sees it; the connection below nearly always is
         self._depth = 0  # statements under way: parameters of one may come from another
         self._last: Any = None  # the last result: its cursor looks for more of it
-        self._left = False  # a lease with statements was given back
-        # Since it was leased:
-        self._ran = False  # a statement
-        self._touched = False  # by one
-        self._keyed = False  # by one that may have generated a key
-        self._inserted = False  # and has, as far as can be known
-        self._numbered = False  # a number from a sequence
-        self._selected = False  # rows
-        self._asked = False  # a question was the last
-        if scope.lasting:
+        self._ran_on_earlier_lease = False  # statements, before the present lease
+        self._touched_session = False  # by a statement
+        self._last_was_question = False  # the last statement asked about the one before it
+        self._forget_statements()
+        if scope.keep_leases:
             self._lease()
 
     # As unittest.mock does it: isinstance(session, pymysql.connections.Connection) is true.
@@ -84,7 +79,7 @@ class Session(DirectUse):
         """Give the connection back. A second call does nothing: inside ``atomic()`` Django
         closes, but keeps the object."""
         self._closed = True
-        self._give_back()
+        self._release()
 
     def __enter__(self) -> Session:
         return self
@@ -92,29 +87,29 @@ class Session(DirectUse):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def abandon(self) -> None:
+    def reclaim(self) -> None:
         """Give the connection back on behalf of a greenlet that is gone. Safe in a finalizer."""
         self._closed = True
         conn, self._conn = self._conn, None
         if conn is not None:
-            self._mark(conn)
+            self._note_use(conn)
             self._pool.reclaim(conn)
             if self._watched is not None:
                 self._watched.end_soon()
 
-    def settle(self) -> None:
+    def release_if_unneeded(self) -> None:
         """Give the connection back, unless something needs it."""
         conn = self._conn
-        if conn is None or self._depth or self._pinned or self._scope.lasting:
+        if conn is None or self._depth or self._pinned or self._scope.keep_leases:
             return
         if conn.unread():
             self._pin("unbuffered cursor" if conn._result.unbuffered_active else "several results")
         elif not conn.in_transaction() and (self._autocommit or conn.condition() is None):
             # Else a transaction was open when the connection was lost: what follows must fail
             # as well, not run in a transaction of its own.
-            self._give_back()
+            self._release()
 
-    def at_rest(self) -> bool:
+    def is_releasable(self) -> bool:
         """Whether nothing would be lost if it gave its connection back now: at most a view that is
         not over keeps it."""
         conn = self._conn
@@ -136,39 +131,47 @@ class Session(DirectUse):
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        conn._result, conn.forgets_key = None, False  # a stranger's
-        self._ran = self._keyed = self._inserted = self._numbered = self._selected = False
+        conn._result, conn.forget_key_first = None, False  # a stranger's
+        self._forget_statements()
         if self._reset == "always":
-            conn.touched = "always"
+            conn.dirty_reason = "always"
         self._conn = conn
-        conn.lessee = self._scope
+        conn.scope = self._scope
         self._scope.add(self)
         if self._leak_threshold is not None:
             self._watched = WatchedLease(self._pool, self._scope, self._leak_threshold)
         return conn
 
-    def _give_back(self) -> None:
+    def _forget_statements(self) -> None:
+        """Nothing has run on the present lease yet."""
+        self._ran_statement = False
+        self._may_have_key = False  # a statement may have generated a key
+        self._has_own_key = False  # as far as can be known, LAST_INSERT_ID() is this session's
+        self._used_sequence = False  # LASTVAL() is this session's
+        self._got_rows = False  # FOUND_ROWS() is this session's
+
+    def _release(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
             self._scope.discard(self)
             if self._watched is not None:
                 self._watched.end()
-            conn.lessee = None
-            self._mark(conn)
-            self._left |= self._ran
+            conn.scope = None
+            self._note_use(conn)
+            self._ran_on_earlier_lease |= self._ran_statement
             if self._reset == "rollback":
-                conn.touched = None  # by a method of its own, such as select_db()
+                conn.dirty_reason = None  # by a method of its own, such as select_db()
             self._pool.release(conn)
 
-    def _mark(self, conn: MySQLConnection) -> None:
-        conn.leased = True
-        conn.keyed |= self._keyed
-        conn.spoiled |= self._depth > 0
+    def _note_use(self, conn: MySQLConnection) -> None:
+        conn.reused = True
+        conn.stale_key |= self._may_have_key
+        conn.in_statement |= self._depth > 0
 
     def _pin(self, reason: str) -> None:
         if not self._pinned:
             self._pinned = True
-            if not self._scope.lasting:
+            if not self._scope.keep_leases:
                 self._pool.count(PINNED[reason])
 
     # --- Statements ----------------------------------------------------------------------------
@@ -184,7 +187,7 @@ class Session(DirectUse):
             statement = classify(template)
             if statement.asks:
                 self._prepare_answer(template, statement.asks)
-            self._asked = bool(statement.asks)
+            self._last_was_question = bool(statement.asks)
             conn = self._conn
             if conn is None:
                 conn = self._lease()
@@ -196,17 +199,17 @@ class Session(DirectUse):
                 if not self._autocommit:
                     self._begin(conn)
             if statement.inserts:
-                self._keyed = True
+                self._may_have_key = True
                 if statement.returning:
                     # Its answer does not tell whether it has generated a key.
-                    conn.forgets_key = conn.keyed and not self._inserted
-                    self._inserted = True
+                    conn.forget_key_first = conn.stale_key and not self._has_own_key
+                    self._has_own_key = True
             if statement.numbers:
-                self._numbered = True
-            self._ran = True
+                self._used_sequence = True
+            self._ran_statement = True
         except BaseException:
             self._depth -= 1
-            self.settle()
+            self.release_if_unneeded()
             raise
 
     def end_statement(self) -> None:
@@ -217,11 +220,11 @@ class Session(DirectUse):
             last = self._last = conn._result
             if last is not None:
                 if last.insert_id:
-                    self._inserted = True
+                    self._has_own_key = True
                 elif last.field_count:
-                    self._selected = True
-            if not (self._depth or self._pinned or self._scope.lasting):
-                self.settle()
+                    self._got_rows = True
+            if not (self._depth or self._pinned or self._scope.keep_leases):
+                self.release_if_unneeded()
 
     def _prepare_answer(self, sql: str | bytes, asked: str) -> None:
         """Let the answer to a question about the statement before be about one of this session.
@@ -229,40 +232,40 @@ class Session(DirectUse):
         :raises ProgrammingError: that was on a connection which is back in the pool.
         """
         # Where each statement may have had another connection, silence is no answer either.
-        may_forget = self._scope.lasting and not self._left
+        may_forget = self._scope.keep_leases and not self._ran_on_earlier_lease
         conn = self._conn
-        if conn is None or not self._ran:
+        if conn is None or not self._ran_statement:
             if not may_forget:
-                raise self._gone(asked)
-            if (conn or self._lease()).leased:
-                self._renew()
+                raise self._refusal(asked)
+            if (conn or self._lease()).reused:
+                self._make_fresh()
             return
-        last = None if self._asked else conn._result
-        known = self._inserted, self._numbered, self._selected
-        for question in questions.unknown(sql, last, *known):
+        last = None if self._last_was_question else conn._result
+        known = self._has_own_key, self._used_sequence, self._got_rows
+        for question in questions.unanswerable(sql, last, *known):
             if question.forget is None or (question.lasts and not may_forget):
-                raise self._gone(asked)
-            if conn.leased:
+                raise self._refusal(asked)
+            if conn.reused:
                 conn.query(question.forget)
 
-    def _renew(self) -> None:
+    def _make_fresh(self) -> None:
         """Make the connection like a fresh one, or take a fresh one."""
-        while (conn := self._conn) is not None and conn.leased:
+        while (conn := self._conn) is not None and conn.reused:
             try:
                 if self._reset == "rollback":
                     raise InterfaceError(0, "not to be reset")
-                conn.touched = conn.touched or "question"
+                conn.dirty_reason = conn.dirty_reason or "question"
                 conn.reset()
-                for sql in questions.FRESH:
+                for sql in questions.AFTER_RESET:
                     conn.query(sql)
                 conn._result = None
                 return
             except MySQLError:
                 conn.condemn("reset failed")
-                self._give_back()
+                self._release()
                 self._lease()
 
-    def _gone(self, asked: str) -> ProgrammingError:
+    def _refusal(self, asked: str) -> ProgrammingError:
         return ProgrammingError(
             f"{asked} asks about the statement before it, which ran on a connection that is back "
             f"in the pool ({self._scope.rule}): put both inside one transaction.atomic()"
@@ -270,26 +273,26 @@ class Session(DirectUse):
 
     def _touch(self, conn: MySQLConnection, reason: str) -> None:
         if self._reset != "rollback":
-            conn.touched = reason
+            conn.dirty_reason = reason
             if reason in LASTING:
                 conn.condemn("lasting state")
-        self._touched = True
-        if reason in questions.MAY_INSERT and not self._asked:
-            if conn.keyed and not self._inserted:
+        self._touched_session = True
+        if reason in questions.MAY_INSERT and not self._last_was_question:
+            if conn.stale_key and not self._has_own_key:
                 conn.query(questions.FORGET_KEY)  # or nobody could say later whose it is
-            self._keyed = self._inserted = True
+            self._may_have_key = self._has_own_key = True
         self._pin(reason)
         if not self._autocommit and conn.get_autocommit():
             # What it runs may commit by itself, and go on after that.
             conn.autocommit(False)
 
     def _begin(self, conn: MySQLConnection) -> None:
-        if conn.suspect and conn.open:
+        if conn.transaction_unknown and conn.open:
             conn.ping()  # its answer tells what the error has left of the transaction
-            conn.suspect = False
+            conn.transaction_unknown = False
         if conn.in_transaction():
             return
-        if self._touched:
+        if self._touched_session:
             # BEGIN would end a LOCK TABLES, and forbid a SET TRANSACTION.
             conn.autocommit(False)
         else:
@@ -388,13 +391,13 @@ class Session(DirectUse):
     def _finish(self, how: str) -> None:
         conn = self._conn
         if conn is not None:
-            if not conn.open or conn.suspect or conn.in_transaction():
+            if not conn.open or conn.transaction_unknown or conn.in_transaction():
                 self._depth += 1
                 try:
                     getattr(conn, how)()
                 finally:
                     self._depth -= 1
-            self.settle()
+            self.release_if_unneeded()
 
     # --- Commands ------------------------------------------------------------------------------
 
@@ -416,7 +419,7 @@ class Session(DirectUse):
     def _command(self, reason: str, command: Any, *args: Any) -> None:
         conn = self._conn or self._lease()
         self._touch(conn, reason)
-        self._ran = True
+        self._ran_statement = True
         self._depth += 1
         try:
             command(conn, *args)
@@ -437,7 +440,7 @@ class Session(DirectUse):
             return conn.escape(obj, mapping)
         finally:
             self._depth -= 1
-            self.settle()
+            self.release_if_unneeded()
 
     literal = escape
 

@@ -30,7 +30,7 @@ from pooled_serve.errors import startup_error
 from pooled_serve.options import PoolPlans
 from pooled_serve.status.scoreboard import PoolRow
 
-LAST_CALL = 5.0
+LAST_CALL_SECONDS = 5.0
 """Seconds after the last hook until threads lose their connections. Jobs that come to their end
 have that long; a thread that queries for ever must not keep the process."""
 
@@ -174,13 +174,13 @@ def pools() -> dict[str, Any]:
     return {alias: database.pool for alias, database in _databases.items()}
 
 
-def report(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -> None:
+def join_scoreboard(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -> None:
     """Put this worker's pools on the scoreboard, those there are and those to come.
 
     :param row_for: returns the row for an alias, if there is one left.
     :param unreachable: databases that could not be reached; asked again until they can.
     """
-    registry.report(row_for)
+    registry.join_scoreboard(row_for)
     for alias in unreachable:
         if alias in connections.settings:
             connections[alias]  # makes it, if it is not there yet
@@ -191,7 +191,7 @@ def report(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -
 
 def _leave_scoreboard() -> None:
     """In a forked child: the numbers there are the parent's."""
-    registry.report(None)
+    registry.join_scoreboard(None)
 
 
 os.register_at_fork(after_in_child=_leave_scoreboard)
@@ -227,9 +227,9 @@ def end_serving() -> None:
 
 def last_call() -> None:
     """The last hook has run: only exit handlers and threads may come now, those for
-    :data:`LAST_CALL`. Python waits for threads first."""
+    :data:`LAST_CALL_SECONDS`. Python waits for threads first."""
     end_request()
-    timer = gevent.get_hub().loop.timer(LAST_CALL, ref=False)
+    timer = gevent.get_hub().loop.timer(LAST_CALL_SECONDS, ref=False)
     timer.start(gevent.spawn_raw, registry.close)
     atexit.register(timer.stop)
 

@@ -15,21 +15,21 @@ from weakref import WeakSet
 
 from django.db import connections
 
-from pooled_serve.backend.database import Database
+from pooled_serve.backend.database import PooledDatabase
 from pooled_serve.options import PoolPlans
 from pooled_serve.pool import get_thread
 from pooled_serve.status.scoreboard import PoolRow
 
-MOST_ADDED = 4
+MAX_ADDED_ALIASES = 4
 """Aliases that the project adds while it runs of which idle connections are kept."""
 
-databases: dict[str, Database] = {}
+databases: dict[str, PooledDatabase] = {}
 """By alias. Those that the project has added stand in the order of their last use."""
 
-_retired: WeakSet[Database] = WeakSet()  # that are in use still
+_retired: WeakSet[PooledDatabase] = WeakSet()  # that are in use still
 _plan: PoolPlans  # once there is one; nothing is pooled before
 _thread = 0  # the OS thread whose event loop the pools belong to
-_lasting: frozenset[str] | None = None  # aliases that were there from the start
+_permanent: frozenset[str] | None = None  # aliases that were there from the start
 _draining = False
 _row_for: Callable[..., PoolRow | None] | None = None  # on the scoreboard, if there is one
 
@@ -49,50 +49,50 @@ def in_pool_thread() -> bool:
     return bool(get_thread() == _thread)
 
 
-def find(alias: str, opener: type, settings: dict[str, Any]) -> Database | None:
+def find(alias: str, connecting_class: type, settings: dict[str, Any]) -> PooledDatabase | None:
     """The database that serves these settings, if there is one. In any thread."""
     database = databases.get(alias)
-    return database if database is not None and database.fits(opener, settings) else None
+    return database if database is not None and database.fits(connecting_class, settings) else None
 
 
-def database_for(alias: str, opener: type, settings: dict[str, Any]) -> Database:
+def database_for(alias: str, connecting_class: type, settings: dict[str, Any]) -> PooledDatabase:
     """The database that serves these settings from now on. Does not switch.
 
-    :param opener: the class of wrappers that open its connections.
+    :param connecting_class: the class of wrappers that open its connections.
     """
     database = databases.get(alias)
-    if database is None or not database.fits(opener, settings):
-        return _renew(alias, opener, settings)
-    if not database.lasting:
+    if database is None or not database.fits(connecting_class, settings):
+        return _replace(alias, connecting_class, settings)
+    if not database.permanent:
         databases[alias] = databases.pop(alias)
     return database
 
 
-def _renew(alias: str, opener: type, settings: dict[str, Any]) -> Database:
+def _replace(alias: str, connecting_class: type, settings: dict[str, Any]) -> PooledDatabase:
     retire_gone()
     former = databases.pop(alias, None)
     if former is not None:
         former.leave_scoreboard()  # the row is its successor's
         _retire(former)
     # If it is back before the last lease has ended, the old pool is: two would have two caps.
-    back = (d for d in _retired if d.alias == alias and d.fits(opener, settings))
+    back = (d for d in _retired if d.alias == alias and d.fits(connecting_class, settings))
     database = next(back, None)
     if database is None:
         plan = _plan.pool(alias, settings.get("CONN_MAX_AGE", 0))
-        lasting = alias in remember_aliases()
-        database = Database(alias, settings, opener, plan, lasting=lasting)
+        permanent = alias in remember_aliases()
+        database = PooledDatabase(alias, settings, connecting_class, plan, permanent=permanent)
     _retired.discard(database)
     databases[alias] = database
     database.drain() if _draining else database.resume()
-    _report_on_scoreboard(database)
-    if not database.lasting:
-        added = [name for name, other in databases.items() if not other.lasting]
-        for name in added[:-MOST_ADDED]:
+    _join_scoreboard(database)
+    if not database.permanent:
+        added = [name for name, other in databases.items() if not other.permanent]
+        for name in added[:-MAX_ADDED_ALIASES]:
             forget(name)
     return database
 
 
-def _retire(database: Database) -> None:
+def _retire(database: PooledDatabase) -> None:
     _retired.add(database)
     database.drain()
 
@@ -115,19 +115,19 @@ def retire_gone() -> None:
 
 def remember_aliases() -> frozenset[str]:
     """The aliases that are there from the start: as of the first call."""
-    global _lasting
-    if _lasting is None:
-        _lasting = frozenset(connections.settings)
-    return _lasting
+    global _permanent
+    if _permanent is None:
+        _permanent = frozenset(connections.settings)
+    return _permanent
 
 
 # --- The scoreboard ----------------------------------------------------------------------------
 
 
-def report(row_for: Callable[..., PoolRow | None] | None) -> None:
+def join_scoreboard(row_for: Callable[..., PoolRow | None] | None) -> None:
     """Put present and future databases on the scoreboard; with None, on none.
 
-    :param row_for: returns the row for an alias, if there is one left; takes ``lasting``, too.
+    :param row_for: returns the row for an alias, if there is one left; takes ``permanent``, too.
     """
     global _row_for
     _row_for = row_for
@@ -135,14 +135,14 @@ def report(row_for: Callable[..., PoolRow | None] | None) -> None:
         if row_for is None:
             database.leave_scoreboard()
         else:
-            _report_on_scoreboard(database)
+            _join_scoreboard(database)
 
 
-def _report_on_scoreboard(database: Database) -> None:
+def _join_scoreboard(database: PooledDatabase) -> None:
     if _row_for is not None:
-        pool_row = _row_for(database.alias, lasting=database.lasting)
+        pool_row = _row_for(database.alias, permanent=database.permanent)
         if pool_row is not None:
-            database.report_on(pool_row)
+            database.join_scoreboard(pool_row)
 
 
 # --- The end -----------------------------------------------------------------------------------
@@ -175,6 +175,6 @@ def close() -> None:
             del databases[database.alias]
 
 
-def _all() -> tuple[Database, ...]:
+def _all() -> tuple[PooledDatabase, ...]:
     """As of now: others may come and go while one of them is waited for."""
     return (*databases.values(), *_retired)

@@ -17,7 +17,7 @@ class GreenletScope(set["Session"]):
     request: Any = None
     """Gunicorn's, while one is served."""
 
-    lasting = False
+    keep_leases = False
     """Whether a lease that nothing needs outlives its statement. In request mode it does until
     the view returns: what follows, sending the response above all, is up to the client, who may
     take for ever. So may a greenlet that serves no request; :func:`configure` says what its
@@ -33,8 +33,8 @@ class GreenletScope(set["Session"]):
 
     def enter_view(self) -> bool:
         """Begin with a view. Returns whether it runs inside another, for :meth:`leave_view`."""
-        nested: bool = self.__dict__.get("lasting", False)
-        self.lasting = _views_keep
+        nested: bool = self.__dict__.get("keep_leases", False)
+        self.keep_leases = _views_keep
         return nested
 
     def leave_view(self, nested: bool) -> None:
@@ -42,9 +42,9 @@ class GreenletScope(set["Session"]):
 
         :raises BaseException: what has interrupted a hand-back, but only once all are done.
         """
-        self.lasting = nested
+        self.keep_leases = nested
         if self:
-            for_each(self, lambda session: session.settle())
+            for_each(self, lambda session: session.release_if_unneeded())
 
 
 def for_each(sessions: set[Session], do: Any) -> None:
@@ -74,7 +74,7 @@ def configure(*, per_transaction: bool, own_launcher: bool) -> None:
     """
     global _views_keep
     _views_keep = not per_transaction
-    GreenletScope.lasting = own_launcher and not per_transaction
+    GreenletScope.keep_leases = own_launcher and not per_transaction
     mode = "--pool-mode transaction"
     GreenletScope.rule = mode if per_transaction else "the view is over, or there is none"
 
@@ -100,10 +100,10 @@ class _Sentinel:
         self.scope = GreenletScope()
 
     def __del__(self) -> None:
-        # Runs in the hub or in a garbage collection: abandon() only enqueues.
+        # Runs in the hub or in a garbage collection: reclaim() only enqueues.
         with contextlib.suppress(Exception):
             for session in tuple(self.scope):
-                session.abandon()
+                session.reclaim()
 
 
 _local = local()

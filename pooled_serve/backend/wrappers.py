@@ -4,7 +4,7 @@ Importing this imports Django's MySQL backend, which looks for MySQLdb.
 
 Each pooled engine (Django's, GIS, a third party's) gets two classes:
 
-* ``Opener``, whose instances open real connections, just as the engine would;
+* ``ConnectingWrapper``, whose instances open real connections, just as the engine would;
 * ``PooledWrapper``, what ``connections[alias]`` gives, whose connection is a lease.
 
 Each greenlet gets a new wrapper for each alias, and in a worker for each request: whatever a
@@ -21,27 +21,27 @@ from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
 
 from pooled_serve.backend import registry
-from pooled_serve.backend.database import Database
+from pooled_serve.backend.database import PooledDatabase
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.driver.connection import MySQLConnection
 
 
-class Opener(MySQLWrapper):
+class ConnectingWrapper(MySQLWrapper):
     """Comes right above Django's own wrapper in the order of methods, below the engine's.
 
     So an engine that overrides ``get_new_connection()`` or ``init_connection_state()`` does its
     work, calls ``super()``, and ends here instead of at ``MySQLdb.connect``.
     """
 
-    _database: Database | None = None
+    _database: PooledDatabase | None = None
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> MySQLConnection:
         # At connect the server's default is nearly always right; later it costs a round trip.
         conn_params.setdefault("autocommit", True)
         return MySQLConnection(**conn_params)
 
-    def _find_database(self) -> Database | None:
+    def _find_database(self) -> PooledDatabase | None:
         return self._database
 
     @cached_property
@@ -55,12 +55,12 @@ class Opener(MySQLWrapper):
         return dict(database.server_data)  # for whoever changes it, changes his own
 
 
-class Leasing:
+class PooledWrapper:
     """Comes first in the order of methods: a connection from the pool, where there is one."""
 
-    _opener: type[Opener]
+    _connecting_class: type[ConnectingWrapper]
     _scope: GreenletScope | None = None  # copies, and the wrapper without a database, have none
-    _leasing: Database | None = None  # inside connect(), if the connection is to be a lease
+    _lease_from: PooledDatabase | None = None  # inside connect(), unless that connects for real
 
     alias: str
     connection: Any
@@ -70,15 +70,17 @@ class Leasing:
         """Connect as Django does, to a connection that is set up already."""
         if self._scope is not None and registry.in_pool_thread():
             if self._scope:
-                give_back_detached(self._scope)
-            self._leasing = registry.database_for(self.alias, self._opener, self.settings_dict)
+                close_detached_wrappers(self._scope)
+            self._lease_from = registry.database_for(
+                self.alias, self._connecting_class, self.settings_dict
+            )
         try:
             super().connect()  # type: ignore[misc]
         finally:
-            self._leasing = None
+            self._lease_from = None
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        database = self._leasing
+        database = self._lease_from
         if database is None or self._scope is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         # Long past, so that close_old_connections() at the end of the request gives it back.
@@ -88,7 +90,7 @@ class Leasing:
         return session
 
     def init_connection_state(self) -> None:
-        if self._leasing is None:  # else it was done when the connection was opened
+        if self._lease_from is None:  # else it was done when the connection was opened
             super().init_connection_state()  # type: ignore[misc]
 
     def is_usable(self) -> bool:
@@ -96,11 +98,11 @@ class Leasing:
             return self.connection.usable()
         return bool(super().is_usable())  # type: ignore[misc]
 
-    def _find_database(self) -> Database | None:
+    def _find_database(self) -> PooledDatabase | None:
         if self._scope is None:
             return None
         find = registry.database_for if registry.in_pool_thread() else registry.find
-        return find(self.alias, self._opener, self.settings_dict)
+        return find(self.alias, self._connecting_class, self.settings_dict)
 
 
 @functools.cache
@@ -110,9 +112,13 @@ def wrapper_class(engine: Any) -> Any:
     if not issubclass(engine, MySQLWrapper) or engine.vendor != "mysql":
         return None
     members = {"__module__": engine.__module__}
-    bases = (Opener,) if engine is MySQLWrapper else (engine, Opener)
-    opener = type("DatabaseWrapper", bases, members)
-    return type("DatabaseWrapper", (Leasing, *bases), {**members, "_opener": opener})
+    bases = (ConnectingWrapper,) if engine is MySQLWrapper else (engine, ConnectingWrapper)
+    connecting_class = type("DatabaseWrapper", bases, members)
+    return type(
+        "DatabaseWrapper",
+        (PooledWrapper, *bases),
+        {**members, "_connecting_class": connecting_class},
+    )
 
 
 def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> Any:
@@ -120,7 +126,7 @@ def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> An
     wrapper = wrapper_class(settings, alias)
     wrapper._scope = scope_here()
     if alias not in registry.databases and registry.in_pool_thread():
-        registry.database_for(alias, wrapper_class._opener, settings)
+        registry.database_for(alias, wrapper_class._connecting_class, settings)
     return wrapper
 
 
@@ -134,7 +140,7 @@ def wrappers_here() -> dict[str, Any]:
     return here
 
 
-def give_back_detached(scope: GreenletScope) -> None:
+def close_detached_wrappers(scope: GreenletScope) -> None:
     """Close the wrappers of this greenlet that are not in ``connections`` any more.
 
     Their users have deleted or replaced them, as happens for each tenant in a loop, and would
@@ -145,7 +151,7 @@ def give_back_detached(scope: GreenletScope) -> None:
     for session in tuple(scope):
         wrapper: Any = getattr(session, "wrapper", None)
         detached = wrapper is not None and id(wrapper) not in here
-        if detached and not wrapper.in_atomic_block and session.at_rest():
+        if detached and not wrapper.in_atomic_block and session.is_releasable():
             wrapper.close()
 
 

@@ -22,16 +22,16 @@ from pymysql.protocol import FieldDescriptorPacket
 Row = tuple[Any, ...]
 Convert = Callable[[Any], Any]
 
-FEW = 3
+MAX_ROWS_ONE_BY_ONE = 3
 """Rows that are not worth being turned into columns."""
 
-HEADER = 4
+HEADER_BYTES = 4
 """Bytes before a packet: three of its length, one of its number."""
 
-HUGE = 0xFFFFFF
+MAX_PACKET_LEN = 0xFFFFFF
 """The length of a packet that goes on in the next one."""
 
-WIDEST = 250
+MAX_COLUMNS = 250
 """Columns. The number of more takes several bytes."""
 
 EOF_STARTS = tuple(b"\x05\0\0%c\xfe" % number for number in range(256))
@@ -64,10 +64,10 @@ class Columns:
         """The descriptions in full, new ones each time: they can be changed."""
         block, encoding, _ = self.key
         fields = []
-        begin = HEADER + 1
+        begin = HEADER_BYTES + 1
         for _ in self._types:
-            end = begin + HEADER + (header(block, begin)[0] & HUGE)
-            fields.append(FieldDescriptorPacket(block[begin + HEADER : end], encoding))
+            end = begin + HEADER_BYTES + (header(block, begin)[0] & MAX_PACKET_LEN)
+            fields.append(FieldDescriptorPacket(block[begin + HEADER_BYTES : end], encoding))
             begin = end
         return fields
 
@@ -77,7 +77,7 @@ class Columns:
         :param nulls: the numbers of the columns in which some are None.
         """
         width = len(self._steps)
-        if len(values) <= FEW * width:
+        if len(values) <= MAX_ROWS_ONE_BY_ONE * width:
             for begin in range(0, len(values), width):
                 row = zip(self._whole, values[begin : begin + width], strict=True)
                 rows.append(tuple([v if v is None else convert(v) for convert, v in row]))
@@ -104,13 +104,13 @@ class KnownColumns:
     """Columns by the bytes that describe them, and what else they depend on. Starts anew when it
     is full."""
 
-    LIMIT = 2 * 1024 * 1024
+    MAX_BYTES = 2 * 1024 * 1024
     """Bytes, estimated."""
 
-    LARGEST = 64 * 1024
+    MAX_BLOCK_BYTES = 64 * 1024
     """Bytes of one block. In larger results, the rows are what takes time."""
 
-    PER_COLUMN = 400
+    BYTES_PER_COLUMN = 400
     """Bytes beside the block: name, description, functions."""
 
     def __init__(self) -> None:
@@ -121,11 +121,11 @@ class KnownColumns:
     def add(self, columns: Columns) -> None:
         """Remember these."""
         block = columns.key[0]
-        if len(block) > self.LARGEST or len(columns.description) > WIDEST:
+        if len(block) > self.MAX_BLOCK_BYTES or len(columns.description) > MAX_COLUMNS:
             return
         if columns.key not in self._known:
-            size = len(block) + self.PER_COLUMN * len(columns.description)
-            if self._size + size > self.LIMIT:
+            size = len(block) + self.BYTES_PER_COLUMN * len(columns.description)
+            if self._size + size > self.MAX_BYTES:
                 self._known.clear()
                 self._size = 0
             self._size += size

@@ -26,7 +26,7 @@ from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STA
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
-from pooled_serve.driver.columns import HUGE
+from pooled_serve.driver.columns import MAX_PACKET_LEN
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
     CR_CONN_HOST_ERROR,
@@ -44,8 +44,8 @@ from pooled_serve.tuning import send
 log = logging.getLogger("gunicorn.error")
 
 # Statements, and bytes of one. Outside of the pool a connection is never done with its set-up.
-_MOST_SETUP, _LONGEST_SETUP = 100, 10_000
-_MOST_CONTEXTS = 16  # of some 100 kB each
+_MAX_SETUP_STATEMENTS, _MAX_SETUP_BYTES = 100, 10_000
+_MAX_TLS_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
@@ -65,9 +65,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     """Seconds after which the server hangs up on an idle connection; None if it did not say."""
 
     _fault: str | None = None  # why it must be closed when it comes back
-    lessee: Any = None  # who has it, see pooled_serve.backend.scope.GreenletScope
-    leased = False  # and given back, at least once
-    spoiled = False  # given back while another greenlet runs a statement on it
+    scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
+    reused = False  # an earlier lease has used it
+    in_statement = False  # was given back while another greenlet ran a statement on it
     _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
 
     # --- Connecting ----------------------------------------------------------------------------
@@ -77,13 +77,13 @@ class MySQLConnection(ResettableConnection, BulkConnection):
 
         :raises OperationalError: with the server's error, or 2003 if it did not answer in time.
         """
-        self._setup, self._recorded = [], ()
+        self._setup, self._replay = [], ()
         seconds = self.connect_timeout
-        patience = self._read_timeout, self._write_timeout
+        timeouts = self._read_timeout, self._write_timeout
         # Without gevent's patches the Timeout below cannot interrupt a blocking read; a timeout
         # per read can.
-        self._read_timeout = min(patience[0] or math.inf, seconds)
-        self._write_timeout = min(patience[1] or math.inf, seconds)
+        self._read_timeout = min(timeouts[0] or math.inf, seconds)
+        self._write_timeout = min(timeouts[1] or math.inf, seconds)
         try:
             with limit(
                 seconds,
@@ -92,7 +92,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 f"(no complete handshake within {seconds:g}s)",
             ):
                 super().connect(sock)
-                self._learn()
+                self._read_session_defaults()
         except RuntimeError as error:
             if "cryptography" not in str(error):
                 raise
@@ -102,9 +102,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 "or use TLS",
             ) from error
         finally:
-            self._read_timeout, self._write_timeout = patience
+            self._read_timeout, self._write_timeout = timeouts
 
-    def _learn(self) -> None:
+    def _read_session_defaults(self) -> None:
         """What the rest of this class wants to know of a fresh connection."""
         poll = _new_poll()
         poll.register(self._sock.fileno(), select.POLLIN)
@@ -116,7 +116,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             )
             self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
             self._identity = tuple(identity)
-            self._know_autocommit(bool(autocommit))
+            self._apply_autocommit(bool(autocommit))
         except MySQLError:
             # A proxy may know no roles, or not that variable. But that time was up, or the server
             # gone, must not go unnoticed.
@@ -126,8 +126,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 self.wait_timeout = int(self._ask("SELECT @@wait_timeout")[0])
             if self._sock is None:
                 raise
-        self._home = self.server_status & _STATUS_MASK
-        self._fault, self.suspect = None, False
+        self._status_at_rest = self.server_status & _STATUS_MASK
+        self._fault, self.transaction_unknown = None, False
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
         with self.cursor(Cursor) as cursor:
@@ -146,7 +146,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         key = (ssl.SSLContext, tuple(sorted((k, repr(v)) for k, v in sslp.items())), dates)
         context = self._contexts.get(key)
         if context is None:
-            if len(self._contexts) >= _MOST_CONTEXTS:  # renewed for months, or one a tenant
+            if len(self._contexts) >= _MAX_TLS_CONTEXTS:  # renewed for months, or one a tenant
                 self._contexts.clear()
             context = self._contexts[key] = super()._create_ssl_ctx(sslp)
         return context
@@ -158,15 +158,15 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         if isinstance(sql, str):
             # Outside the guard: what cannot be encoded was not sent, and harms nobody.
             sql = sql.encode(self.encoding)
-        if unbuffered or not self._home:
+        if unbuffered or not self._status_at_rest:
             # Without autocommit any statement opens a transaction, and result sets do not
             # refresh the status flag that would say so. Errors while unbuffered rows are fetched
             # do not pass here.
-            self.suspect = True
+            self.transaction_unknown = True
         try:
-            if self.forgets_key:
-                self.forgets_key = False
-                if self._sock is None or self.unread() or len(sql) + 1 >= HUGE:
+            if self.forget_key_first:
+                self.forget_key_first = False
+                if self._sock is None or self.unread() or len(sql) + 1 >= MAX_PACKET_LEN:
                     self.query(FORGET_KEY)
                     return self.query(sql, unbuffered)
                 rows = self._query_without_key(sql, unbuffered)
@@ -176,11 +176,11 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             self._failed(error)
             raise
         if self._setup is not None and classify(sql).touches:
-            few = len(self._setup) < _MOST_SETUP and len(sql) < _LONGEST_SETUP
+            few = len(self._setup) < _MAX_SETUP_STATEMENTS and len(sql) < _MAX_SETUP_BYTES
             if few and not self._result.field_count:
                 self._setup.append(sql)
             else:
-                self._recorded = None  # its rows would be in the way
+                self._replay = None  # its rows would be in the way
         return rows
 
     def next_result(self, unbuffered: bool = False) -> Any:
@@ -194,15 +194,15 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def select_db(self, db: Any) -> None:
         """Use another database."""
         if self._setup is None:
-            self.touched = "database"
+            self.dirty_reason = "database"
         else:
-            self._recorded = None  # it would have to be done again, but is no statement
+            self._replay = None  # it would have to be done again, but is no statement
         super().select_db(db)
 
     def set_character_set(self, charset: Any, collation: Any = None) -> None:
         """SET NAMES."""
         if self._setup is None:
-            self.touched = "variable"
+            self.dirty_reason = "variable"
         super().set_character_set(charset, collation)
 
     def ping(self, reconnect: bool = False) -> None:
@@ -212,12 +212,12 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def commit(self) -> None:
         """COMMIT."""
         super().commit()
-        self.suspect = False
+        self.transaction_unknown = False
 
     def rollback(self) -> None:
         """ROLLBACK."""
         super().rollback()
-        self.suspect = False
+        self.transaction_unknown = False
 
     def _read_ok_packet(self) -> Any:
         try:
@@ -247,7 +247,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         if not isinstance(error, MySQLError):
             self._force_close()  # the rest of the result is still on its way
             return
-        self.suspect = True  # a procedure may open a transaction and fail after it
+        self.transaction_unknown = True  # a procedure may open a transaction and fail after it
         code = code_of(error)
         if code in GONE or isinstance(error, InterfaceError):
             self._force_close()
@@ -272,11 +272,15 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             return "lost"
         if self._fault is not None:
             return self._fault
-        if self.spoiled:
+        if self.in_statement:
             return "killed"
         if self.unread() or self.unread_bytes():
             return "unread"
-        if self.touched or self.suspect or self.server_status & _STATUS_MASK != self._home:
+        if (
+            self.dirty_reason
+            or self.transaction_unknown
+            or self.server_status & _STATUS_MASK != self._status_at_rest
+        ):
             return DIRTY
         return None
 
@@ -299,7 +303,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
 
     def holder(self) -> str:
         """Who has it, in words."""
-        return "" if self.lessee is None else str(self.lessee)
+        return "" if self.scope is None else str(self.scope)
 
     @property
     def address(self) -> str:

@@ -22,13 +22,13 @@ from pymysql.err import MySQLError, OperationalError
 from pooled_serve.driver.error_codes import CR_SERVER_LOST, UNKNOWN_COM_ERROR, code_of
 from pooled_serve.driver.statements import classify
 
-LEARN_AGAIN = 300.0
+COMPARE_AGAIN_SECONDS = 300.0
 """Seconds after which logins are compared again: an administrator may have changed them."""
 
-TRY_AGAIN = 10.0
+RETRY_COMPARISON_SECONDS = 10.0
 """The same, where the comparison came to no end."""
 
-MOST_LOGINS = 256
+MAX_LOGINS = 256
 """Logins to remember: a project may have an account for each tenant."""
 
 Command = tuple[int, bytes]
@@ -44,7 +44,7 @@ class Client(Protocol):
     def login_key(self) -> tuple[Any, ...]:
         """Equal for connections whose logins do the same."""
 
-    def undoing(self, restore: bytes = b"") -> list[Command]:
+    def reset_commands(self, restore: bytes = b"") -> list[Command]:
         """What makes its session like a fresh one; ``restore`` is the login's share."""
 
     def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
@@ -58,10 +58,10 @@ class ConnectAgain(OperationalError):  # type: ignore[misc]  # PyMySQL has no ty
 class Login:
     """What is known of the logins to one server with one account."""
 
-    __slots__ = ("learn_at", "obstacle", "restore")
+    __slots__ = ("compare_at", "obstacle", "restore")
 
-    def __init__(self, learn_at: float) -> None:
-        self.learn_at = learn_at
+    def __init__(self, compare_at: float) -> None:
+        self.compare_at = compare_at
         """When to compare again, in seconds of :func:`time.monotonic`."""
         self.restore = b""
         """The statement that sets what a reset leaves out; empty if it is nothing."""
@@ -72,7 +72,7 @@ class Login:
 _logins: OrderedDict[tuple[Any, ...], Login] = OrderedDict()
 
 
-def learn(client: Client, *, compare: bool = True) -> Login:
+def learn_login(client: Client, *, compare: bool = True) -> Login:
     """What is known of the logins of a fresh connection, all set up.
 
     Takes a round trip if that is nothing, or old; three if a reset leaves something out. Who
@@ -84,20 +84,20 @@ def learn(client: Client, *, compare: bool = True) -> Login:
     now = time.monotonic()
     key = client.login_key()
     login = _logins.get(key)
-    if login is not None and now < login.learn_at:
+    if login is not None and now < login.compare_at:
         return login
     if not compare:
         return Login(now)
-    login = _logins[key] = Login(now + TRY_AGAIN)
+    login = _logins[key] = Login(now + RETRY_COMPARISON_SECONDS)
     _logins.move_to_end(key)
-    if len(_logins) > MOST_LOGINS:
+    if len(_logins) > MAX_LOGINS:
         _logins.popitem(last=False)
     try:
         login.restore, login.obstacle = _compare(client)
     except MySQLError as error:
         login.obstacle = f"the session variables of a login cannot be compared: {error}"
     else:
-        login.learn_at = time.monotonic() + LEARN_AGAIN
+        login.compare_at = time.monotonic() + COMPARE_AGAIN_SECONDS
     if login.obstacle:
         raise ConnectAgain(CR_SERVER_LOST, login.obstacle)
     return login
@@ -117,7 +117,7 @@ _LOOK = tuple(
     (COM_QUERY, sql) for sql in (b"SHOW SESSION VARIABLES", b"SELECT DATABASE()", b"DO 0")
 )
 
-_CUT = 1024
+_SHOW_MAX_CHARACTERS = 1024
 """Characters after which SHOW cuts values off, on MySQL; on MariaDB it is twice as many."""
 
 _NO_EFFECT = frozenset({"max_user_connections"})
@@ -150,15 +150,15 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
 
     :raises MySQLError: there is no way to know.
     """
-    undoing = client.undoing()
+    reset = client.reset_commands()
     # Twice, so that what no two sessions have in common (clocks, seeds, counts of statements)
     # shows by itself.
-    answers = client.pipeline([*_LOOK, *undoing, *_LOOK, *undoing, *_LOOK])
+    answers = client.pipeline([*_LOOK, *reset, *_LOOK, *reset, *_LOOK])
     first = answers[len(_LOOK)]
     if isinstance(first, MySQLError) and code_of(first) == UNKNOWN_COM_ERROR:
         return b"", "the server cannot reset a session (COM_RESET_CONNECTION)"
     succeed(answers)
-    step = len(_LOOK) + len(undoing)
+    step = len(_LOOK) + len(reset)
     fresh, after, again = (_Session(answers[n : n + len(_LOOK)]) for n in (0, step, 2 * step))
     if not _sets_variables_only(fresh.variables.get("init_connect") or ""):
         return b"", "init_connect may do more than set session variables"
@@ -182,12 +182,14 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
         for name, kind in kinds.items()
     )
     restore = f"SET {', '.join(settings)}".encode() if kinds else b""
-    undoing = client.undoing(restore)
-    answers = client.pipeline([*undoing, *_LOOK])
-    still = fresh.other(_Session(answers[len(undoing) :])) & kinds.keys()
+    reset = client.reset_commands(restore)
+    answers = client.pipeline([*reset, *_LOOK])
+    still = fresh.other(_Session(answers[len(reset) :])) & kinds.keys()
     if any(isinstance(answer, MySQLError) for answer in answers):
         still = set(kinds)  # of one that cannot be set, none was
-    too_long = {name for name in kinds if len(fresh.variables.get(name) or "") >= _CUT}
+    too_long = {
+        name for name in kinds if len(fresh.variables.get(name) or "") >= _SHOW_MAX_CHARACTERS
+    }
     if still or too_long:
         return b"", f"a reset does not bring back {_enumerate(sorted(still | too_long))}"
     return restore, None
@@ -196,7 +198,7 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
 def _sets_variables_only(init_connect: str) -> bool:
     """Whether a comparison of session variables shows all that init_connect leaves. User
     variables, locks and temporary tables do not show."""
-    if len(init_connect) >= _CUT:
+    if len(init_connect) >= _SHOW_MAX_CHARACTERS:
         return False
     # The values are expressions, and may do what those of a SELECT may.
     return all(

@@ -37,27 +37,27 @@ _WARNINGS = Question(lasts=False, forget="SELECT 1 FROM information_schema.schem
 MAY_INSERT = frozenset({"procedure", "prepared statement", "several statements", "unknown"})
 """Reasons of the classifier's behind which keys may have been generated."""
 
-FRESH = ("SELECT 1", "DO 0")
+AFTER_RESET = ("SELECT 1", "DO 0")
 """To be run after a reset: MySQL's leaves FOUND_ROWS() as it was. A fresh connection of Django's
 has selected one row, and has run a SET after it."""
 
 
-def unknown(
-    sql: str | bytes, last: Any, inserted: bool, numbered: bool, selected: bool
+def unanswerable(
+    sql: str | bytes, last: Any, has_key: bool, used_sequence: bool, got_rows: bool
 ) -> Iterator[Question]:
     """What a statement asks, and the session has no statement of its own for.
 
     :param last: PyMySQL's result of the statement before; None if that failed.
-    :param inserted: the session may have generated a key.
-    :param numbered: it has drawn a number from a sequence.
-    :param selected: it has got rows.
+    :param has_key: the session may have generated a key.
+    :param used_sequence: it has drawn a number from a sequence.
+    :param got_rows: it has got rows.
     """
     text = sql if isinstance(sql, str) else bytes(sql).decode("utf-8", "replace")
     if _WARNED.search(text) and last is not None and not last.warning_count:
         yield _WARNINGS
-    if _INSERTED.search(text) and not inserted:
+    if _INSERTED.search(text) and not has_key:
         yield _KEY
-    if _SEQUENCE.search(text) and not numbered:
+    if _SEQUENCE.search(text) and not used_sequence:
         yield _NUMBER
-    if _FOUND.search(text) and not selected:
+    if _FOUND.search(text) and not got_rows:
         yield _ROWS

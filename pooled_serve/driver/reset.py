@@ -22,14 +22,14 @@ from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STA
 from pymysql.err import MySQLError, OperationalError
 
 from pooled_serve.driver.error_codes import CR_COMMANDS_OUT_OF_SYNC, CR_SERVER_LOST
-from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn, succeed
+from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn_login, succeed
 from pooled_serve.driver.questions import FORGET_KEY
 
 log = logging.getLogger("gunicorn.error")
 
 COM_RESET_CONNECTION = 0x1F  # unknown to PyMySQL
 
-RESET_TIMEOUT = 5.0
+RESET_TIMEOUT_SECONDS = 5.0
 """Seconds that the server may take to answer."""
 
 
@@ -39,23 +39,24 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
     _sock: Any
     _result: Any
 
-    suspect = False  # an error left open whether a transaction is
-    keyed = False  # LAST_INSERT_ID() may be of a lease before
-    forgets_key = False  # before the next statement
-    touched: str | None = None
+    transaction_unknown = False  # whether one is open: the status flags may not say so
+    stale_key = False  # LAST_INSERT_ID() may be that of an earlier lease
+    forget_key_first = False  # do so before the next statement
+    dirty_reason: str | None = None
     """Why the state of the session may not be the one of a fresh connection; None if it is."""
-    _setup: list[bytes] | None = None  # what was run to set it up, to be run again after a reset
-    _home = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
-    _recorded: tuple[bytes, ...] | None = ()  # None: cannot be run again
-    _names: tuple[str, str | None, str] | None = None  # charset, collation, Python's encoding
+    _setup: list[bytes] | None = None  # statements run so far to set it up; None once it is
+    _status_at_rest = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
+    _replay: tuple[bytes, ...] | None = ()  # statements to run after a reset; None: impossible
+    # The client's charset and collation, and Python's name of the encoding.
+    _charset_names: tuple[str, str | None, str] | None = None
     _role: str | None = None  # as SET ROLE takes it; None where there are no roles
     _identity: tuple[Any, ...] = ()  # of the server, and what it does at a login
     _login: Login | None = None
-    _told: set[tuple[str, str]] = set()  # noqa: RUF012 - what the log says already; shared
+    _logged_obstacles: set[tuple[str, str]] = set()  # noqa: RUF012 - shared, per process
 
     # --- Fresh ---------------------------------------------------------------------------------
 
-    def _know_autocommit(self, on: bool) -> None:
+    def _apply_autocommit(self, on: bool) -> None:
         """Have it as it was asked for. PyMySQL saw no need to say so if the server said that it is
         on; but that was before init_connect ran."""
         if on != self.get_autocommit():
@@ -68,23 +69,31 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
 
         :param compare: whether it may be used up to find out what a login does.
         :raises ConnectAgain: another connection must be opened, for the reason that
-            :func:`pooled_serve.driver.login.learn` gives.
+            :func:`pooled_serve.driver.login.learn_login` gives.
         """
-        if self._recorded is not None:
+        if self._replay is not None:
             # A transaction that the set-up leaves open is no statement that can be run again.
             open_ended = self.server_status & SERVER_STATUS_IN_TRANS
-            self._recorded = None if open_ended else tuple(self._setup or ())
-        self._setup = self.touched = None
-        self._names = (self.charset, self.collation, self.encoding)
+            self._replay = None if open_ended else tuple(self._setup or ())
+        self._setup = self.dirty_reason = None
+        self._charset_names = (self.charset, self.collation, self.encoding)
         if self._own_obstacle() is None:
-            with limit(RESET_TIMEOUT, CR_SERVER_LOST, "no answer while logins are compared"):
-                self._login = learn(self, compare=compare)
-            self._forget()
+            with limit(
+                RESET_TIMEOUT_SECONDS, CR_SERVER_LOST, "no answer while logins are compared"
+            ):
+                self._login = learn_login(self, compare=compare)
+            self._mark_clean()
 
     def login_key(self) -> tuple[Any, ...]:
         """Equal for connections whose logins do the same, as far as this can be known."""
         place = (self.host, self.port, self.unix_socket, self.user, self.server_version)
-        asked = (self.client_flag, self._role, self._names, self._recorded, self._home)
+        asked = (
+            self.client_flag,
+            self._role,
+            self._charset_names,
+            self._replay,
+            self._status_at_rest,
+        )
         return (*place, *self._identity, *asked)
 
     def _as_role(self, role: str | None) -> str:
@@ -103,34 +112,34 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
 
         :raises MySQLError: the connection must be closed.
         """
-        with limit(RESET_TIMEOUT, CR_SERVER_LOST, "no answer to a reset"):
-            if self.touched is None:
+        with limit(RESET_TIMEOUT_SECONDS, CR_SERVER_LOST, "no answer to a reset"):
+            if self.dirty_reason is None:
                 # First: to switch autocommit on would commit.
                 self.rollback()
-                self.autocommit(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
+                self.autocommit(bool(self._status_at_rest & SERVER_STATUS_AUTOCOMMIT))
             else:
                 self._reset_session()
-        self._forget()
+        self._mark_clean()
 
     def _reset_session(self) -> None:
         if obstacle := self._own_obstacle() or (self._login and self._login.obstacle):
-            self._say(obstacle)
+            self._log_obstacle(obstacle)
             raise OperationalError(CR_COMMANDS_OUT_OF_SYNC, obstacle)
-        succeed(self.pipeline(self.undoing(self._login.restore if self._login else b"")))
-        self.keyed = False
+        succeed(self.pipeline(self.reset_commands(self._login.restore if self._login else b"")))
+        self.stale_key = False
 
     def _own_obstacle(self) -> str | None:
         """Why what the client does at a login cannot be done again."""
-        if self._recorded is None:
+        if self._replay is None:
             return "the set-up cannot be run again"
         if not self.db:
             # Whatever was touched, a USE may have been there too.
             return "there is no database to return to"
         return None
 
-    def _say(self, obstacle: str) -> None:
-        if obstacle != UNKNOWN and (self.server, obstacle) not in self._told:
-            self._told.add((self.server, obstacle))
+    def _log_obstacle(self, obstacle: str) -> None:
+        if obstacle != UNKNOWN and (self.server, obstacle) not in self._logged_obstacles:
+            self._logged_obstacles.add((self.server, obstacle))
             log.warning(
                 "%s at %s: connections whose session was touched are closed, not reset: %s\n"
                 "→ each costs a connect; what logins are to set can stand in DATABASES, too: "
@@ -140,23 +149,23 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
                 obstacle,
             )
 
-    def undoing(self, restore: bytes = b"") -> list[Command]:
+    def reset_commands(self, restore: bytes = b"") -> list[Command]:
         """The commands that make a session like a fresh one: COM_RESET_CONNECTION, and again all
         that set the connection up.
 
         :param restore: what brings back the rest; see :mod:`pooled_serve.driver.login`.
         """
-        if self._names is not None:
+        if self._charset_names is not None:
             # Of these, the ones of the client: set_character_set() changes both sides.
-            self.charset, self.collation, self.encoding = self._names
+            self.charset, self.collation, self.encoding = self._charset_names
         names = f"SET NAMES {self.charset}"
         if self.collation:
             names += f" COLLATE {self.collation}"
         database = self.db if isinstance(self.db, bytes) else self.db.encode(self.encoding)
-        autocommit = int(bool(self._home & SERVER_STATUS_AUTOCOMMIT))
+        autocommit = int(bool(self._status_at_rest & SERVER_STATUS_AUTOCOMMIT))
         role = [] if self._role is None else [f"SET ROLE {self._role}".encode(self.encoding)]
         # In the order of connecting: the set-up may have gone to another database.
-        statements = [names.encode(), *(self._recorded or ()), *([restore] if restore else ())]
+        statements = [names.encode(), *(self._replay or ()), *([restore] if restore else ())]
         return [
             (COM_RESET_CONNECTION, b""),
             *((COM_QUERY, sql) for sql in role),
@@ -200,9 +209,9 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             return error
         return rows
 
-    def _forget(self) -> None:
+    def _mark_clean(self) -> None:
         """It is as good as new, for this side too."""
-        self.suspect, self.touched = False, None
+        self.transaction_unknown, self.dirty_reason = False, None
         self._result, self._affected_rows = None, 0
 
     @property

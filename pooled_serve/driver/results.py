@@ -28,9 +28,9 @@ from pymysql.protocol import MysqlPacket
 
 from pooled_serve.driver.columns import (
     EOF_STARTS,
-    HEADER,
-    HUGE,
-    WIDEST,
+    HEADER_BYTES,
+    MAX_COLUMNS,
+    MAX_PACKET_LEN,
     Columns,
     Row,
     header,
@@ -39,13 +39,13 @@ from pooled_serve.driver.columns import (
 from pooled_serve.driver.error_codes import CR_SERVER_LOST
 from pooled_serve.tuning import switches
 
-RECEIVE, MOST = 64 * 1024, 1024 * 1024
+RECEIVE_BYTES, MAX_RECEIVE_BYTES = 64 * 1024, 1024 * 1024
 """Bytes to ask the kernel for at once; the second, within a large packet."""
 
 ERROR, EOF = 0xFF, 0xFE  # how such packets begin
 
 _counts = struct.Struct("<hh").unpack_from  # of warnings, and status; signed, as in PyMySQL
-_COUNTS = 4
+_COUNTS_BYTES = 4
 
 _LOST = "Lost connection to MySQL server during query"  # as PyMySQL says it
 
@@ -80,7 +80,7 @@ class ReadBuffer:
         pieces = [rest] if rest else []  # or joining would copy
         missing = size - len(rest)
         while missing > 0:
-            piece = self._receive(min(max(missing, RECEIVE), MOST))
+            piece = self._receive(min(max(missing, RECEIVE_BYTES), MAX_RECEIVE_BYTES))
             if not piece:
                 break
             pieces.append(piece)
@@ -141,12 +141,16 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         buffer = self.buffer
         if isinstance(buffer, ReadBuffer):
             if buffer.position == len(buffer.data):
-                self.want(HEADER)
-            begin = buffer.position + HEADER
+                self.want(HEADER_BYTES)
+            begin = buffer.position + HEADER_BYTES
             if begin < len(buffer.data):
-                size = header(buffer.data, begin - HEADER)[0] ^ self._next_seq_id << 24
+                size = header(buffer.data, begin - HEADER_BYTES)[0] ^ self._next_seq_id << 24
                 end = begin + size
-                if 0 < size < HUGE and end <= len(buffer.data) and buffer.data[begin] != ERROR:
+                if (
+                    0 < size < MAX_PACKET_LEN
+                    and end <= len(buffer.data)
+                    and buffer.data[begin] != ERROR
+                ):
                     buffer.position = end
                     self._next_seq_id = self._next_seq_id + 1 & 255
                     return packet_type(buffer.data[begin:end], self.encoding)
@@ -194,10 +198,10 @@ class Result(MySQLResult):  # type: ignore[misc]
         if buffer is None:
             return False
         if buffer.position == len(buffer.data):
-            connection.want(HEADER)
-        begin = buffer.position + HEADER
+            connection.want(HEADER_BYTES)
+        begin = buffer.position + HEADER_BYTES
         count = buffer.data[begin] if begin < len(buffer.data) else 0
-        if not 1 <= count <= WIDEST:
+        if not 1 <= count <= MAX_COLUMNS:
             return False
         last = connection._next_seq_id + count + 1
         end = self._find_end(last)
@@ -212,7 +216,7 @@ class Result(MySQLResult):  # type: ignore[misc]
         columns = known.get((block, connection.encoding, connection.use_unicode))
         if columns is None or not columns.hold_for(connection.decoders):
             return False
-        buffer.position = end + _COUNTS
+        buffer.position = end + _COUNTS_BYTES
         connection._next_seq_id = last + 1 & 255
         self._columns = columns
         self.field_count = count
@@ -226,7 +230,7 @@ class Result(MySQLResult):  # type: ignore[misc]
         buffer = self.connection.buffer
         start = EOF_STARTS[last & 255]
         end: int = buffer.data.find(start, buffer.position) + len(start)
-        return end if len(start) <= end <= len(buffer.data) - _COUNTS else 0
+        return end if len(start) <= end <= len(buffer.data) - _COUNTS_BYTES else 0
 
     def _receive_columns(self, count: int) -> bool:
         """Receive their descriptions: `count` packets, one before, one behind. False if that is
@@ -235,11 +239,11 @@ class Result(MySQLResult):  # type: ignore[misc]
         buffer = connection.buffer
         offset = 0
         for number in range(connection._next_seq_id, connection._next_seq_id + count + 2):
-            connection.want(offset + HEADER)
+            connection.want(offset + HEADER_BYTES)
             size = header(buffer.data, buffer.position + offset)[0] ^ (number & 255) << 24
-            if not 0 < size < HUGE:
+            if not 0 < size < MAX_PACKET_LEN:
                 return False
-            offset += HEADER + size
+            offset += HEADER_BYTES + size
             connection.want(offset)
             if buffer.data[buffer.position + offset - size] == ERROR:
                 return False
@@ -261,17 +265,17 @@ class Result(MySQLResult):  # type: ignore[misc]
             self._read_ordinary_rows(rows)
             begin = buffer.position
             unread = len(buffer.data) - begin
-            if unread < HEADER:
-                connection.want(HEADER)
+            if unread < HEADER_BYTES:
+                connection.want(HEADER_BYTES)
                 continue
             size = header(buffer.data, begin)[0] ^ connection._next_seq_id << 24
-            if size < HUGE and unread < HEADER + size:
-                connection.want(HEADER + size)
+            if size < MAX_PACKET_LEN and unread < HEADER_BYTES + size:
+                connection.want(HEADER_BYTES + size)
                 continue
-            if size == 5 and buffer.data[begin + HEADER] == EOF:
-                self.warning_count, status = _counts(buffer.data, begin + HEADER + 1)
+            if size == 5 and buffer.data[begin + HEADER_BYTES] == EOF:
+                self.warning_count, status = _counts(buffer.data, begin + HEADER_BYTES + 1)
                 self.has_next = status & SERVER_MORE_RESULTS_EXISTS
-                buffer.position += HEADER + size
+                buffer.position += HEADER_BYTES + size
                 connection._next_seq_id = connection._next_seq_id + 1 & 255
                 break
             packet = connection._read_packet()
@@ -294,11 +298,11 @@ class Result(MySQLResult):  # type: ignore[misc]
         append = values.append
         columns = range(count)
         limit = len(data)
-        while position + HEADER < limit:
+        while position + HEADER_BYTES < limit:
             size = header(data, position)[0] ^ number << 24  # one check for both
-            at = position + HEADER
+            at = position + HEADER_BYTES
             end = at + size
-            if not 0 < size < HUGE or end > limit or data[at] >= EOF:
+            if not 0 < size < MAX_PACKET_LEN or end > limit or data[at] >= EOF:
                 break
             try:
                 for _ in columns:

@@ -219,22 +219,22 @@ class Statement:
     numbers: bool = False
 
 
-_MOST_STATEMENTS, _MOST_BYTES = 1024, 2500
+_MAX_STATEMENTS, _MAX_STATEMENT_BYTES = 1024, 2500
 
 
-class _Known(dict[Any, Statement]):
+class _StatementCache(dict[Any, Statement]):
     """The answers of late. Starts again when it is full: 3 MB at most."""
 
     def __missing__(self, sql: str | bytes) -> Statement:
         statement = _classify(sql)
-        if type(sql) in (str, bytes) and sys.getsizeof(sql) <= _MOST_BYTES:
-            if len(self) >= _MOST_STATEMENTS:
+        if type(sql) in (str, bytes) and sys.getsizeof(sql) <= _MAX_STATEMENT_BYTES:
+            if len(self) >= _MAX_STATEMENTS:
                 self.clear()
             self[sql] = statement
         return statement
 
 
-_known = _Known()
+_cache = _StatementCache()
 
 
 def classify(sql: Any) -> Statement:
@@ -243,7 +243,7 @@ def classify(sql: Any) -> Statement:
     :param sql: text or any bytes; of something else nothing is known.
     """
     try:
-        return _known[sql]
+        return _cache[sql]
     except (TypeError, ValueError):  # a bytearray, a memoryview: has no hash
         return _classify(sql)
 

@@ -16,7 +16,7 @@ MAX_ACCEPTS_PER_POLL = 2
 """Connections in one poll, where there are several workers. With more, a worker that gets a core
 before the others may take more clients than its share; with one, the last of many waits longer."""
 
-PAUSE = 0.005
+PAUSE_SECONDS = 0.005
 """Seconds from look to look while a worker leaves its listener to those with fewer connections."""
 
 _WAITING = struct.Struct("=24xI").unpack  # tcpi_unacked of struct tcp_info
@@ -102,7 +102,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         self._end_pause()
         self._seen = {}
         self._turns.pauses.add(self)
-        self._pause = self.loop.timer(PAUSE, PAUSE)
+        self._pause = self.loop.timer(PAUSE_SECONDS, PAUSE_SECONDS)
         self._pause.start(self._look)
 
     def _end_pause(self) -> None:

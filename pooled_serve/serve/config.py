@@ -114,12 +114,12 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         the graceful timeout.
         """
         self.settings["pre_fork"].get()(arbiter, worker)
-        signals.hold()
+        signals.block()
 
     def post_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook, in the new worker. The user's runs last."""
         signals.handle_with(worker)
-        signals.release()
+        signals.unblock()
         self.settings["post_fork"].get()(arbiter, worker)
 
     def worker_exit(self, arbiter: Any, worker: Any) -> None:

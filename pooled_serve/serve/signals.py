@@ -14,30 +14,30 @@ INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
 """Both end a worker at once. Ctrl-C reaches it twice: as INT from the terminal, as QUIT from the
 master."""
 
-_held: set[int | signal.Signals] | None = None  # the mask from before hold()
+_mask_before: set[int | signal.Signals] | None = None  # the mask from before block()
 
 
-def hold() -> None:
-    """Block them until :func:`release`, in a child, too; in the parent until it has forked."""
-    global _held
-    _held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *INTERRUPTS])
+def block() -> None:
+    """Block them until :func:`unblock`, in a child, too; in the parent until it has forked."""
+    global _mask_before
+    _mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *INTERRUPTS])
 
 
-def release() -> None:
-    """Unblock them, which delivers those that are pending. Without :func:`hold` it does nothing."""
-    global _held
-    if _held is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, _held)
-        _held = None
+def unblock() -> None:
+    """Unblock them, which delivers those that are pending. Does nothing without :func:`block`."""
+    global _mask_before
+    if _mask_before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before)
+        _mask_before = None
 
 
 # Only the child runs post_fork(), which releases there. The arbiter must not keep TERM blocked: it
 # could not be stopped any more. gunicorn has no hook for the parent's side of a fork.
-os.register_at_fork(after_in_parent=release)
+os.register_at_fork(after_in_parent=unblock)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def blocked() -> Iterator[None]:
     """Blocks them while the body sets handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *INTERRUPTS])
     try:

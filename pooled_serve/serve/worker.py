@@ -39,7 +39,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def init_signals(self) -> None:
         """Set the handlers with signals blocked: gunicorn sets the default action first."""
-        with signals.held():
+        with signals.blocked():
             super().init_signals()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
@@ -88,7 +88,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.scoreboard is not None and self.slot is not None:
             self.scoreboard.register(self.slot)
             row_for = partial(self.scoreboard.pool_row, self.slot)
-            patch.report(row_for, self.scoreboard.unreachable(self.app.unreachable))
+            patch.join_scoreboard(row_for, self.scoreboard.unreachable(self.app.unreachable))
 
     def notify(self) -> None:
         """gunicorn's heartbeat: once a second, also while a stop waits for requests in flight."""

@@ -29,29 +29,30 @@ class WatchedLease:
     """A lease with a timer. Expensive only when that fires: until then the stack is a list of code
     objects and line numbers, and nothing is read or formatted.
 
-    :param holder: has the lease; its ``str()`` is taken only when the timer fires.
+    :param scope: the GreenletScope that has the lease. Its ``str()`` is taken only when the timer
+        fires.
     :param threshold: seconds after which the lease is logged and counted.
     """
 
     __slots__ = (
         "_greenlet",
-        "_holder",
         "_hub",
         "_leased_at",
         "_logged_as",
         "_pool",
+        "_scope",
         "_stack",
         "_timer",
     )
 
-    def __init__(self, pool: ConnectionPool[Any], holder: object, threshold: float) -> None:
+    def __init__(self, pool: ConnectionPool[Any], scope: object, threshold: float) -> None:
         self._pool = pool
-        self._holder = holder
+        self._scope = scope
         # Not the greenlet itself: a plain one ends with its last reference, and the lease with it.
         self._greenlet = weakref.ref(gevent.getcurrent())
         self._stack = _stack()
         self._leased_at = time.monotonic()
-        self._logged_as = ""  # the holder in words, once the timer has fired
+        self._logged_as = ""  # the scope in words, once the timer has fired
         self._hub: Hub = gevent.get_hub()
         self._timer: Any = self._hub.loop.timer(threshold, ref=False)
         # Not in the hub: a log handler may block.
@@ -60,7 +61,7 @@ class WatchedLease:
     def _fire(self) -> None:
         self._pool.count(LEAKED)
         name = getattr(self._greenlet(), "name", None) or "a plain greenlet"
-        self._logged_as = f"{self._holder} ({name})"
+        self._logged_as = f"{self._scope} ({name})"
         log.warning(
             "pool %r: a connection has been held for %.1fs by %s; it was taken here:\n%s",
             self._pool.name,

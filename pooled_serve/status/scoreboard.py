@@ -43,7 +43,7 @@ _HEAD_BYTES = (MAX_WORKERS + 2) * _WORD  # sequence number; each slot's process 
 _HIGHEST_SLOT = MAX_WORKERS + 1
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
-_POOL_ROW_BYTES = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE + 1) * _WORD  # +1: lasting
+_POOL_ROW_BYTES = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE + 1) * _WORD  # +1: permanent
 _SLOT_BYTES = MAX_POOLS * _POOL_ROW_BYTES
 
 
@@ -78,19 +78,19 @@ class PoolRow:
         numbers = memoryview(memory)[offset + _TEXTS.size : offset + _POOL_ROW_BYTES].cast("d")
         self.current: Any = numbers[: stats.ROW_LENGTH]
         self.retired: Any = numbers[stats.ROW_LENGTH : -1]
-        self._lasting: Any = numbers[-1:]
+        self._permanent: Any = numbers[-1:]
 
     @property
-    def lasting(self) -> bool:
+    def permanent(self) -> bool:
         """Whether the alias outlives a worker: the settings name it, no request has added it."""
-        return bool(self._lasting[0])
+        return bool(self._permanent[0])
 
-    def assign(self, alias: str, *, lasting: bool) -> None:
+    def assign(self, alias: str, *, permanent: bool) -> None:
         """Give the row to an alias, with all numbers at zero."""
         for numbers in (self.current, self.retired):
             for i in range(len(numbers)):
                 numbers[i] = 0.0
-        self._lasting[0] = float(lasting)
+        self._permanent[0] = float(permanent)
         self.label(alias, "", "")
 
     def free(self) -> None:
@@ -145,7 +145,7 @@ class Scoreboard:
         self._words[0] += 1  # odd: readers try again
         self._words[slot] = 0
         for row in self._pool_rows(slot):
-            if not row.lasting:
+            if not row.permanent:
                 row.free()
                 continue
             current = row.current
@@ -168,11 +168,11 @@ class Scoreboard:
         """Note that this process, the slot's worker, is about to stop."""
         self._words[slot] = -os.getpid()
 
-    def pool_row(self, slot: int, alias: str, *, lasting: bool = True) -> PoolRow | None:
+    def pool_row(self, slot: int, alias: str, *, permanent: bool = True) -> PoolRow | None:
         """Returns the row for a pool of this worker: the one that the slot has for this alias, or
         a free one, or None if there is none left.
 
-        :param lasting: keep the counters when the worker has died. Otherwise the caller must
+        :param permanent: keep the counters when the worker has died. Otherwise the caller must
             :meth:`~PoolRow.free` the row when the alias is gone.
         """
         name = alias.encode()[: _ALIAS_BYTES - 1].decode("utf-8", "ignore")
@@ -181,7 +181,7 @@ class Scoreboard:
         if row is None:
             row = next((r for r in rows if not r.texts[0]), None)
             if row is not None:
-                row.assign(alias, lasting=lasting)
+                row.assign(alias, permanent=permanent)
         if row is None:
             self._warn(f"more than {MAX_POOLS} databases in a worker")
         return row

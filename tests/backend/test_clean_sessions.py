@@ -399,7 +399,7 @@ def run(connection: MySQLConnection, sql: str) -> Any:
 
 def touch(connection: MySQLConnection, sql: str = "SET @x = 1") -> None:
     run(connection, sql)
-    connection.touched = "variable"  # a session tells it
+    connection.dirty_reason = "variable"  # a session tells it
 
 
 def test_what_connecting_set_comes_back_after_a_reset(connect: Connect) -> None:
@@ -503,7 +503,7 @@ def test_a_reset_that_fails_half_way_leaves_nothing_to_use(
     if how == "the server goes":
         proxy.cut_after(15)
     else:
-        connection._recorded = (b"SET nonsense = 1", *(connection._recorded or ()))
+        connection._replay = (b"SET nonsense = 1", *(connection._replay or ()))
     with pytest.raises(MySQLError):
         connection.reset()
     assert connection.condition() is not None

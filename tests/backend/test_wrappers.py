@@ -368,11 +368,11 @@ def test_another_server_version_is_noticed(script: Any) -> None:
         MySQLConnection.query = count
         assert connections["default"].mysql_server_data == first
         assert not [sql for sql in asked if "sql_auto_is_null" in str(sql)]
-        learn = MySQLConnection._learn
+        learn = MySQLConnection._read_session_defaults
         def upgraded(self):
             learn(self)
             self.server_version = "5.5.5-10.99.0-MariaDB"
-        MySQLConnection._learn = upgraded
+        MySQLConnection._read_session_defaults = upgraded
         pool().clear()
         patch.end_request()
         run("SELECT 1")

@@ -82,7 +82,7 @@ THE_RUN = "the run to its end"
 """Recorded like a test, by suite_runner.py."""
 
 
-MOST = 100  # lines of a list
+MAX_LISTED = 100  # tests in a list
 
 
 class Outcome(NamedTuple):
@@ -195,12 +195,12 @@ def show(title: str, tests: set[str], outcomes: Outcomes | None = None) -> None:
         for name, count in sorted(Counter(test.rpartition(".")[0] for test in tests).items()):
             print(f"    {count} of {name}")
         return
-    for test in sorted(tests)[:MOST]:
+    for test in sorted(tests)[:MAX_LISTED]:
         outcome = outcomes.get(test, Outcome(MISSING))
         why = " ".join(outcome.why.split())[:200]
         print(f"    {test}: {outcome.what}{why and f' ({why})'}")
-    if len(tests) > MOST:
-        print(f"    ... and {len(tests) - MOST} more")
+    if len(tests) > MAX_LISTED:
+        print(f"    ... and {len(tests) - MAX_LISTED} more")
 
 
 def environment_for(django: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.test.runner import DiscoverRunner
 
-PATIENCE = 300
+MAX_WAIT_SECONDS = 300
 """Seconds for one test. Then the stacks are printed, and the run ends."""
 
 _record = open(os.environ["DJANGO_SUITE_RECORD"], "a", buffering=1)  # noqa: SIM115
@@ -20,7 +20,7 @@ class Result(unittest.TextTestResult):
     """unittest's, and a line for each outcome. A test with sub-tests may get several."""
 
     def startTest(self, test: Any) -> None:  # noqa: N802 - unittest's names, here and below
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
         super().startTest(test)
 
     def stopTest(self, test: Any) -> None:  # noqa: N802

@@ -33,7 +33,7 @@ from pooled_serve.pool import DIRTY, FAILED_OVER
 from support import torture
 from support.memory import most_held
 from support.netproxy import NetProxy
-from support.processes import PATIENCE, wait_until
+from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.servers import Database, Server
 
 COM_QUIT, COM_QUERY, COM_PING = 1, 3, 14
@@ -478,7 +478,7 @@ def test_what_no_reset_undoes_is_closed_when_it_comes_back(connect: Connect) -> 
     assert connection.usable()  # until then
     assert one(connection, "SELECT 1") == 1
     assert connection.condition() == "direct use"
-    connection.touched = "variable"  # what comes after it does not hide it
+    connection.dirty_reason = "variable"  # what comes after it does not hide it
     connection.reset()
     assert connection.condition() == "direct use"
 
@@ -573,7 +573,7 @@ def test_a_session_that_was_asked_to_be_read_only_is_on_the_right_server(
         connection = connect()
         for sql in statements:
             run(connection, sql)
-        connection.touched = "variable"  # a session tells it
+        connection.dirty_reason = "variable"  # a session tells it
     elif "TRANSACTION READ ONLY" in statements[0] and "SESSION" not in statements[0]:
         pytest.skip("what connecting sets is for one transaction there")
     else:
@@ -734,7 +734,7 @@ def test_closing_waits_for_nobody(connect: Connect, proxy: NetProxy) -> None:
     connection = connect(port=proxy.port)
     proxy.freeze()
     stuff(connection)
-    with gevent.Timeout(PATIENCE):  # no Exception, which close() would swallow
+    with gevent.Timeout(MAX_WAIT_SECONDS):  # no Exception, which close() would swallow
         connection.close()
     assert not connection.open
 

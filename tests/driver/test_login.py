@@ -109,7 +109,7 @@ def run(connection: Any, sql: str) -> Any:
 
 def touch(connection: MySQLConnection, sql: str = "SET @x = 1") -> None:
     run(connection, sql)
-    connection.touched = "variable"  # a session tells it
+    connection.dirty_reason = "variable"  # a session tells it
 
 
 def stock(database: Database, sql: str) -> Any:
@@ -438,7 +438,7 @@ def test_a_change_that_no_login_shows_is_taken_up_after_a_while(
 ) -> None:
     if engine != "mariadb":
         pytest.skip("accounts have no such limit there")
-    monkeypatch.setattr(login, "LEARN_AGAIN", 0.0)
+    monkeypatch.setattr(login, "COMPARE_AGAIN_SECONDS", 0.0)
     for seconds in (2.5, 3.5):
         account = f"{database.user}@127.0.0.1"
         server.admin.query(f"ALTER USER {account} WITH MAX_STATEMENT_TIME {seconds}")
@@ -518,7 +518,7 @@ def test_few_logins_are_remembered(
 ) -> None:
     kept: Any = type(login._logins)()
     monkeypatch.setattr(login, "_logins", kept)
-    monkeypatch.setattr(login, "MOST_LOGINS", 2)
+    monkeypatch.setattr(login, "MAX_LOGINS", 2)
     connections = [connect(**server.create_database().connect_args()) for _ in range(4)]
     assert len(kept) == 2
     for connection in connections:
@@ -535,7 +535,7 @@ def test_what_was_said_of_the_statement_before_is_forgotten(connect: Connect) ->
     run(connection, "INSERT INTO t VALUES (42)")
     run(connection, "INSERT INTO t VALUES (NULL)")
     assert (connection.insert_id(), connection.affected_rows()) == (43, 1)
-    connection.touched = "always"
+    connection.dirty_reason = "always"
     connection.reset()
     assert (connection.insert_id(), connection.affected_rows()) == (0, 0)
     assert connection.show_warnings() == ()

@@ -20,7 +20,7 @@ from pymysql.err import MySQLError
 
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.results import BulkConnection
-from support.processes import PATIENCE, wait_until
+from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.responses import CONVERSIONS
 from support.servers import Server
 
@@ -232,7 +232,7 @@ def test_a_greenlet_killed_among_the_rows_leaves_a_closed_connection(
 
     connection._next_seq_id = 0
     greenlet = gevent.spawn(run)
-    with gevent.Timeout(PATIENCE):
+    with gevent.Timeout(MAX_WAIT_SECONDS):
         while connection._next_seq_id < 5:  # behind the descriptions
             gevent.sleep(0.01)
     greenlet.kill()

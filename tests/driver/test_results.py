@@ -474,7 +474,7 @@ def test_what_one_request_changes_of_a_result_the_next_does_not_see() -> None:
 
 
 def test_known_columns_are_bounded(monkeypatch: pytest.MonkeyPatch, known: KnownColumns) -> None:
-    monkeypatch.setattr(KnownColumns, "LIMIT", 20_000)
+    monkeypatch.setattr(KnownColumns, "MAX_BYTES", 20_000)
     most = 0
     for number in range(500):
         data = result_set([column(b"c%d" % number, FIELD_TYPE.LONG), TEXT], [values(b"1", b"a")])

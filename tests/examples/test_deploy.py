@@ -30,7 +30,7 @@ from conftest import MakeProject, StartServe
 from pooled_serve.options import OPTIONS
 from support import command, debian, torture
 from support.ports import free_port
-from support.processes import PATIENCE, wait_until
+from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.serve import Client, Serve, environment
 from support.servers import EXAMPLES, ROOT, Database, Server, tied_to_us
 from support.text import find
@@ -487,7 +487,7 @@ def test_the_unit_on_sockets_of_systemd(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(PATIENCE)
+        notified.settimeout(MAX_WAIT_SECONDS)
         activated = Activated(
             myproject, {**env, "NOTIFY_SOCKET": str(tmp_path / "notify")}, tmp_path
         )

@@ -28,7 +28,7 @@ from support.driver import (
     leased,
     settle,
 )
-from support.processes import PATIENCE
+from support.processes import MAX_WAIT_SECONDS
 
 Pool = ConnectionPool[FakeConnection]
 MakePool = Callable[..., Pool]
@@ -351,7 +351,7 @@ def test_expiry_at_hand_off_yields_a_fresh_connection(driver: FakeDriver) -> Non
     clock.now += 59  # may be past its age or not: either is right, an error is not
     pool.release(old)
     clock.now += 2
-    assert waiting.get(timeout=PATIENCE) is not old
+    assert waiting.get(timeout=MAX_WAIT_SECONDS) is not old
     assert len(driver.open) == 1
 
 
@@ -464,7 +464,7 @@ def test_the_queue_times_out_at_the_deadline_and_not_before(make_pool: MakePool)
     users = [gevent.spawn(user) for _ in range(20)]
     gevent.joinall(users, raise_error=True)
     assert min(seconds) >= 0.0999
-    assert max(seconds) < PATIENCE
+    assert max(seconds) < MAX_WAIT_SECONDS
     assert pool.stats()["timeouts_total"] == 20
     done.set()
     holder.get()
@@ -515,7 +515,7 @@ def test_timeout_in_the_same_tick_as_release_is_exactly_one_of_the_two() -> None
         # The loop sees both at once: it was not looked at since before they were due.
         time.sleep(0.009 + attempt % 5 * 0.0005)
         gevent.get_hub().loop.run_callback(pool.release, taken)
-        outcomes.add(waiting.get(timeout=PATIENCE))
+        outcomes.add(waiting.get(timeout=MAX_WAIT_SECONDS))
         assert_sound(pool, driver)
     assert outcomes <= {"served", "timed out"}
 
@@ -560,7 +560,7 @@ def test_a_wait_in_vain_is_a_wait(make_pool: MakePool, driver: FakeDriver) -> No
     driver.open[0].fault = "lost"
     done.set()
     with pytest.raises(DriverError):
-        failing.get(timeout=PATIENCE)
+        failing.get(timeout=MAX_WAIT_SECONDS)
     stats = pool.stats()
     assert (stats["timeouts_total"], stats["acquired_total"]) == (20, 1)
     assert stats["wait_seconds_buckets"]["+Inf"] == 27
@@ -616,7 +616,7 @@ def test_what_is_reset_or_closed_is_not_in_use(make_pool: MakePool, driver: Fake
     assert pool.describe() == "0 in use, 0 idle, 1 resetting, 1 closing, 0 waiting, cap 2"
     resetting.set()
     closing.set()
-    cleaner.get(timeout=PATIENCE)
+    cleaner.get(timeout=MAX_WAIT_SECONDS)
     settle(lambda: pool.stats()["closing"] == 0)
 
 
@@ -641,7 +641,7 @@ def test_forked_while_it_connects_the_child_leaves_the_connection_alone(
             os._exit(1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    pool.release(user.get(timeout=PATIENCE))
+    pool.release(user.get(timeout=MAX_WAIT_SECONDS))
 
 
 # --- Being killed ------------------------------------------------------------------------------
@@ -744,7 +744,7 @@ def test_whatever_a_step_does_and_whoever_is_killed_nothing_is_lost(
     # A reset that never returns is bounded by the driver, not by the pool.
     endless = (step, mood, end) == ("reset", "never", "nothing")
     with quiet_hub():
-        running.join(timeout=0.2 if endless else PATIENCE)
+        running.join(timeout=0.2 if endless else MAX_WAIT_SECONDS)
     assert running.ready() != endless
     running.kill()
 
@@ -766,7 +766,7 @@ class quiet_hub:  # noqa: N801 - used like a function
 def test_the_deadline_covers_the_connect(make_pool: MakePool, driver: FakeDriver) -> None:
     pool = make_pool(timeout=0.05)
     driver.plan["connect"] = [NEVER]
-    with gevent.Timeout(PATIENCE), pytest.raises(PoolTimeout):
+    with gevent.Timeout(MAX_WAIT_SECONDS), pytest.raises(PoolTimeout):
         pool.acquire()
 
 
@@ -802,7 +802,7 @@ def test_a_failed_connect_fails_all_who_wait_for_it(
     users = [gevent.spawn(user) for _ in range(5)]
     settle(lambda: pool.stats()["waiting"] == 4)
     failing.set()
-    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
+    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
     pool._open = driver.connect
     assert [str(error) for error in errors] == ["refused"] * 5
     assert len({id(error) for error in errors}) == 5  # one traceback each
@@ -828,7 +828,7 @@ def test_with_connections_in_use_a_failed_connect_waits_for_their_return(
     gevent.sleep(0.1)
     assert order == []
     pool.release(taken)
-    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
+    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
     assert order == list(range(10))
 
 
@@ -871,7 +871,7 @@ def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     gevent.sleep(0.2)
     assert driver.connecting == 1
     gate.set()
-    gevent.joinall(users, raise_error=True, timeout=PATIENCE)
+    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
     pool.release(taken)
 
 
@@ -956,7 +956,7 @@ def test_a_reclaimed_connection_is_reused_if_clean(make_pool: MakePool, driver: 
     waiting = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.reclaim(connection)
-    assert waiting.get(timeout=PATIENCE) is connection
+    assert waiting.get(timeout=MAX_WAIT_SECONDS) is connection
     pool.reclaim(connection)
     settle(lambda: pool.stats()["idle"] == 1)
     assert driver.calls["connect"] == 1
@@ -1002,7 +1002,7 @@ def test_a_signal_in_the_middle_of_acquire_and_release(make_pool: MakePool) -> N
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
     try:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + MAX_WAIT_SECONDS
         while len(fired) < 500:
             assert time.monotonic() < end, len(fired)
             if not orphans and pool.stats()["in_use"] < 2:
@@ -1053,12 +1053,12 @@ def test_a_closed_pool_closes_idle_ones_and_refuses(driver: FakeDriver) -> None:
     waiting = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.release(other)
-    assert waiting.get(timeout=PATIENCE) is other
+    assert waiting.get(timeout=MAX_WAIT_SECONDS) is other
     late = gevent.spawn(pool.acquire)
     gevent.sleep(0)
     pool.close()
     with pytest.raises(PoolClosed), quiet_hub():
-        late.get(timeout=PATIENCE)
+        late.get(timeout=MAX_WAIT_SECONDS)
     with pytest.raises(PoolClosed):
         pool.acquire()
     pool.release(taken)
@@ -1073,7 +1073,7 @@ def test_a_close_that_never_returns_is_not_waited_for(
     pool = driver.pool()
     pool.release(pool.acquire())
     driver.always["close"] = NEVER
-    with gevent.Timeout(PATIENCE):
+    with gevent.Timeout(MAX_WAIT_SECONDS):
         pool.close(timeout=3600)
 
 
@@ -1171,7 +1171,7 @@ def test_after_a_silent_outage_it_recovers_while_requests_go_on_timing_out(
 
     def come_until(condition: Callable[[], bool]) -> None:
         """One every 10 ms."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + MAX_WAIT_SECONDS
         while not condition():
             assert time.monotonic() < end, pool.stats()
             users.append(gevent.spawn(user))
@@ -1206,7 +1206,7 @@ def test_a_failed_connect_takes_what_came_back_meanwhile(
     gevent.sleep(0.01)
     pool.release(first)  # nobody is in the queue, so it becomes idle
     failing.set()
-    assert user.get(timeout=PATIENCE) is first
+    assert user.get(timeout=MAX_WAIT_SECONDS) is first
     pool._open = connect_well
     pool.release(first)
 

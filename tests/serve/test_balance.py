@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
-from pooled_serve.serve.balance import LOOKS
+from pooled_serve.serve.balance import MAX_LOOKS
 from support.processes import is_running, wait_until
 from support.serve import Client, Serve
 
@@ -24,7 +24,7 @@ VIEWS = """
     from pooled_serve.serve import balance
     from pooled_serve.serve.accept import Server
 
-    balance.LOOKS = int(os.environ["LOOKS"])
+    balance.MAX_LOOKS = int(os.environ["LOOKS"])
     looks = 0
     original = Server._look
 
@@ -125,11 +125,11 @@ def test_what_comes_and_goes_is_counted_out_again(
 def test_a_worker_that_hangs_is_waited_for_once(
     folder: Path, serve: StartServe, stack: ExitStack
 ) -> None:
-    web = start(serve, folder, 2, LOOKS)
+    web = start(serve, folder, 2, MAX_LOOKS)
     other = min(web.worker_pids())
     with web.only(other):
         assert shares(come(web, stack, 10)) == {other: 10}
-        assert web.get("/waits").json() == LOOKS
+        assert web.get("/waits").json() == MAX_LOOKS
 
 
 def test_after_it_hung_it_catches_up(folder: Path, serve: StartServe, stack: ExitStack) -> None:
@@ -187,7 +187,7 @@ def test_the_generation_that_a_hup_replaced_does_not_count(
 def test_with_a_listener_of_its_own_a_worker_waits_for_nobody(
     folder: Path, serve: StartServe, stack: ExitStack
 ) -> None:
-    web = serve(folder, "-w", "2", *KEEP, "--reuse-port", env={"LOOKS": str(LOOKS)})
+    web = serve(folder, "-w", "2", *KEEP, "--reuse-port", env={"LOOKS": str(MAX_LOOKS)})
     wait_until(lambda: len(web.worker_pids()) == 2)
     guests = come(web, stack, 16)
     assert {client.get("/waits").json() for _, client in guests} == {0}

@@ -19,7 +19,7 @@ import pytest
 from support.client import gate
 from support.django_project import APP, write_project
 from support.load import Hammer
-from support.processes import PATIENCE, resume, suspend, wait_until
+from support.processes import MAX_WAIT_SECONDS, resume, suspend, wait_until
 from support.serve import Serve
 from support.servers import Server
 from support.site import VIEWS as SITE_VIEWS
@@ -239,7 +239,9 @@ def test_what_escapes_a_view_loses_no_slot(website: Site, path: str) -> None:
     request = f"GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
 
     def once(_: int) -> None:
-        with socket.create_connection(("127.0.0.1", website.server.port), PATIENCE) as client:
+        with socket.create_connection(
+            ("127.0.0.1", website.server.port), MAX_WAIT_SECONDS
+        ) as client:
             client.sendall(request)
             client.settimeout(0.5)
             with suppress(OSError):  # gunicorn may just hang up, or not even that
@@ -319,7 +321,7 @@ def test_a_stream_that_fails_gives_back(website: Site) -> None:
 
 
 def send(website: Site, path: str) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", website.server.port), PATIENCE)
+    client = socket.create_connection(("127.0.0.1", website.server.port), MAX_WAIT_SECONDS)
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return client
 

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import MakeProject, StartServe
 from pooled_serve.serve.turns import Turns
-from support.processes import PATIENCE, resume, suspend, wait_until
+from support.processes import MAX_WAIT_SECONDS, resume, suspend, wait_until
 from support.serve import Address, Serve
 
 VIEWS = """
@@ -62,9 +62,9 @@ def folder(project: MakeProject) -> Path:
 
 def connect(address: Address) -> socket.socket:
     if not isinstance(address, str):
-        return socket.create_connection(address, PATIENCE)
+        return socket.create_connection(address, MAX_WAIT_SECONDS)
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE)
+    client.settimeout(MAX_WAIT_SECONDS)
     client.connect(address)
     return client
 
@@ -174,7 +174,7 @@ def test_a_greenlet_that_is_killed_while_it_lets_others_go_first_takes_no_turn_a
     gevent.sleep(0)
     assert turns.given == 3
     clients[1].kill(block=False)
-    gevent.joinall(clients, timeout=PATIENCE)
+    gevent.joinall(clients, timeout=MAX_WAIT_SECONDS)
     assert done == ["a", "c"]
     assert turns.given == 0
     client("d")

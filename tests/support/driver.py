@@ -10,7 +10,7 @@ import gevent
 from gevent.event import Event
 
 from pooled_serve.pool import DIRTY, ConnectionPool
-from support.processes import PATIENCE
+from support.processes import MAX_WAIT_SECONDS
 
 NEVER = float("inf")
 
@@ -96,7 +96,7 @@ class FakeDriver:
         connection.abandoned = True
 
     def pool(self, **options: Any) -> ConnectionPool[FakeConnection]:
-        options = {"size": 2, "max_outstanding": 2, "timeout": PATIENCE, **options}
+        options = {"size": 2, "max_outstanding": 2, "timeout": MAX_WAIT_SECONDS, **options}
         return ConnectionPool(
             self.connect,
             check=self.check,
@@ -123,7 +123,7 @@ def leased(pool: ConnectionPool[FakeConnection], **options: Any) -> Iterator[Fak
 
 def settle(condition: Callable[[], bool] = lambda: True) -> None:
     """Let everything happen that is due, until the condition holds."""
-    with gevent.Timeout(PATIENCE, AssertionError("it does not settle")):
+    with gevent.Timeout(MAX_WAIT_SECONDS, AssertionError("it does not settle")):
         gevent.sleep(0.002)
         while not condition():
             gevent.sleep(0.001)
@@ -139,7 +139,7 @@ def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> No
     assert stats["waiting"] == 0
     assert stats["idle"] == len(driver.open) <= pool.size
     assert driver.peak <= pool.cap
-    taken = [pool.acquire(timeout=PATIENCE) for _ in range(int(pool.cap))]
+    taken = [pool.acquire(timeout=MAX_WAIT_SECONDS) for _ in range(int(pool.cap))]
     assert len({id(connection) for connection in taken}) == pool.cap
     for connection in taken:
         pool.release(connection)

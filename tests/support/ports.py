@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-MOST = 200  # held at a time: more than a test needs, and fewer than the files it may have open
+MAX_HELD = 200  # held at a time: more than a test needs, and fewer than the files it may have open
 
 _held: list[socket.socket] = []
 
@@ -19,7 +19,7 @@ def free_port() -> int:
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
     _held.append(holder)
-    if len(_held) > MOST:
+    if len(_held) > MAX_HELD:
         _held.pop(0).close()
     port: int = holder.getsockname()[1]
     return port

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+MAX_WAIT_SECONDS = 30.0
 """Seconds until what does not happen fails a test; a busy machine may keep a process waiting."""
 
 
@@ -67,7 +67,9 @@ def kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def wait_until(condition: Callable[[], T | Literal[False] | None], timeout: float = PATIENCE) -> T:
+def wait_until(
+    condition: Callable[[], T | Literal[False] | None], timeout: float = MAX_WAIT_SECONDS
+) -> T:
     """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

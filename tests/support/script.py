@@ -134,7 +134,7 @@ def names(cap: int | None) -> dict[str, Any]:
         assert len(ours) == cap
         settle(lambda: known() == ours)  # the server takes a moment to forget what was closed
         for conn in taken:
-            assert not (conn._home and conn.suspect)
+            assert not (conn._status_at_rest and conn.transaction_unknown)
             it.release(conn)
 
     return {
