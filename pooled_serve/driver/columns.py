@@ -1,7 +1,7 @@
 """The columns of a result, looked up by the bytes that describe them, and how to convert values.
 
-A server describes each column of each result, nearly always in the very bytes of the last time.
-PyMySQL takes them apart with 32 calls each.
+A server describes each column of each result, nearly always in the same bytes as the last time.
+PyMySQL parses each description with 32 calls.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Row = tuple[Any, ...]
 Convert = Callable[[Any], Any]
 
 MAX_ROWS_ONE_BY_ONE = 3
-"""Rows that are not worth being turned into columns."""
+"""Up to so many rows, converting row by row is faster than turning the values into columns."""
 
 HEADER_BYTES = 4
-"""Bytes before a packet: three of its length, one of its number."""
+"""In front of each packet: three bytes of length, one of sequence number."""
 
 MAX_PACKET_LEN = 0xFFFFFF
-"""The length of a packet that goes on in the next one."""
+"""A packet of this length continues in the next one."""
 
 MAX_COLUMNS = 250
-"""Columns. The number of more takes several bytes."""
+"""Results with more columns are left to PyMySQL: their number takes several bytes."""
 
 EOF_STARTS = tuple(b"\x05\0\0%c\xfe" % number for number in range(256))
-"""How the EOF packet of each number begins. Its counts follow."""
+"""The first bytes of the EOF packet, by its sequence number. Warnings and status follow."""
 
 header = struct.Struct("<I").unpack_from
 
 
 class Columns:
-    """What the descriptions of some columns mean, and how to convert values. Never changes:
+    """The meaning of some columns' descriptions, and how to convert their values. Immutable:
     requests share it."""
 
     __slots__ = ("_decoders", "_steps", "_types", "_whole", "converters", "description", "key")
@@ -56,12 +56,12 @@ class Columns:
         self._whole = tuple(_whole(*steps) for steps in self._steps)
 
     def hold_for(self, decoders: dict[int, Any]) -> bool:
-        """Whether these convert with the very functions that were found when it was made. A
-        program may change the decoders of its connection."""
+        """Whether a connection with these decoders converts values as this object does. A program
+        may change the decoders of its connection."""
         return all(map(is_, map(decoders.get, self._types), self._decoders))
 
     def fields(self) -> list[FieldDescriptorPacket]:
-        """The descriptions in full, new ones each time: they can be changed."""
+        """Returns the descriptions in full, as new objects each time: a caller may change them."""
         block, encoding, _ = self.key
         fields = []
         begin = HEADER_BYTES + 1
@@ -72,9 +72,9 @@ class Columns:
         return fields
 
     def convert(self, values: list[bytes | None], nulls: set[int], rows: list[Row]) -> None:
-        """Make rows of values, given row by row.
+        """Convert values, given row by row, and append the rows to ``rows``.
 
-        :param nulls: the numbers of the columns in which some are None.
+        :param nulls: the indexes of the columns in which some values are None.
         """
         width = len(self._steps)
         if len(values) <= MAX_ROWS_ONE_BY_ONE * width:
@@ -94,24 +94,24 @@ class Columns:
                     column = map(convert, column)
             columns.append(column)
         before = len(rows)
-        # Pulls one value after the other through the maps, so converters are called in order.
+        # Pulls values through the maps row by row, so converters are called in PyMySQL's order.
         rows.extend(zip(*columns, strict=True))
         if len(rows) - before != len(values) // width:
-            raise RuntimeError("a converter raised StopIteration")  # which ends a map quietly
+            raise RuntimeError("a converter raised StopIteration")  # which ends a map silently
 
 
 class KnownColumns:
-    """Columns by the bytes that describe them, and what else they depend on. Starts anew when it
-    is full."""
+    """A cache of :class:`Columns`, by the bytes that describe them and whatever else they depend
+    on. Cleared when it is full."""
 
     MAX_BYTES = 2 * 1024 * 1024
-    """Bytes, estimated."""
+    """Of the whole cache, estimated."""
 
     MAX_BLOCK_BYTES = 64 * 1024
-    """Bytes of one block. In larger results, the rows are what takes time."""
+    """Larger descriptions are not cached. Reading rows dominates the time of such results."""
 
     BYTES_PER_COLUMN = 400
-    """Bytes beside the block: name, description, functions."""
+    """Estimated for the name, the description and the functions; the block comes on top."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, str, bool], Columns] = {}
@@ -119,7 +119,7 @@ class KnownColumns:
         self.get = self._known.get
 
     def add(self, columns: Columns) -> None:
-        """Remember these."""
+        """Cache them, unless they are too large."""
         block = columns.key[0]
         if len(block) > self.MAX_BLOCK_BYTES or len(columns.description) > MAX_COLUMNS:
             return
@@ -136,8 +136,8 @@ known = KnownColumns()
 
 
 def _block(result: MySQLResult, connection: Any) -> bytes:
-    """The bytes that described the columns of a result, once these are read: the packet that
-    counts them, theirs, and of the EOF packet what is always the same."""
+    """Returns the bytes that described the columns of a result which was just read: the packet with
+    their number, one packet each, and the constant part of the EOF packet."""
     packets = [bytes([result.field_count & 255])]
     packets += [field.get_all_data() for field in result.fields]
     first = connection._next_seq_id - len(packets) - 1
@@ -149,14 +149,14 @@ def _block(result: MySQLResult, connection: Any) -> bytes:
 
 
 def _steps(encoding: str | None, converter: Any) -> tuple[Convert | None, Convert | None]:
-    """How to make a value from bytes in up to two steps: PyMySQL's, or what is quicker."""
+    """Returns up to two functions that make a value from bytes: PyMySQL's, or faster ones."""
     if _same(converter, through):
         converter = None
     if encoding in (None, "ascii"):
         if converter is int or converter is float:
-            return None, converter  # they read bytes
+            return None, converter  # these two parse bytes
         if converter is Decimal and encoding is not None:
-            return bytes.decode, converter  # servers use no other digits than those of ASCII
+            return bytes.decode, converter  # servers send ASCII digits only
         if _same(converter, convert_datetime):
             return None, _quicker(datetime.datetime.fromisoformat, converter)
         if _same(converter, convert_date):
@@ -167,13 +167,13 @@ def _steps(encoding: str | None, converter: Any) -> tuple[Convert | None, Conver
 
 
 def _same(function: Any, other: Any) -> bool:
-    """Whether it is that function of PyMySQL's, also if it was imported a second time, as it is
-    for Django by install_as_MySQLdb()."""
+    """Whether two names refer to the same function of PyMySQL. It may have been imported twice, as
+    install_as_MySQLdb() does for Django."""
     return isinstance(function, FunctionType) and function.__code__ == other.__code__
 
 
 def _quicker(parse: Convert, converter: Convert) -> Convert:
-    """As the converter does; but nearly all that servers send can be parsed quicker."""
+    """Returns a converter that tries ``parse`` first, which is faster and nearly always enough."""
 
     def convert(value: bytes) -> Any:
         try:
@@ -185,7 +185,7 @@ def _quicker(parse: Convert, converter: Convert) -> Convert:
 
 
 def _whole(decode: Convert | None, convert: Convert | None) -> Convert:
-    """Both steps in one."""
+    """Returns both steps as one function."""
     if decode is None:
         return convert or bytes
     if convert is None:

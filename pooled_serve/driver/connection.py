@@ -1,13 +1,14 @@
 """The MySQL connection that the pool holds: connecting, liveness, clean hand-back.
 
-What differs from PyMySQL's own connection, each for a failure seen with PyMySQL 1.1 to 1.2:
+It differs from PyMySQL's own connection in four ways, each because of a failure seen with PyMySQL
+1.1 to 1.2:
 
 * TLS contexts are cached. PyMySQL builds one per connect, 43 ms of CPU during which no other
   greenlet runs, even if the server has no TLS.
-* The whole handshake is bounded, not just the TCP connect: a stopped server accepts, and is
-  silent.
-* Whatever interrupts a command closes the socket. PyMySQL does that when a read is interrupted;
-  half a packet written, or half a result parsed, it leaves for the next user to trip over.
+* ``connect_timeout`` bounds the whole handshake, not just the TCP connect: a stopped server
+  accepts connections, and stays silent.
+* Any exception inside a command closes the socket. PyMySQL closes it when a read is interrupted,
+  but leaves a packet half written, or a result half parsed, to the next user.
 * ``close()`` neither blocks nor raises.
 """
 
@@ -43,26 +44,27 @@ from pooled_serve.tuning import send
 
 log = logging.getLogger("gunicorn.error")
 
-# Statements, and bytes of one. Outside of the pool a connection is never done with its set-up.
+# Of what is recorded for a replay. Outside of the pool the set-up never ends, and nothing else
+# would bound the record.
 _MAX_SETUP_STATEMENTS, _MAX_SETUP_BYTES = 100, 10_000
 _MAX_TLS_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
 
-# gevent's poll switches greenlets; this question must not.
+# gevent's poll switches greenlets; alive() must not.
 _new_poll = get_original("select", "poll")
 
 
 class MySQLConnection(ResettableConnection, BulkConnection):
-    """A PyMySQL connection that can tell whether the next user may have it."""
+    """A PyMySQL connection that knows whether it can be handed to the next user."""
 
     _sock: Any
     _read_timeout: float | None
     _write_timeout: float | None
 
     wait_timeout: int | None = None
-    """Seconds after which the server hangs up on an idle connection; None if it did not say."""
+    """Seconds after which the server closes an idle connection; None if it is not known."""
 
     _fault: str | None = None  # why it must be closed when it comes back
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
@@ -73,9 +75,10 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     # --- Connecting ----------------------------------------------------------------------------
 
     def connect(self, sock: Any = None) -> None:
-        """Connect and log in within ``connect_timeout`` seconds, all in all.
+        """Connect and log in, within ``connect_timeout`` seconds in total.
 
-        :raises OperationalError: with the server's error, or 2003 if it did not answer in time.
+        :raises OperationalError: the server's error, or 2003 if it did not answer in time. The
+            pool passes it on to the callers that wait, see :meth:`ConnectionPool.acquire`.
         """
         self._setup, self._replay = [], ()
         seconds = self.connect_timeout
@@ -105,7 +108,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             self._read_timeout, self._write_timeout = timeouts
 
     def _read_session_defaults(self) -> None:
-        """What the rest of this class wants to know of a fresh connection."""
+        """Find out how a fresh connection differs from the defaults of this class."""
         poll = _new_poll()
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
@@ -118,8 +121,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             self._identity = tuple(identity)
             self._apply_autocommit(bool(autocommit))
         except MySQLError:
-            # A proxy may know no roles, or not that variable. But that time was up, or the server
-            # gone, must not go unnoticed.
+            # Proxies and old servers may lack roles or one of the variables, and the connection
+            # is good without. If the socket is gone, though, the connect has failed: the time was
+            # up, or the server closed it.
             if self._sock is None:
                 raise
             with contextlib.suppress(MySQLError):
@@ -136,17 +140,17 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         return row
 
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
-        """PyMySQL's context for these arguments, made once per process and set of files."""
+        """Returns PyMySQL's context for these arguments, made once per process and set of files."""
         if isinstance(sslp, ssl.SSLContext):
             return sslp
-        # gevent replaces SSLContext when it patches; a context from before would recurse. The
-        # files' dates are in the key so that renewed certificates are taken up.
+        # The class is in the key because gevent replaces it when it patches: a context from before
+        # would recurse. The files' dates are, because certificates are renewed.
         files = [sslp.get(name) for name in ("ca", "cert", "key")]
         dates = tuple(os.stat(file).st_mtime_ns for file in files if file)
         key = (ssl.SSLContext, tuple(sorted((k, repr(v)) for k, v in sslp.items())), dates)
         context = self._contexts.get(key)
         if context is None:
-            if len(self._contexts) >= _MAX_TLS_CONTEXTS:  # renewed for months, or one a tenant
+            if len(self._contexts) >= _MAX_TLS_CONTEXTS:  # renewals of months, or tenants
                 self._contexts.clear()
             context = self._contexts[key] = super()._create_ssl_ctx(sslp)
         return context
@@ -154,14 +158,14 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     # --- Commands ------------------------------------------------------------------------------
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
-        """Run a statement, as PyMySQL does, and remember what it left behind."""
+        """Run a statement, as PyMySQL does, and note what it may have left behind."""
         if isinstance(sql, str):
-            # Outside the guard: what cannot be encoded was not sent, and harms nobody.
+            # Not inside the try: a statement that cannot be encoded is not sent, and does no harm.
             sql = sql.encode(self.encoding)
         if unbuffered or not self._status_at_rest:
-            # Without autocommit any statement opens a transaction, and result sets do not
-            # refresh the status flag that would say so. Errors while unbuffered rows are fetched
-            # do not pass here.
+            # A status of 0 at rest means: no autocommit, as the project asked for. Then any
+            # statement opens a transaction, and result sets do not refresh the status flag that
+            # would show it. And errors while unbuffered rows are fetched do not pass here.
             self.transaction_unknown = True
         try:
             if self.forget_key_first:
@@ -180,7 +184,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             if few and not self._result.field_count:
                 self._setup.append(sql)
             else:
-                self._replay = None  # its rows would be in the way
+                self._replay = None  # its rows would come between the answers of a reset
         return rows
 
     def next_result(self, unbuffered: bool = False) -> Any:
@@ -192,30 +196,30 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             raise
 
     def select_db(self, db: Any) -> None:
-        """Use another database."""
+        """Change the database; a reset goes back to the one of the connect."""
         if self._setup is None:
             self.dirty_reason = "database"
         else:
-            self._replay = None  # it would have to be done again, but is no statement
+            self._replay = None  # a replay consists of statements, and this is another command
         super().select_db(db)
 
     def set_character_set(self, charset: Any, collation: Any = None) -> None:
-        """SET NAMES."""
+        """Change the character set; a reset undoes that."""
         if self._setup is None:
             self.dirty_reason = "variable"
         super().set_character_set(charset, collation)
 
     def ping(self, reconnect: bool = False) -> None:
-        """Ask the server. Never connects anew, as PyMySQL 1.1 does: the set-up would be lost."""
+        """Check that the server answers. Never reconnects: that would lose the set-up."""
         super().ping(reconnect=False)
 
     def commit(self) -> None:
-        """COMMIT."""
+        """End the transaction, if one is open."""
         super().commit()
         self.transaction_unknown = False
 
     def rollback(self) -> None:
-        """ROLLBACK."""
+        """Undo the transaction, if one is open."""
         super().rollback()
         self.transaction_unknown = False
 
@@ -231,21 +235,23 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             if rest := send.unsent(self._sock, data):
                 super()._write_bytes(rest)
         except BaseException:
-            # GreenletExit or Timeout after part of a packet: the rest will never be sent.
+            # GreenletExit or Timeout after a part of the packet. The rest will never be sent, and
+            # the server would take the next command for it.
             self._force_close()
             raise
 
     def _force_close(self) -> None:
         result = self._result
         if result is not None and result.unbuffered_active:
-            # Or its finalizer would read from here, and its cursor take this for the last row.
+            # Otherwise its finalizer would read from the closed socket, and its cursor would take
+            # the end of the stream for the last row.
             result.unbuffered_active = False
             result._read_rowdata_packet_unbuffered = _lost
         super()._force_close()
 
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, MySQLError):
-            self._force_close()  # the rest of the result is still on its way
+            self._force_close()  # the rest of the answer would be read as that of the next command
             return
         self.transaction_unknown = True  # a procedure may open a transaction and fail after it
         code = code_of(error)
@@ -257,17 +263,18 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     # --- For the pool --------------------------------------------------------------------------
 
     def alive(self) -> bool:
-        """Whether the server still has this connection, as far as the socket tells. No I/O.
+        """Whether the server still has this connection, as far as the socket shows. No I/O.
 
-        Nothing is due on an idle connection: if its socket is readable, or something was read ahead
-        of its time, the server said goodbye (KILL, restart, wait_timeout). Under 2 us, for plain
-        and TLS sockets.
+        A server sends nothing on an idle connection. If the socket is readable, or more was read
+        than an answer, the server has closed the connection (KILL, restart, wait_timeout). Takes
+        under 2 us, for plain and TLS sockets. A silent socket proves nothing: a link that was cut
+        is silent, too, which is why the pool pings after a while.
         """
         return self._sock is not None and not self.unread_bytes() and not self._readable(0)
 
     def condition(self) -> str | None:
-        """None if the next user may have it as it is, DIRTY if after :meth:`reset`, else why
-        it must be closed. No I/O."""
+        """Returns None if it is fit for the next user, DIRTY if :meth:`reset` makes it so, else the
+        reason to close it. No I/O."""
         if self._sock is None:
             return "lost"
         if self._fault is not None:
@@ -285,40 +292,42 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         return None
 
     def condemn(self, reason: str) -> None:
-        """Close it when it comes back: no reset undoes what this user may have done. Until then
-        it can be used.
+        """Have it closed when it comes back, because no reset undoes what its user may have done.
+        Until then it stays usable.
 
         :param reason: one of :data:`pooled_serve.pool.stats.CLOSE_REASONS`.
         """
         self._fault = self._fault or reason
 
     def in_transaction(self) -> bool:
-        """Whether the server last said so, or will open one with the next statement."""
+        """Whether a transaction is open, as of the server's last status, or will be opened by the
+        next statement."""
         return bool(self.server_status & _STATUS_MASK != SERVER_STATUS_AUTOCOMMIT)
 
     def unread(self) -> bool:
-        """Whether rows or results of the last statement are still to be read."""
+        """Whether the last statement has left rows or results unread."""
         result = self._result
         return result is not None and bool(result.unbuffered_active or result.has_next)
 
     def holder(self) -> str:
-        """Who has it, in words."""
+        """Returns the request that leases it, in words; "" if none does. The pool, which knows no
+        scope, calls this for its messages."""
         return "" if self.scope is None else str(self.scope)
 
     @property
     def address(self) -> str:
-        """The server and the database on it."""
+        """Server and database, for messages."""
         database = self.db.decode() if isinstance(self.db, bytes) else self.db
         return f"{self.server}/{database or ''}"
 
     def usable(self) -> bool:
-        """What Django asks after an error: can this user go on with it? No I/O."""
+        """Whether its present user can go on with it after an error, as Django asks. No I/O."""
         return self._fault != FAILED_OVER and self.alive()
 
     def close(self) -> None:
-        """Say goodbye, if that is possible without waiting, and close the socket.
+        """Send COM_QUIT, if that is possible without waiting, and close the socket.
 
-        The COM_QUIT is what keeps the server from counting an aborted client.
+        Without COM_QUIT the server would count an aborted client.
         """
         self._closed = True
         if self._sock is None:
@@ -329,7 +338,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         self._force_close()
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor, and write nothing to the parent's server."""
+        """In a forked child: close the descriptor without COM_QUIT, which would end the parent's
+        session."""
         self._closed = True
         if self._sock is not None:
             os.close(self._sock.detach())

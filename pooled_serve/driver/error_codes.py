@@ -1,4 +1,4 @@
-"""Error codes of MySQL and MariaDB, all that the package knows, and what they mean to it.
+"""Error codes of MySQL and MariaDB: all that the package knows, and what they mean to it.
 
 The names are those of ``pymysql.constants``. The numbers stand here because the master uses them,
 too, and must not import PyMySQL before gevent has patched.
@@ -18,7 +18,7 @@ SERVER_SHUTDOWN = 1053
 TOO_MANY_USER_CONNECTIONS = 1203
 USER_LIMIT_REACHED = 1226
 OPTION_PREVENTS_STATEMENT = 1290
-# Those that PyMySQL has no name for.
+# The server's that PyMySQL has no name for.
 ACCESS_DENIED_NO_PASSWORD_ERROR = 1698
 READ_ONLY_MODE = 1836
 CONNECTION_KILLED = 1927  # MariaDB
@@ -46,29 +46,29 @@ GONE = frozenset(
         CLIENT_INTERACTION_TIMEOUT,
     }
 )
-"""Errors after which a connection is of no use."""
+"""Errors after which a connection cannot be used."""
 
 NOT_REACHED = frozenset({CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR})
-"""Errors of a connect that nobody has answered, unlike those that come from a full server."""
+"""Errors of a connect that no server answered; a full server does answer."""
 
 TLS = frozenset({CR_SSL_CONNECTION_ERROR, SECURE_TRANSPORT_REQUIRED})
-"""Errors of a connect with too little TLS, or the wrong one."""
+"""Errors of a connect without the TLS that the server, or the client, requires."""
 
 _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
 
 def code_of(error: BaseException) -> int:
-    """The code of an error of PyMySQL's; 0 if it has none."""
+    """Returns the code of one of PyMySQL's errors; 0 if it has none."""
     code = error.args[0] if error.args else 0
     return code if isinstance(code, int) else 0
 
 
 def is_read_only(code: int, message: str) -> bool:
-    """Whether an error says that the server became read-only; a new connect may reach the new
-    primary.
+    """Whether an error means that the server has become read-only, so that a new connection may
+    reach the new primary.
 
-    OPTION_PREVENTS_STATEMENT is about any option that forbids a statement, and names it. Error
-    1792 is none of these: it is about a transaction, or a session, that was asked to be READ ONLY.
+    OPTION_PREVENTS_STATEMENT is for any option that forbids a statement, and names the option.
+    Error 1792 does not count: the client asked for a READ ONLY transaction or session.
     """
     if code == OPTION_PREVENTS_STATEMENT:
         return _READ_ONLY_OPTION.search(message) is not None

@@ -1,11 +1,12 @@
-"""What a login gives that a reset does not bring back, found out by trying.
+"""What a login sets that a reset does not restore, found out by trying.
 
-A reset returns a session to the server's defaults, and the client runs again what it asked for
-when it connected. What is missing then is what the server does at a login and only there: it runs
+A reset returns a session to the server's defaults, and the client replays what it asked for when it
+connected. Still missing is what the server sets at a login and only there: it runs
 ``init_connect``, applies an account's MAX_STATEMENT_TIME, gives interactive clients another
 wait_timeout. No list of these would be complete. So once for each server and account a fresh
-connection is reset, and all its session variables are compared. What differs is set after each
-reset from then on. Where that does not help, connections that were touched are closed instead.
+connection is reset, and all its session variables are compared before and after. Those that differ
+are set after each reset from then on. Where that is not possible, dirty connections are closed
+instead of reset.
 """
 
 from __future__ import annotations
@@ -23,36 +24,40 @@ from pooled_serve.driver.error_codes import CR_SERVER_LOST, UNKNOWN_COM_ERROR, c
 from pooled_serve.driver.statements import classify
 
 COMPARE_AGAIN_SECONDS = 300.0
-"""Seconds after which logins are compared again: an administrator may have changed them."""
+"""Seconds until logins are compared again: an administrator may have changed the server."""
 
 RETRY_COMPARISON_SECONDS = 10.0
-"""The same, where the comparison came to no end."""
+"""The same after a comparison that failed."""
 
 MAX_LOGINS = 256
-"""Logins to remember: a project may have an account for each tenant."""
+"""Logins that are cached: a project may have an account for each tenant."""
 
 Command = tuple[int, bytes]
 Answer: TypeAlias = Sequence[tuple[Any, ...]] | MySQLError
-"""Rows, or none, or what the server says is wrong."""
+"""Rows, possibly none, or the server's error."""
 
 UNKNOWN = "what a login sets is not known yet"
 
 
 class Client(Protocol):
-    """What is asked of a connection."""
+    """What this module needs of a connection."""
 
     def login_key(self) -> tuple[Any, ...]:
-        """Equal for connections whose logins do the same."""
+        """Equal for connections whose logins set the same."""
 
     def reset_commands(self, restore: bytes = b"") -> list[Command]:
-        """What makes its session like a fresh one; ``restore`` is the login's share."""
+        """Returns the commands that make its session like a fresh one.
+
+        :param restore: the statement for what only a login sets; empty for none.
+        """
 
     def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
-        """Run them all in one round trip. An answer without rows is empty."""
+        """Run the commands in one round trip. Returns an answer for each."""
 
 
 class ConnectAgain(OperationalError):  # type: ignore[misc]  # PyMySQL has no types
-    """The connection was used up to find out what a reset does. The next one is not."""
+    """The connection was used up to find out what a login sets, and must be closed. The caller
+    connects again; its next connection is not used up."""
 
 
 class Login:
@@ -64,7 +69,7 @@ class Login:
         self.compare_at = compare_at
         """When to compare again, in seconds of :func:`time.monotonic`."""
         self.restore = b""
-        """The statement that sets what a reset leaves out; empty if it is nothing."""
+        """The statement that sets what a reset does not restore; empty if there is nothing."""
         self.obstacle: str | None = UNKNOWN
         """Why a session cannot be made like a fresh one; None if it can."""
 
@@ -73,13 +78,14 @@ _logins: OrderedDict[tuple[Any, ...], Login] = OrderedDict()
 
 
 def learn_login(client: Client, *, compare: bool = True) -> Login:
-    """What is known of the logins of a fresh connection, all set up.
+    """Returns what is known of the logins of this connection, which is fresh and set up.
 
-    Takes a round trip if that is nothing, or old; three if a reset leaves something out. Who
-    connects meanwhile does not wait: those connections cannot be reset until it is known.
+    Compares if nothing is known, or if that is old, which takes one round trip, or three if a reset
+    does not restore everything. Other callers do not wait for it: until it is done, connections
+    opened meanwhile are closed when dirty.
 
-    :param compare: whether the connection may be used up for it.
-    :raises ConnectAgain: the connection must be closed, and another be opened.
+    :param compare: whether the connection may be used up for a comparison.
+    :raises ConnectAgain: it was used up.
     """
     now = time.monotonic()
     key = client.login_key()
@@ -112,18 +118,18 @@ def succeed(answers: Sequence[Answer]) -> None:
 
 # --- Comparing ---------------------------------------------------------------------------------
 
-# The last two leave FOUND_ROWS() and ROW_COUNT() as a fresh connection has them.
+# The last two leave FOUND_ROWS() and ROW_COUNT() as they are on a fresh connection.
 _LOOK = tuple(
     (COM_QUERY, sql) for sql in (b"SHOW SESSION VARIABLES", b"SELECT DATABASE()", b"DO 0")
 )
 
 _SHOW_MAX_CHARACTERS = 1024
-"""Characters after which SHOW cuts values off, on MySQL; on MariaDB it is twice as many."""
+"""Characters after which MySQL's SHOW cuts a value off; MariaDB's does after twice as many."""
 
 _NO_EFFECT = frozenset({"max_user_connections"})
-"""Session variables that say which limit the server applied at the login. They cannot be set, and
-no statement depends on them. (MariaDB does not count a connection that was reset any more; the pool
-has a bound of its own.)"""
+"""Session variables that show the limit which the server applied at the login. They cannot be set,
+and no statement depends on them. (MariaDB no longer counts a connection after a reset; the pool has
+a bound of its own.)"""
 
 _SETS_VARIABLES = re.compile(
     r"SET\s+(?!DEFAULT|GLOBAL|PASSWORD|PERSIST|RESOURCE|STATEMENT|TRANSACTION)", re.I
@@ -131,7 +137,7 @@ _SETS_VARIABLES = re.compile(
 
 
 class _Session:
-    """What one look shows."""
+    """The state of a session, from the answers to :data:`_LOOK`."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         succeed(answers)
@@ -141,18 +147,19 @@ class _Session:
         self.database = database
 
     def other(self, session: _Session) -> set[str]:
-        """The variables that have another value there."""
+        """Returns the names of the variables whose values differ in another state."""
         return {name for name, _ in self.variables.items() ^ session.variables.items()}
 
 
 def _compare(client: Client) -> tuple[bytes, str | None]:
-    """The statement that sets what a reset leaves out, and why that does not do, if so.
+    """Returns the statement that sets what a reset does not restore, and the obstacle, if that
+    statement is not enough.
 
-    :raises MySQLError: there is no way to know.
+    :raises MySQLError: the sessions could not be compared.
     """
     reset = client.reset_commands()
-    # Twice, so that what no two sessions have in common (clocks, seeds, counts of statements)
-    # shows by itself.
+    # Two resets: variables that differ after the second one, too (clocks, seeds, counters), differ
+    # between any two looks, and are none of a login's.
     answers = client.pipeline([*_LOOK, *reset, *_LOOK, *reset, *_LOOK])
     first = answers[len(_LOOK)]
     if isinstance(first, MySQLError) and code_of(first) == UNKNOWN_COM_ERROR:
@@ -171,7 +178,7 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
         return b"", None
 
     values = client.pipeline([(COM_QUERY, f"SELECT @@SESSION.{name}".encode()) for name in lost])
-    # An error: it is a global variable, and somebody changed it in this moment.
+    # An error: the variable is a global one, and was changed at this moment.
     kinds = {
         name: rows[0][0]
         for name, rows in zip(lost, values, strict=True)
@@ -186,7 +193,7 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
     answers = client.pipeline([*reset, *_LOOK])
     still = fresh.other(_Session(answers[len(reset) :])) & kinds.keys()
     if any(isinstance(answer, MySQLError) for answer in answers):
-        still = set(kinds)  # of one that cannot be set, none was
+        still = set(kinds)  # SET sets all of them or none
     too_long = {
         name for name in kinds if len(fresh.variables.get(name) or "") >= _SHOW_MAX_CHARACTERS
     }
@@ -196,11 +203,11 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
 
 
 def _sets_variables_only(init_connect: str) -> bool:
-    """Whether a comparison of session variables shows all that init_connect leaves. User
-    variables, locks and temporary tables do not show."""
+    """Whether a comparison of session variables shows everything that init_connect does. It does
+    not show user variables, locks and temporary tables."""
     if len(init_connect) >= _SHOW_MAX_CHARACTERS:
         return False
-    # The values are expressions, and may do what those of a SELECT may.
+    # The values are expressions, and may have side effects as those in a SELECT.
     return all(
         _SETS_VARIABLES.match(statement) and not classify("SELECT" + statement[3:]).touches
         for statement in map(str.strip, init_connect.split(";"))
@@ -209,10 +216,10 @@ def _sets_variables_only(init_connect: str) -> bool:
 
 
 def _literal(value: str | None, kind: object) -> str:
-    """What SHOW shows, as SET takes it. ``kind`` is a value of the same type.
+    """Returns a value from SHOW as SET takes it. Strings mean the same in any sql_mode: under
+    NO_BACKSLASH_ESCAPES a backslash escapes nothing.
 
-    Strings in a way that means the same in any sql_mode: under NO_BACKSLASH_ESCAPES a backslash
-    is itself.
+    :param kind: the variable's value from a SELECT, for its type.
     """
     if value is None:
         return "NULL"
@@ -224,7 +231,7 @@ def _literal(value: str | None, kind: object) -> str:
 
 
 def _text(value: Any) -> Any:
-    """A string as such: with ``use_unicode`` off the driver returns bytes."""
+    """Decodes bytes, which the driver returns when ``use_unicode`` is off."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

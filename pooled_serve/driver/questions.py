@@ -1,9 +1,9 @@
-"""Questions about the statement before, whose answer a pooled connection may have from a stranger.
+"""Questions about earlier statements, which a pooled connection may answer with another lease's.
 
-The server remembers some things for longer than a statement. Found with MariaDB 10.11 and MySQL
-9.7: LAST_INSERT_ID() is there until the next generated key, FOUND_ROWS() until the next rows, and
-on MariaDB the warnings until the next statement that uses a table. ROW_COUNT() is always about the
-statement before.
+The server keeps some answers for longer than one statement. Found with MariaDB 10.11 and MySQL 9.7:
+LAST_INSERT_ID() lasts until the next generated key, FOUND_ROWS() until the next rows, and MariaDB's
+warnings last until the next statement that uses a table. ROW_COUNT() is always about the previous
+statement.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """``lasts``: an answer from before may be wanted too. ``forget``: what makes the answer that
-    of a fresh connection, inside transactions and between LOCK TABLES too; None if nothing does."""
+    """``lasts``: the answer of an earlier statement of the same session may be wanted.
+
+    ``forget``: the statement that makes the answer that of a fresh connection, also inside a
+    transaction and under LOCK TABLES; None if there is none.
+    """
 
     lasts: bool
     forget: str | None
@@ -35,22 +38,22 @@ _ROWS = Question(lasts=True, forget="SELECT 1")
 _WARNINGS = Question(lasts=False, forget="SELECT 1 FROM information_schema.schemata LIMIT 1")
 
 MAY_INSERT = frozenset({"procedure", "prepared statement", "several statements", "unknown"})
-"""Reasons of the classifier's behind which keys may have been generated."""
+"""Values of :attr:`Statement.touches` of statements that may generate keys."""
 
 AFTER_RESET = ("SELECT 1", "DO 0")
-"""To be run after a reset: MySQL's leaves FOUND_ROWS() as it was. A fresh connection of Django's
-has selected one row, and has run a SET after it."""
+"""Statements to run after a reset, because MySQL's leaves FOUND_ROWS() as it was. They give the
+answers of a fresh connection of Django's, which has selected one row and then run a SET."""
 
 
 def unanswerable(
     sql: str | bytes, last: Any, has_key: bool, used_sequence: bool, got_rows: bool
 ) -> Iterator[Question]:
-    """What a statement asks, and the session has no statement of its own for.
+    """Yields the questions in a statement that no earlier statement of this session answers.
 
-    :param last: PyMySQL's result of the statement before; None if that failed.
+    :param last: PyMySQL's result of the previous statement; None if that failed.
     :param has_key: the session may have generated a key.
-    :param used_sequence: it has drawn a number from a sequence.
-    :param got_rows: it has got rows.
+    :param used_sequence: it may have drawn a number from a sequence.
+    :param got_rows: it may have received rows.
     """
     text = sql if isinstance(sql, str) else bytes(sql).decode("utf-8", "replace")
     if _WARNED.search(text) and last is not None and not last.warning_count:

@@ -1,10 +1,9 @@
 """A connection whose session can be made like a fresh one, in one round trip.
 
-COM_RESET_CONNECTION ends the transaction and forgets variables, temporary tables, locks and
-prepared statements. It does not go back to the first database, nor to the first role; and it
-returns to the server's own defaults for everything else, not to what the client asked for when it
-connected: character set, sql_mode, isolation level, init_command. So all of that is run again.
-Found with MariaDB 10.11 and MySQL 9.7.
+COM_RESET_CONNECTION ends the transaction and drops variables, temporary tables, locks and prepared
+statements. It does not restore the first database, nor the first role; and everything else gets the
+server's own defaults, not what the client asked for when it connected: character set, sql_mode,
+isolation level, init_command. So all of that is replayed. Found with MariaDB 10.11 and MySQL 9.7.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ RESET_TIMEOUT_SECONDS = 5.0
 
 
 class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
-    """A PyMySQL connection that knows how it was set up, and can go back there."""
+    """A PyMySQL connection that records its set-up, to replay it after a reset."""
 
     _sock: Any
     _result: Any
@@ -43,36 +42,41 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
     stale_key = False  # LAST_INSERT_ID() may be that of an earlier lease
     forget_key_first = False  # do so before the next statement
     dirty_reason: str | None = None
-    """Why the state of the session may not be the one of a fresh connection; None if it is."""
+    """Why the session may differ from that of a fresh connection, as in :attr:`Statement.touches`;
+    None if it does not."""
     _setup: list[bytes] | None = None  # statements run so far to set it up; None once it is
     _status_at_rest = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
     _replay: tuple[bytes, ...] | None = ()  # statements to run after a reset; None: impossible
     # The client's charset and collation, and Python's name of the encoding.
     _charset_names: tuple[str, str | None, str] | None = None
     _role: str | None = None  # as SET ROLE takes it; None where there are no roles
-    _identity: tuple[Any, ...] = ()  # of the server, and what it does at a login
+    _identity: tuple[Any, ...] = ()  # of the server, with its init_connect
     _login: Login | None = None
     _logged_obstacles: set[tuple[str, str]] = set()  # noqa: RUF012 - shared, per process
 
     # --- Fresh ---------------------------------------------------------------------------------
 
     def _apply_autocommit(self, on: bool) -> None:
-        """Have it as it was asked for. PyMySQL saw no need to say so if the server said that it is
-        on; but that was before init_connect ran."""
+        """Switch autocommit to what the client asked for, if it is not.
+
+        PyMySQL compares with the status in the login's answer, which is from before init_connect.
+
+        :param on: the present value of @@autocommit.
+        """
         if on != self.get_autocommit():
             self.server_status ^= SERVER_STATUS_AUTOCOMMIT
             if self.autocommit_mode is not None:
                 self.autocommit(self.autocommit_mode)
 
     def set_up(self, *, compare: bool = True) -> None:
-        """Setting up is over: what comes now is the users', and is undone after them.
+        """End the set-up. A reset undoes what is run from now on.
 
-        :param compare: whether it may be used up to find out what a login does.
+        :param compare: whether the connection may be used up to find out what a login sets.
         :raises ConnectAgain: another connection must be opened, for the reason that
             :func:`pooled_serve.driver.login.learn_login` gives.
         """
         if self._replay is not None:
-            # A transaction that the set-up leaves open is no statement that can be run again.
+            # A replay could not open again a transaction that the set-up has left open.
             open_ended = self.server_status & SERVER_STATUS_IN_TRANS
             self._replay = None if open_ended else tuple(self._setup or ())
         self._setup = self.dirty_reason = None
@@ -85,7 +89,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             self._mark_clean()
 
     def login_key(self) -> tuple[Any, ...]:
-        """Equal for connections whose logins do the same, as far as this can be known."""
+        """Equal for connections whose logins set the same, as far as the client can know."""
         place = (self.host, self.port, self.unix_socket, self.user, self.server_version)
         asked = (
             self.client_flag,
@@ -97,24 +101,24 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         return (*place, *self._identity, *asked)
 
     def _as_role(self, role: str | None) -> str:
-        """CURRENT_ROLE() as SET ROLE takes it: MySQL quotes, in one of two ways, and may have
-        several; MariaDB does not, and has NULL for none."""
+        """Returns CURRENT_ROLE() as SET ROLE takes it. MySQL quotes it, in one of two ways, and may
+        list several roles; MariaDB does not quote, and has NULL for no role."""
         if role is None or role == "NONE":
             return "NONE"
         if role.startswith(("`", '"')) and "mariadb" not in self.server_version.lower():
-            return role  # without ANSI_QUOTES the double quotes are a string's, which will do
+            return role  # without ANSI_QUOTES, "..." is a string, and SET ROLE takes that, too
         return "`" + role.replace("`", "``") + "`"
 
-    # --- Like fresh ----------------------------------------------------------------------------
+    # --- Reset ----------------------------------------------------------------------------
 
     def reset(self) -> None:
         """End what the last user left open, and undo what it set.
 
-        :raises MySQLError: the connection must be closed.
+        :raises MySQLError: it cannot be reset, and must be closed.
         """
         with limit(RESET_TIMEOUT_SECONDS, CR_SERVER_LOST, "no answer to a reset"):
             if self.dirty_reason is None:
-                # First: to switch autocommit on would commit.
+                # The rollback comes first: switching autocommit on would commit.
                 self.rollback()
                 self.autocommit(bool(self._status_at_rest & SERVER_STATUS_AUTOCOMMIT))
             else:
@@ -129,11 +133,11 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         self.stale_key = False
 
     def _own_obstacle(self) -> str | None:
-        """Why what the client does at a login cannot be done again."""
+        """Returns why the client's share of a login cannot be replayed; None if it can."""
         if self._replay is None:
             return "the set-up cannot be run again"
         if not self.db:
-            # Whatever was touched, a USE may have been there too.
+            # The user may have run a USE, which could not be undone.
             return "there is no database to return to"
         return None
 
@@ -142,7 +146,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             self._logged_obstacles.add((self.server, obstacle))
             log.warning(
                 "%s at %s: connections whose session was touched are closed, not reset: %s\n"
-                "→ each costs a connect; what logins are to set can stand in DATABASES, too: "
+                "→ each costs a connect; set in DATABASES what logins are to set: "
                 "OPTIONS['init_command']",
                 self.engine,
                 self.server,
@@ -150,13 +154,14 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             )
 
     def reset_commands(self, restore: bytes = b"") -> list[Command]:
-        """The commands that make a session like a fresh one: COM_RESET_CONNECTION, and again all
-        that set the connection up.
+        """Returns the commands that make the session like a fresh one: COM_RESET_CONNECTION, and
+        the set-up.
 
-        :param restore: what brings back the rest; see :mod:`pooled_serve.driver.login`.
+        :param restore: the statement that sets what else a login sets, see
+            :mod:`pooled_serve.driver.login`; empty for none.
         """
         if self._charset_names is not None:
-            # Of these, the ones of the client: set_character_set() changes both sides.
+            # The client's side, here and now: set_character_set() has changed both sides.
             self.charset, self.collation, self.encoding = self._charset_names
         names = f"SET NAMES {self.charset}"
         if self.collation:
@@ -164,7 +169,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         database = self.db if isinstance(self.db, bytes) else self.db.encode(self.encoding)
         autocommit = int(bool(self._status_at_rest & SERVER_STATUS_AUTOCOMMIT))
         role = [] if self._role is None else [f"SET ROLE {self._role}".encode(self.encoding)]
-        # In the order of connecting: the set-up may have gone to another database.
+        # In the order of a connect: the set-up may have changed the database.
         statements = [names.encode(), *(self._replay or ()), *([restore] if restore else ())]
         return [
             (COM_RESET_CONNECTION, b""),
@@ -175,7 +180,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         ]
 
     def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
-        """Send all commands at once, and read all answers: rows, none, or an error.
+        """Send all commands at once, and return an answer for each: rows, none, or an error.
 
         :raises MySQLError: the connection is lost.
         """
@@ -183,13 +188,13 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         return [self._answer() for _ in commands]
 
     def _query_without_key(self, sql: bytes, unbuffered: bool) -> Any:
-        """Run a statement right behind one that forgets LAST_INSERT_ID(). In one write: with two,
-        the server would answer in between."""
+        """Run a statement right after one that clears LAST_INSERT_ID(), in one write and so in one
+        round trip."""
         self._write_bytes(_packet(COM_QUERY, FORGET_KEY.encode()) + _packet(COM_QUERY, sql))
         try:
             succeed([self._answer()])
         except MySQLError:
-            self._force_close()  # the other answer is still to come
+            self._force_close()  # the answer of the statement would be read as that of the next one
             raise
         self._next_seq_id = 1
         self._affected_rows = self._read_query_result(unbuffered)
@@ -210,26 +215,27 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         return rows
 
     def _mark_clean(self) -> None:
-        """It is as good as new, for this side too."""
+        """Note that the session is like a fresh one, and drop the last result."""
         self.transaction_unknown, self.dirty_reason = False, None
         self._result, self._affected_rows = None, 0
 
     @property
     def engine(self) -> str:
-        """ "MariaDB 10.11.19", "MySQL 9.7.0"."""
-        version = self.server_version.removeprefix("5.5.5-")  # MariaDB, to be let in by old clients
+        """Name and version of the server, as in "MySQL 9.7.0"."""
+        version = self.server_version.removeprefix("5.5.5-")  # MariaDB's, for old replicas
         kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
         return f"{kind} {version.partition('-')[0]}"
 
     @property
     def server(self) -> str:
-        """host:port or the path of a socket. What stands before an "@" in a host is a password
-        in the wrong place, and left out."""
+        """host:port, or the path of a socket. What stands before an "@" in a host is left out: it
+        is a password in the wrong place."""
         host = self.host.rpartition("@")[2]
         return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
 
     def _failed(self, error: BaseException) -> None:
-        """Called with each error of a command; closes what cannot be used any more."""
+        """Handle an error of a command: close the socket if the connection cannot be used any
+        more."""
         raise NotImplementedError
 
 
@@ -239,6 +245,6 @@ def _packet(command: int, text: bytes) -> bytes:
 
 @contextlib.contextmanager
 def limit(seconds: float, code: int, message: str) -> Iterator[None]:
-    """Raise OperationalError in the body after that many seconds."""
+    """Raise an OperationalError in the body after so many seconds."""
     with gevent.Timeout(seconds, OperationalError(code, message)):
         yield

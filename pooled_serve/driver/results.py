@@ -1,15 +1,15 @@
-"""Buffered results, read in bulk: PyMySQL's, value for value, in a third of the time.
+"""Buffered results, read in bulk: the same values as PyMySQL's, in a third of the time.
 
-PyMySQL reads each packet in two parts, takes the description of each column apart anew, and makes
-three calls for each value, with a regular expression for each date. Here
+PyMySQL reads each packet in two parts, parses the description of each column anew, and makes three
+calls for each value, with a regular expression for each date. Here
 
 * a response is received in one piece, or a few, and packets are found in it by their lengths;
-* what the columns are is looked up by the very bytes that describe them;
-* rows are cut up first and converted afterwards, column by column, by functions written in C.
+* columns are looked up by the bytes that describe them;
+* rows are split first and converted afterwards, column by column, by functions written in C.
 
-Only what is ordinary is done here: whole rows, and the packet that ends them. All else (errors,
-packets out of sequence, rows of 16 MB or of odd shape, OK, LOCAL INFILE, unbuffered cursors) stays
-in the buffer for PyMySQL, which finds it there as if nobody had looked.
+Only the common case is handled here: whole rows, and the packet that ends them. Everything else
+(errors, packets out of sequence, rows of 16 MB or of odd shape, OK, LOCAL INFILE, unbuffered
+cursors) stays in the buffer for PyMySQL, which reads it there as if it had just arrived.
 
 The protocol: https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query.html, with
 EOF packets, as PyMySQL asks for. Knows nothing of the pool nor of gevent, and could be upstream's.
@@ -40,11 +40,11 @@ from pooled_serve.driver.error_codes import CR_SERVER_LOST
 from pooled_serve.tuning import switches
 
 RECEIVE_BYTES, MAX_RECEIVE_BYTES = 64 * 1024, 1024 * 1024
-"""Bytes to ask the kernel for at once; the second, within a large packet."""
+"""Bytes to ask the kernel for at once: at least, and at most, within a large packet."""
 
-ERROR, EOF = 0xFF, 0xFE  # how such packets begin
+ERROR, EOF = 0xFF, 0xFE  # the first byte of such packets
 
-_counts = struct.Struct("<hh").unpack_from  # of warnings, and status; signed, as in PyMySQL
+_counts = struct.Struct("<hh").unpack_from  # warnings and status; signed, as in PyMySQL
 _COUNTS_BYTES = 4
 
 _LOST = "Lost connection to MySQL server during query"  # as PyMySQL says it
@@ -53,7 +53,7 @@ _enabled = switches.on("results")
 
 
 class ReadBuffer:
-    """What was received and not yet read, in the place of the file that PyMySQL reads from."""
+    """Bytes that were received but not yet read. Replaces the file that PyMySQL reads from."""
 
     __slots__ = ("_receive", "closed", "data", "position")
 
@@ -63,7 +63,7 @@ class ReadBuffer:
         self.closed = False
 
     def read(self, size: int) -> bytes:
-        """That many bytes, or fewer at the end of the stream."""
+        """Returns that many bytes, or fewer at the end of the stream."""
         if self.position + size > len(self.data):
             self.fill(size)
         begin = self.position
@@ -73,11 +73,11 @@ class ReadBuffer:
     def fill(self, size: int) -> None:
         """Receive until that many bytes are unread, or the stream ends.
 
-        What was read is dropped, and a large packet is put together once, not with every piece.
+        Bytes already read are dropped, and a large packet is joined once, not with every piece.
         """
         rest = self.data[self.position :]
         self.data, self.position = b"", 0
-        pieces = [rest] if rest else []  # or joining would copy
+        pieces = [rest] if rest else []  # joining a single piece copies nothing
         missing = size - len(rest)
         while missing > 0:
             piece = self._receive(min(max(missing, RECEIVE_BYTES), MAX_RECEIVE_BYTES))
@@ -88,7 +88,7 @@ class ReadBuffer:
         self.data = b"".join(pieces)
 
     def close(self) -> None:
-        """Forget what is left."""
+        """Drop the unread bytes."""
         self.data, self.position = b"", 0
         self.closed = True
 
@@ -106,22 +106,23 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     @_rfile.setter
     def _rfile(self, file: Any) -> None:
         if file is not None and _enabled:
-            file.close()  # or the socket would stay open for it
+            file.close()  # an open file would keep the socket open
             file = ReadBuffer(self._sock)
         self.buffer = file
 
     def unread_bytes(self) -> int:
-        """How many bytes were received that nothing has read. At rest, any are too many."""
+        """Returns how many bytes were received but not read. Between statements there must be
+        none."""
         buffer = self.buffer
         return len(buffer.data) - buffer.position if isinstance(buffer, ReadBuffer) else 0
 
     def want(self, size: int) -> None:
-        """Have that many unread bytes in the buffer.
+        """Receive until that many bytes are unread.
 
-        :raises OperationalError: 2013, the connection is lost; or whatever interrupts the wait.
-            The socket is closed.
+        :raises OperationalError: 2013, the connection is lost. Then, and when the wait is
+            interrupted by any other exception, the socket is closed.
         """
-        # PyMySQL 1.2 keeps in mind which timeout it has set last, 1.1 sets one with each read.
+        # PyMySQL 1.2 remembers the timeout that it set last, 1.1 sets one with each read.
         if self._sock.gettimeout() != self._read_timeout:
             self._sock.settimeout(self._read_timeout)
             self._current_timeout = self._read_timeout
@@ -169,13 +170,13 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
 
 class Result(MySQLResult):  # type: ignore[misc]
-    """The result of a statement, read to its end."""
+    """The buffered result of a statement."""
 
     connection: Any
     _columns: Columns
 
     def read(self) -> None:
-        """Read it. What interrupts that while it waits closes the socket."""
+        """Read it all. An exception during a wait closes the socket."""
         try:
             if self._recognize():
                 self._read_rowdata_packet()
@@ -192,7 +193,8 @@ class Result(MySQLResult):  # type: ignore[misc]
     # --- Columns -------------------------------------------------------------------------------
 
     def _recognize(self) -> bool:
-        """Read the descriptions of the columns if they are known, else nothing."""
+        """Skip the descriptions of the columns if they are known. Returns False, with nothing read,
+        if they are not."""
         connection = self.connection
         buffer = connection.buffer
         if buffer is None:
@@ -209,9 +211,9 @@ class Result(MySQLResult):  # type: ignore[misc]
             end = self._find_end(last)
         if not end:
             return False
-        # The bytes that end a block may also stand inside one. But no block is the beginning of
-        # another: each says how many packets it has, and these, how long they are. And since the
-        # packets of a block are numbered one by one, the first has the number that is due.
+        # The bytes that end a block may also occur inside one. But no block is the beginning of
+        # another: each states its number of packets, and each packet its length. And the packets
+        # of a block are numbered in sequence, so the first has the expected number.
         block = buffer.data[buffer.position : end]
         columns = known.get((block, connection.encoding, connection.use_unicode))
         if columns is None or not columns.hold_for(connection.decoders):
@@ -225,16 +227,16 @@ class Result(MySQLResult):  # type: ignore[misc]
         return True
 
     def _find_end(self, last: int) -> int:
-        """Where the block of descriptions ends, without the counts, if its last packet has that
-        number; 0 if that is not there."""
+        """Returns where the block of descriptions ends, without warnings and status, if its last
+        packet has that sequence number; 0 if that packet is not in the buffer."""
         buffer = self.connection.buffer
         start = EOF_STARTS[last & 255]
         end: int = buffer.data.find(start, buffer.position) + len(start)
         return end if len(start) <= end <= len(buffer.data) - _COUNTS_BYTES else 0
 
     def _receive_columns(self, count: int) -> bool:
-        """Receive their descriptions: `count` packets, one before, one behind. False if that is
-        not what comes."""
+        """Receive the packet with the number of columns, their ``count`` descriptions and the EOF
+        packet. Returns False if the server sends anything else."""
         connection = self.connection
         buffer = connection.buffer
         offset = 0
@@ -250,7 +252,7 @@ class Result(MySQLResult):  # type: ignore[misc]
         return True
 
     def _get_descriptions(self) -> None:
-        """Read them as PyMySQL does, and remember them."""
+        """Read the descriptions as PyMySQL does, and cache them."""
         super()._get_descriptions()
         self._columns = Columns(self, self.connection)
         known.add(self._columns)
@@ -283,23 +285,23 @@ class Result(MySQLResult):  # type: ignore[misc]
                 break
             rows.append(self._read_row_from_packet(packet))
         if buffer.position == len(buffer.data):
-            buffer.data, buffer.position = b"", 0  # an idle connection keeps no memory
+            buffer.data, buffer.position = b"", 0  # or idle connections would keep the memory
         self.affected_rows = len(rows)
         self.rows = tuple(rows)
 
     def _read_ordinary_rows(self, rows: list[Row]) -> None:
-        """Read the rows that are complete in the buffer, up to what is no ordinary row."""
+        """Read the complete rows in the buffer, up to the first packet that is no ordinary row."""
         connection = self.connection
         buffer = connection.buffer
         data, position, number = buffer.data, buffer.position, connection._next_seq_id
         count = self.field_count
         values: list[bytes | None] = []
-        nulls: set[int] = set()  # columns that have some
+        nulls: set[int] = set()  # indexes of columns with NULLs
         append = values.append
         columns = range(count)
         limit = len(data)
         while position + HEADER_BYTES < limit:
-            size = header(data, position)[0] ^ number << 24  # one check for both
+            size = header(data, position)[0] ^ number << 24  # checks the number, too
             at = position + HEADER_BYTES
             end = at + size
             if not 0 < size < MAX_PACKET_LEN or end > limit or data[at] >= EOF:
@@ -317,7 +319,7 @@ class Result(MySQLResult):  # type: ignore[misc]
                         size = length - 250 if length < 254 else 8
                         length = int.from_bytes(data[at : (at := at + size)], "little")
                         append(data[at : (at := at + length)])
-            except IndexError:  # what was received ends with a row that has too few columns
+            except IndexError:  # the buffer ends with a row that has too few columns
                 del values[len(values) - len(values) % count :]
                 break
             if at != end:  # MariaDB may leave out columns at the end of a row

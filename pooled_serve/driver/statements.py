@@ -1,11 +1,12 @@
-"""What a statement may leave behind in the session, and what it may ask of the one before.
+"""What a statement may leave behind in the session, and what it may ask about the one before.
 
-A few tables, and one rule: what is not known to be plain counts as touching the session. To be
-wrong in that direction costs a reset; in the other it hands one request the state of another.
-Where this lexer and a server's could part, the statement is not plain.
+A few tables, and one rule: a statement that is not known to be plain counts as touching the
+session. A mistake in that direction costs a reset; one in the other direction hands the state of
+one request to another. Where a server might read the text in another way than this lexer, the
+statement is not plain.
 
-Looks at the statement as the program wrote it, placeholders and all, so that values never count
-and the answer can be cached. The answers were found with MariaDB 10.11 and MySQL 9.7: their tests
+The statement is classified as the program wrote it, with placeholders: values have no influence,
+and the result can be cached. The tables were found with MariaDB 10.11 and MySQL 9.7; their tests
 compare sessions before and after.
 """
 
@@ -22,8 +23,8 @@ Rules = tuple[tuple[re.Pattern[str], str, str], ...]
 
 
 def _rules(*rules: tuple[str, ...]) -> Rules:
-    """Patterns, each with a piece of text without which it cannot match, and what they mean. To
-    look for the piece first makes statements of a megabyte cheap."""
+    """Returns patterns, each with a substring of all its matches, and what they mean. Searching for
+    the substring first makes statements of a megabyte cheap."""
     return tuple((re.compile(rule[0], re.ASCII), rule[1], rule[-1]) for rule in rules)
 
 
@@ -39,7 +40,7 @@ PLAIN_VERBS = frozenset(
         *("SHOW", "EXPLAIN", "DESCRIBE", "DESC"),
     }
 )
-"""Statements that change rows or none, but not the session, unless a rule below says so."""
+"""Statements that at most change rows; not the session, unless a rule below says so."""
 
 _WRITING_VERBS = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"})
 
@@ -53,8 +54,8 @@ _VERB = re.compile(r"[ (]*(\w*)", re.ASCII)
 
 # --- Lexing ------------------------------------------------------------------------------------
 
-# A backslash may be an escape or not, depending on sql_mode; a control character may start a
-# comment after "--", and end another one.
+# Whether a backslash escapes depends on sql_mode. A control character may start a comment after
+# "--", and end another one.
 _DOUBTFUL = re.compile(r"[\\\x00-\x08\x0e-\x1f\x7f]")
 _LEXEME = re.compile(
     # Quoted names call native functions, too, and "..." is a name under ANSI_QUOTES.
@@ -62,17 +63,17 @@ _LEXEME = re.compile(
     r'|"(\w+)"(?!")'
     r"|([`])[^`]*+(?:``[^`]*+)*+`"
     r'|(["])[^"]*+(?:""[^"]*+)*+"'
-    # Strings and comments, which mean nothing here.
+    # Strings and comments, which are dropped.
     r"|'[^']*+(?:''[^']*+)*+'"
     r"|/\*(?![!+]|M!)(?>.*?\*/)"
     r"|/\*\+[^'\"`*/]*+\*/"  # a hint with a quoted name may go on after a "*/"
-    r"|--(?:[ \t\r\v\f][^\n]*+|(?=\n)|\Z)"  # what else is white space depends on the charset
+    r"|--(?:[ \t\r\v\f][^\n]*+|(?=\n)|\Z)"  # other white space depends on the charset
     r"|\#[^\n]*+"
-    # What does not end, what is executable, and a "--" that may be two minus signs.
+    # Quotes and comments that do not end, executable comments, a "--" that may be two minuses.
     r"|(['\"`]|/\*|--).*+",
     re.DOTALL | re.ASCII,
 )
-_REPLACEMENT = r" \1\2\3\4 \5\5 "  # of a name with other characters one quote is left
+_REPLACEMENT = r" \1\2\3\4 \5\5 "  # one quote stands for a name with other characters
 # A "$" may start a string in MySQL, which also compares the names of variables without accents.
 _UNSURE = re.compile(
     r"""''|""|``|/\*|\*/|--|\$"""
@@ -82,7 +83,7 @@ _UNSURE = re.compile(
 
 # --- What it leaves behind ---------------------------------------------------------------------
 #
-# All patterns below are for text in capitals with single spaces.
+# All patterns below are for text in upper case with single spaces.
 
 _NAMED = tuple(
     (re.compile(rf"(?:{pattern})\b"), reason)
@@ -122,15 +123,16 @@ _KEEPS = _rules(
     (r"\b(?:PSEUDO|TRX_MYSQL)_THREAD_ID\b", "_THREAD_ID", "connection id"),
     (r"\bPROCESSLIST\b", "PROCESSLIST", "connection id"),
 )
-"""What gives away the number of a connection, which somebody may mean to KILL later."""
+"""Functions and tables that tell the id of a connection. The program may KILL that id later, and
+must not meet another request."""
 
 LASTING = frozenset(
     {"profiling", "resource group", "optimizer trace", "performance schema", "XA transaction"}
 )
-"""What COM_RESET_CONNECTION leaves as it is, on one server or the other: after these a connection
-is closed. (MariaDB, reset after XA PREPARE, keeps the metadata locks for ever.)"""
+"""Reasons that a reset does not undo, on MariaDB or on MySQL: the connection is closed instead.
+(MariaDB keeps the metadata locks of an XA PREPARE for ever after a reset.)"""
 
-# Looked for in strings as well: a statement may be prepared from one.
+# Searched for in strings as well: a statement may be prepared from one.
 _LASTING = _rules(
     (r"\bPROFILING\b", "PROFILING", "profiling"),
     (r"\bRESOURCE\s+GROUP\b", "RESOURCE", "resource group"),
@@ -164,11 +166,11 @@ _ASKS = _rules(
     (r"@@ ?(?:\w+ ?\. ?)?(?:WARNING|ERROR)_COUNT\b", "_COUNT"),
     (r"@@ ?(?:\w+ ?\. ?)?LAST_GTID\b", "LAST_GTID"),
     (r"@@ ?(?:\w+ ?\. ?)?RAND_SEED[12]\b", "RAND_SEED"),
-    # About all that the session has done.
+    # These show what the session has done since it began.
     (r"\bSHOW (?:SESSION |LOCAL )?(?:STATUS|VARIABLES)\b|\bSHOW PROFILES?\b", "SHOW "),
     (r"\bSESSION_(?:STATUS|VARIABLES)\b", "SESSION_"),
 )
-# For text that cannot be taken apart, or that is prepared from a string.
+# For text that the lexer cannot split, or that is prepared from a string.
 _MAY_ASK = _rules(
     (r"\b(?:LAST_INSERT_ID|LAST_GTID)\b", "LAST_"),
     (r"\b(?:ROW|WARNING|ERROR)_COUNT\b", "_COUNT"),
@@ -198,16 +200,18 @@ _OF_THE_SERVER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What is known of a statement.
+    """What is known about a statement.
 
-    ``touches``: why the session may differ after it; None if it is plain. One of :data:`REASONS`;
-    those in :data:`LASTING` survive a reset.
+    ``touches``: why the session may differ afterwards, one of :data:`REASONS`; None if it does not.
+    The reasons in :data:`LASTING` survive a reset.
 
-    ``asks``: the question in it about what ran before it in the session; None if there is none.
+    ``asks``: the part of it that asks about earlier statements of the session; None if none does.
 
-    ``keeps``: why the connection must not change hands after it, though nothing is touched.
+    ``keeps``: why the session must keep the connection afterwards, though the statement touches
+    nothing; None if it need not.
 
-    ``inserts``: it may generate a key. ``returning``: and the answer does not say which.
+    ``inserts``: it may generate a key. ``returning``: and the answer does not tell which.
+
     ``numbers``: it draws a number from a sequence.
     """
 
@@ -223,7 +227,7 @@ _MAX_STATEMENTS, _MAX_STATEMENT_BYTES = 1024, 2500
 
 
 class _StatementCache(dict[Any, Statement]):
-    """The answers of late. Starts again when it is full: 3 MB at most."""
+    """The statements classified lately. Cleared when it is full, at 3 MB at most."""
 
     def __missing__(self, sql: str | bytes) -> Statement:
         statement = _classify(sql)
@@ -238,13 +242,13 @@ _cache = _StatementCache()
 
 
 def classify(sql: Any) -> Statement:
-    """What a statement may leave behind and what it asks.
+    """Returns what a statement may leave behind, and what it asks.
 
-    :param sql: text or any bytes; of something else nothing is known.
+    :param sql: text or bytes of any kind; anything else counts as touching the session.
     """
     try:
         return _cache[sql]
-    except (TypeError, ValueError):  # a bytearray, a memoryview: has no hash
+    except (TypeError, ValueError):  # a bytearray or memoryview, which has no hash
         return _classify(sql)
 
 
@@ -253,7 +257,7 @@ def _classify(sql: Any) -> Statement:
         sql = bytes(sql)
     sure = True
     if isinstance(sql, bytes):
-        sure = sql.isascii()  # what other bytes mean depends on the character set
+        sure = sql.isascii()  # the meaning of other bytes depends on the character set
         sql = sql.decode("utf-8", "replace")
     elif not isinstance(sql, str):
         return Statement("unknown")
@@ -287,7 +291,7 @@ def _classify(sql: Any) -> Statement:
 
 
 def _opaque(touches: str, bare: str, sql: str) -> Statement:
-    """A statement that cannot be understood, or that runs another one."""
+    """Returns the result for a statement that cannot be understood, or that runs another one."""
     asks = _asks(_ASKS, bare) or _asks(_MAY_ASK, _capitals(sql))
     return Statement(_lasting(bare, sql) or touches, asks)
 
@@ -312,7 +316,8 @@ def _asks(rules: Rules, text: str) -> str | None:
 
 
 def _capitals(text: str) -> str:
-    """With the accents taken off: MySQL knows a variable as `prófiling`, too."""
+    """Returns the text in upper case and without accents: to MySQL, `prófiling` names the variable,
+    too."""
     if not text.isascii():
         letters = unicodedata.normalize("NFKD", text.replace("ß", "s"))
         text = letters.encode("ascii", "ignore").decode()  # at the speed of C
@@ -327,8 +332,8 @@ def _lasting(*texts: str) -> str | None:
 
 
 def _is_harmless(sql: str) -> bool:
-    """Whether it shows variables by their names, the way health checks ask, and none of them
-    tells of what ran before."""
+    """Whether it shows certain variables only, as health checks do, and none of them tells about
+    earlier statements."""
     match = _SHOWS_SOME.fullmatch(sql)
     if match is None:
         return False
