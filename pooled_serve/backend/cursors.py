@@ -1,4 +1,4 @@
-"""Cursors that tell their session which statement is about to run."""
+"""Cursors that announce each statement to their session."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class _Tracked:
-    """A cursor that tells its session which statement is about to run."""
+    """A mixin for a cursor that announces each statement to its session."""
 
     connection: Session | None
     _many: Any = None
-    """What executemany() is at: it calls execute() with pieces of that."""
+    """The statement of a running executemany(), which calls execute() with parts of it."""
 
     def execute(self, query: Any, args: Any = None) -> Any:
         many = self._many
@@ -36,7 +36,7 @@ class _Tracked:
     def _run(self, method: Any, template: Any, *args: Any) -> Any:
         session = self.connection
         if session is None:
-            return method(*args)  # closed; it says so itself
+            return method(*args)  # raises the error of a closed cursor
         session.begin_statement(template)
         try:
             return method(*args)
@@ -44,8 +44,8 @@ class _Tracked:
             session.end_statement()
 
     def _get_db(self) -> Any:
-        """What PyMySQL's cursor works on. During a statement that is the connection itself: the
-        session has said all about it. It may be closed meanwhile, and then refuses."""
+        """Returns what PyMySQL's cursor works on: during a statement, which is announced, the
+        connection itself, else the session. If the connection is closed meanwhile, it raises."""
         session = self.connection
         if session is None:
             raise ProgrammingError("Cursor closed")
@@ -53,7 +53,7 @@ class _Tracked:
         return session if conn is None or not session._depth else conn
 
 
-@functools.lru_cache(maxsize=16)  # a class may be made anew for each request
+@functools.lru_cache(maxsize=16)  # bounded: a project may make a class in each request
 def tracked(cursorclass: Any) -> Any:
-    """A cursor class, made to tell its session what it runs."""
+    """Returns a subclass of a cursor class that announces its statements to its session."""
     return type("Cursor", (_Tracked, cursorclass), {})

@@ -1,6 +1,6 @@
 """One pooled database: an alias with its settings, and the pool behind it.
 
-Needs no MySQLdb, unlike the wrappers (see wrappers.py) that lease from it.
+Can be imported without MySQLdb, unlike the wrappers (see wrappers.py) that lease from it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pooled_serve.status.scoreboard import PoolRow
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
-    """:class:`PoolTimeout`, as Django code expects database trouble. Becomes a 503.
+    """:class:`PoolTimeout` as one of Django's database errors. Becomes a 503.
 
-    No PyMySQL class: Django would rewrap it and lose the type.
+    Not one of PyMySQL's: Django would wrap it, and the type would be lost.
     """
 
     def __init__(self, error: PoolTimeout) -> None:
@@ -36,14 +36,14 @@ class DatabasePoolTimeout(PoolTimeout, OperationalError):
 
 
 class DatabasePoolClosed(PoolClosed, InterfaceError):
-    """:class:`PoolClosed`, as Django code expects database trouble."""
+    """:class:`PoolClosed` as one of Django's database errors."""
 
 
 class DatabaseSession(Session):
-    """A session whose trouble with the pool is database trouble."""
+    """A session that raises the pool's errors as Django's."""
 
     wrapper: Any = None
-    """Django's, whose connection this is."""
+    """Django's wrapper, whose ``connection`` this is."""
 
     def _lease(self) -> MySQLConnection:
         try:
@@ -55,14 +55,14 @@ class DatabaseSession(Session):
 
 
 class PooledDatabase:
-    """An alias with the settings of one moment; its pool is made at first use.
+    """An alias with the settings of one moment. Its pool is made at first use.
 
-    :param alias: names the pool.
-    :param settings: copied, because Django's are live: projects change them at any time.
+    :param alias: also the name of the pool.
+    :param settings: copied, because projects may change Django's at any time.
     :param connecting_class: the class of wrappers that open real connections.
-    :param plan: the numbers.
-    :param permanent: whether the alias was there from the start; else the project may add any
-        number of them.
+    :param plan: the numbers of the pool.
+    :param permanent: whether the alias existed when the project was loaded. The project may add
+        any number of others, one for each tenant.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class PooledDatabase:
         self._pool_row: PoolRow | None = None
 
     def fits(self, connecting_class: type, settings: dict[str, Any]) -> bool:
-        """Whether connections made with this class and these settings are the same as ours."""
-        # By value, in C: below a microsecond, for nearly all values are the very same objects.
+        """Whether connections made with this class and these settings would be the same."""
+        # By value, in C: below a microsecond, for nearly all values are identical objects.
         return self.settings == settings and self._connecting_class is connecting_class
 
     def lease(self, scope: GreenletScope) -> DatabaseSession:
-        """What Django is to hold as its connection.
+        """Returns the session that becomes the connection of Django's wrapper.
 
         :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
         """
@@ -107,7 +107,7 @@ class PooledDatabase:
 
     @property
     def pool(self) -> ConnectionPool[MySQLConnection]:
-        """The pool. Made by the thread that asks first, which must be the one to use it."""
+        """The pool. Made by the first thread that asks; only that thread may use it."""
         if self._pool is None:
             self._pool = self._make_pool()
             self.log.pool = self.reachability.pool = self._pool
@@ -119,17 +119,17 @@ class PooledDatabase:
     # --- The scoreboard ------------------------------------------------------------------------
 
     def join_scoreboard(self, pool_row: PoolRow) -> None:
-        """Count on the scoreboard from now on, and find out without traffic that a lost database is
-        back: somebody looks."""
+        """Count on the scoreboard from now on, and probe a lost database without traffic: the
+        readiness of the worker depends on it."""
         self._pool_row = pool_row
         self.reachability.probing = True
         self._attach_row()
         self.reachability.resume()  # it may have been lost while the project was loaded
 
     def leave_scoreboard(self, *, free: bool = False) -> None:
-        """Count for this process alone again.
+        """Count in this process alone again.
 
-        :param free: the row is for another alias.
+        :param free: make the row available to another alias.
         """
         pool_row, self._pool_row = self._pool_row, None
         self.reachability.probing = False
@@ -139,7 +139,7 @@ class PooledDatabase:
             row = stats.new_row()
             self._pool.attach_row(row)
             for i in range(stats.FIRST_GAUGE):
-                row[i] = 0.0  # what was counted stays with the row on the scoreboard
+                row[i] = 0.0  # these counts stay in the row on the scoreboard
         if free:
             pool_row.free()
 
@@ -155,7 +155,8 @@ class PooledDatabase:
         def max_age(conn: MySQLConnection) -> float | None:
             if plan.max_age == math.inf:
                 return None
-            # The preflight may not have reached the server, or it may have changed its mind.
+            # Per connection: the preflight may not have reached the server, and wait_timeout may
+            # have changed since.
             return plan.safe_age(conn.wait_timeout)
 
         return ConnectionPool(
@@ -175,11 +176,12 @@ class PooledDatabase:
         )
 
     def _open(self) -> MySQLConnection:
-        """A real connection, set up by the engine as for any other user of Django."""
+        """Returns a real connection, set up by the engine as without a pool."""
         try:
             return self._connect()
         except ConnectAgain:
-            # Another server may answer, of which nothing is known either: once is enough.
+            # Once: behind a balancer each connect may reach another server of which nothing is
+            # known, and each would be used up.
             return self._connect(compare=False)
 
     def _connect(self, *, compare: bool = True) -> MySQLConnection:
@@ -194,7 +196,7 @@ class PooledDatabase:
         try:
             if conn.server_version != self._server_version:
                 self._server_version = conn.server_version
-                self.server_data = None  # what it can do may have changed
+                self.server_data = None  # its features may have changed
             wrapper.connection = conn
             wrapper.set_autocommit(True)  # sessions open transactions themselves
             wrapper.init_connection_state()
@@ -230,9 +232,10 @@ class PooledDatabase:
 
 
 def _copied(value: Any) -> Any:
-    """A value of settings with containers of its own, so that a change of the original shows.
+    """Returns a value of the settings with containers of its own, so that a later change of the
+    original makes the two unequal.
 
-    Not deepcopy(), which fails on TLS contexts and makes other objects unequal to themselves.
+    deepcopy() would fail on TLS contexts, and copies of other objects are not equal to them.
     """
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}

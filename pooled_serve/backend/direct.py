@@ -1,4 +1,4 @@
-"""Attributes of a pooled connection that its users may reach past the session."""
+"""Attributes of a pooled connection that its users can reach past the session."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from pymysql.connections import Connection
 
 CONSTANT = (str, bytes, int, float, bool, type(None), type)
-"""Attributes of these types cannot be changed by those who read them."""
+"""Types of attributes that can be given out: their values are immutable."""
 
 HARMLESS = frozenset({"character_set_name", "get_host_info", "get_proto_info", "get_server_info"})
-"""Methods that only read what the login has said."""
+"""Methods that only return what the server said at the login."""
 
 
 class DirectUse:
-    """The part of a session that reaches past it, to the connection."""
+    """The part of a session that gives access to the connection below it."""
 
     _conn: Any
     _lease: Any
@@ -23,7 +23,7 @@ class DirectUse:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
-            raise AttributeError(name)  # somebody copies it, or wants to know what it can do
+            raise AttributeError(name)  # probed by copy() and the like, which must not lease
         conn = self._conn or self._lease()
         try:
             value = getattr(conn, name)
@@ -34,18 +34,18 @@ class DirectUse:
             self.release_if_unneeded()
 
     def use_directly(self) -> Any:
-        """The connection itself, which nobody is to have after this session."""
-        # What is given out may be a method, to be called at any time.
+        """Returns the connection itself, which is closed after this session: the caller may keep a
+        method of it, and call that at any time."""
         conn = self._conn or self._lease()
         conn.condemn("direct use")
-        # Possibly. With "not", questions about it would be refused.
+        # Possibly. If these were false, the user's own questions would be refused.
         self._ran_statement = self._has_own_key = self._used_sequence = self._got_rows = True
         self._pin("direct use")
         return conn
 
 
 class _Forwarded:
-    """An attribute that is the connection's, to read and to write."""
+    """A descriptor that reads and writes an attribute of the connection."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -58,9 +58,9 @@ class _Forwarded:
 
 
 def forward_attributes(session: type) -> None:
-    """Let what is set on a session, and is a connection's, arrive there.
+    """Forward assignments of a connection's attributes from a session to its connection.
 
-    With descriptors, because a ``__setattr__()`` would slow down all that a session does.
+    With descriptors: a ``__setattr__()`` would slow down every assignment in a session.
     """
     own = {*vars(session), "_closed"}
     of_connections = vars(Connection(defer_connect=True, ssl_disabled=True))

@@ -1,14 +1,14 @@
-"""What Django's wrapper holds as its DB-API connection: leases on pooled connections.
+"""The DB-API connection of Django's wrapper: a session, which leases pooled connections.
 
-A lease lasts as long as something needs it: a statement, a transaction, results that are not read
-yet, or, once a statement has touched the state of the session, until the session ends: the lease
-is "pinned". In request mode it also lasts as long as the view runs; the scope of the greenlet says
-whether one does. What PgBouncer's transaction mode does between processes happens here inside
-one, where the client's side is known: a statement that would read what another request left
-behind is refused, or answered as on a fresh connection.
+A lease lasts as long as something needs it: a statement, a transaction, unread results; or, once a
+statement has touched the state of the session, until the session ends: then the lease is "pinned".
+In request mode it also lasts as long as the view runs; the scope of the greenlet says whether one
+does. PgBouncer's transaction mode does this between processes. Here, inside one process, the
+client's side is known: a statement that would read what another request left behind is refused, or
+answered as on a fresh connection.
 
 In both modes a transaction starts with BEGIN before its first statement, not with SET autocommit=0
-in advance: that saves a round trip, and a transaction in which nothing happens costs nothing.
+in advance: that saves a round trip, and a transaction without statements costs nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from pooled_serve.status.leaks import WatchedLease
 
 
 class Session(DirectUse):
-    """Seen as a PyMySQL connection. :meth:`close` gives back what it holds.
+    """Looks like a PyMySQL connection. :meth:`close` gives the leased one back.
 
-    Cursors are made on the session, not on the connection below it, so that every statement
-    passes here: a cursor that outlives the session is refused, and does not run its statement on
-    a connection that somebody else holds by then.
+    Cursors are made on the session, not on the connection below it, so that every statement passes
+    here: a cursor that outlives the session is refused, and cannot run its statement on a
+    connection that another request leases by then.
 
-    What is not defined here is the connection's own, to read and to write. What such use leaves
-    behind nobody knows, so the lease is pinned, and the connection closed afterwards.
+    Attributes that are not defined here are the connection's. What their use leaves behind is
+    unknown, so the lease is pinned, and the connection closed afterwards.
 
     :param pool: where connections come from.
     :param scope: of the greenlet whose session this is.
-    :param cursorclass: PyMySQL's, or what OPTIONS name.
+    :param cursorclass: PyMySQL's, or the one that OPTIONS name.
     :param reset: ``auto``, ``always`` or ``rollback``; see ``--pool-reset``.
     :param leak_threshold: seconds after which a lease is suspiciously long; None for never.
     :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
@@ -60,10 +60,10 @@ class Session(DirectUse):
         self._watched: WatchedLease | None = None
         self._conn: MySQLConnection | None = None
         self._closed = self._pinned = False
-        self._autocommit = True  # as Django sees it; the connection below nearly always is
-        self._depth = 0  # statements under way: parameters of one may come from another
-        self._last: Any = None  # the last result: its cursor looks for more of it
-        self._ran_on_earlier_lease = False  # statements, before the present lease
+        self._autocommit = True  # as Django set it; on the connection it is nearly always on
+        self._depth = 0  # statements under way: a parameter of one may run another
+        self._last: Any = None  # the last result, which its cursor may ask for after the lease
+        self._ran_on_earlier_lease = False  # a statement ran before the present lease
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
         self._forget_statements()
@@ -76,8 +76,8 @@ class Session(DirectUse):
     # --- The lease -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give the connection back. A second call does nothing: inside ``atomic()`` Django
-        closes, but keeps the object."""
+        """Give the connection back, and refuse statements from now on. Can be repeated: inside
+        ``atomic()`` Django closes, but keeps the object."""
         self._closed = True
         self._release()
 
@@ -88,7 +88,8 @@ class Session(DirectUse):
         self.close()
 
     def reclaim(self) -> None:
-        """Give the connection back on behalf of a greenlet that is gone. Safe in a finalizer."""
+        """Give the connection back for a greenlet that is gone. Safe in a finalizer, see
+        :meth:`ConnectionPool.reclaim`."""
         self._closed = True
         conn, self._conn = self._conn, None
         if conn is not None:
@@ -105,13 +106,13 @@ class Session(DirectUse):
         if conn.unread():
             self._pin("unbuffered cursor" if conn._result.unbuffered_active else "several results")
         elif not conn.in_transaction() and (self._autocommit or conn.condition() is None):
-            # Else a transaction was open when the connection was lost: what follows must fail
-            # as well, not run in a transaction of its own.
+            # Otherwise the connection was lost inside a transaction, whose further statements must
+            # fail, too, and not run in a transaction of their own.
             self._release()
 
     def is_releasable(self) -> bool:
-        """Whether nothing would be lost if it gave its connection back now: at most a view that is
-        not over keeps it."""
+        """Whether it could give its connection back now without losing state: nothing needs the
+        lease but the view that runs."""
         conn = self._conn
         return conn is None or (
             self._autocommit
@@ -119,19 +120,19 @@ class Session(DirectUse):
         )
 
     def usable(self) -> bool:
-        """Whether statements can still be run on it."""
+        """Whether it can still run statements. No I/O."""
         return not self._closed and (self._conn is None or self._conn.usable())
 
     @property
     def open(self) -> bool:
-        """Whether it is neither closed nor lost."""
+        """Whether it is not closed, and its connection, if it leases one, not lost."""
         return not self._closed and (self._conn is None or self._conn.open)
 
     def _lease(self) -> MySQLConnection:
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        conn._result, conn.forget_key_first = None, False  # a stranger's
+        conn._result, conn.forget_key_first = None, False  # an earlier lease's
         self._forget_statements()
         if self._reset == "always":
             conn.dirty_reason = "always"
@@ -160,10 +161,11 @@ class Session(DirectUse):
             self._note_use(conn)
             self._ran_on_earlier_lease |= self._ran_statement
             if self._reset == "rollback":
-                conn.dirty_reason = None  # by a method of its own, such as select_db()
+                conn.dirty_reason = None  # set by a method of its own, such as select_db()
             self._pool.release(conn)
 
     def _note_use(self, conn: MySQLConnection) -> None:
+        """Note on the connection what later leases must know about this one."""
         conn.reused = True
         conn.stale_key |= self._may_have_key
         conn.in_statement |= self._depth > 0
@@ -177,12 +179,12 @@ class Session(DirectUse):
     # --- Statements ----------------------------------------------------------------------------
 
     def begin_statement(self, template: str | bytes) -> None:
-        """Make the connection ready for a statement. :meth:`end_statement` must follow.
+        """Prepare the connection for a statement. :meth:`end_statement` must follow.
 
         :param template: the statement as the program wrote it, without its values.
-        :raises ProgrammingError: it asks about the statement before, which nobody knows here.
+        :raises ProgrammingError: it asks about an earlier statement that ran on another lease.
         """
-        self._depth += 1  # from here on: what makes it ready may switch greenlets
+        self._depth += 1  # from here on, because the preparations may switch greenlets
         try:
             statement = classify(template)
             if statement.asks:
@@ -213,7 +215,7 @@ class Session(DirectUse):
             raise
 
     def end_statement(self) -> None:
-        """After the statement, whatever became of it."""
+        """Note that the statement has ended, in any way, and give back what it alone needed."""
         self._depth -= 1
         conn = self._conn
         if conn is not None:
@@ -227,11 +229,11 @@ class Session(DirectUse):
                 self.release_if_unneeded()
 
     def _prepare_answer(self, sql: str | bytes, asked: str) -> None:
-        """Let the answer to a question about the statement before be about one of this session.
+        """See that the answer to a question is of this session, or that of a fresh connection.
 
-        :raises ProgrammingError: that was on a connection which is back in the pool.
+        :raises ProgrammingError: it may be about a statement on a connection that was given back.
         """
-        # Where each statement may have had another connection, silence is no answer either.
+        # Then "no key" would be a lie as well: the program may just have inserted a row.
         may_forget = self._scope.keep_leases and not self._ran_on_earlier_lease
         conn = self._conn
         if conn is None or not self._ran_statement:
@@ -249,11 +251,11 @@ class Session(DirectUse):
                 conn.query(question.forget)
 
     def _make_fresh(self) -> None:
-        """Make the connection like a fresh one, or take a fresh one."""
+        """Reset the connection, or replace it with a fresh one."""
         while (conn := self._conn) is not None and conn.reused:
             try:
                 if self._reset == "rollback":
-                    raise InterfaceError(0, "not to be reset")
+                    raise InterfaceError(0, "--pool-reset rollback")  # so take a fresh one
                 conn.dirty_reason = conn.dirty_reason or "question"
                 conn.reset()
                 for sql in questions.AFTER_RESET:
@@ -279,16 +281,16 @@ class Session(DirectUse):
         self._touched_session = True
         if reason in questions.MAY_INSERT and not self._last_was_question:
             if conn.stale_key and not self._has_own_key:
-                conn.query(questions.FORGET_KEY)  # or nobody could say later whose it is
+                conn.query(questions.FORGET_KEY)  # later, its key and the old one look alike
             self._may_have_key = self._has_own_key = True
         self._pin(reason)
         if not self._autocommit and conn.get_autocommit():
-            # What it runs may commit by itself, and go on after that.
+            # It may contain a COMMIT, after which BEGIN would no longer cover the rest.
             conn.autocommit(False)
 
     def _begin(self, conn: MySQLConnection) -> None:
         if conn.transaction_unknown and conn.open:
-            conn.ping()  # its answer tells what the error has left of the transaction
+            conn.ping()  # the answer has the present status of the transaction
             conn.transaction_unknown = False
         if conn.in_transaction():
             return
@@ -310,14 +312,14 @@ class Session(DirectUse):
             self.end_statement()
 
     def cursor(self, cursor: Any = None) -> Any:
-        """A PyMySQL cursor, of the class that OPTIONS name or of the one given."""
+        """Returns a PyMySQL cursor of the given class, by default the session's."""
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         return (tracked(cursor) if cursor else self._tracked)(self)
 
     @property
     def cursorclass(self) -> Any:
-        """Of cursors to come."""
+        """The class of new cursors."""
         return self._cursorclass
 
     @cursorclass.setter
@@ -328,21 +330,21 @@ class Session(DirectUse):
 
     @property
     def _result(self) -> Any:
-        # Cursors look for further results when they are closed, which may be after the session.
+        # Cursors ask for further results when they are closed, which may be after the session.
         if self._conn is None and self._depth:
             raise InterfaceError(0, "the connection was given back during the statement")
         return self._last if self._conn is None else self._conn._result
 
     def insert_id(self) -> Any:
-        """The key that the last statement has generated; 0 or None if none."""
+        """Returns the key that the last statement has generated; 0 or None if none."""
         return self._last.insert_id if self._last else 0
 
     def affected_rows(self) -> Any:
-        """How many rows the last statement has changed or found."""
+        """Returns how many rows the last statement has changed or found."""
         return self._last.affected_rows if self._last else 0
 
     def show_warnings(self) -> Any:
-        """SHOW WARNINGS.
+        """Returns the warnings of the last statement.
 
         :raises ProgrammingError: see :meth:`begin_statement`.
         """
@@ -362,12 +364,11 @@ class Session(DirectUse):
     # --- Transactions --------------------------------------------------------------------------
 
     def get_autocommit(self) -> bool:
-        """Whether each statement is a transaction of its own."""
+        """Returns whether each statement is a transaction of its own."""
         return self._autocommit
 
     def autocommit(self, value: bool) -> None:
-        """Switch it. An open transaction is committed when it is switched on, as the server
-        does."""
+        """Switch autocommit. Switching it on commits an open transaction, as in the server."""
         conn = self._conn
         if value and conn is not None:
             if not conn.get_autocommit():
@@ -377,15 +378,15 @@ class Session(DirectUse):
         self._autocommit = value
 
     def begin(self) -> None:
-        """BEGIN."""
+        """Start a transaction."""
         self.query("BEGIN")
 
     def commit(self) -> None:
-        """COMMIT, if there is anything to commit."""
+        """Send COMMIT, if a transaction may be open."""
         self._finish("commit")
 
     def rollback(self) -> None:
-        """ROLLBACK, if there is anything to roll back."""
+        """Send ROLLBACK, if a transaction may be open."""
         self._finish("rollback")
 
     def _finish(self, how: str) -> None:
@@ -402,16 +403,16 @@ class Session(DirectUse):
     # --- Commands ------------------------------------------------------------------------------
 
     def ping(self, reconnect: bool = False) -> None:
-        """Ask the server whether the connection still works, if there is one."""
+        """Check that the server answers; does nothing without a lease."""
         if self._conn is not None:
             self._conn.ping()
 
     def select_db(self, db: Any) -> None:
-        """Use another database."""
+        """Change the database, which pins the lease."""
         self._command("database", MySQLConnection.select_db, db)
 
     def set_character_set(self, charset: Any, collation: Any = None) -> None:
-        """SET NAMES."""
+        """Change the character set, which pins the lease."""
         self._command("variable", MySQLConnection.set_character_set, charset, collation)
 
     set_charset = set_character_set
@@ -427,15 +428,15 @@ class Session(DirectUse):
             self.end_statement()
 
     def thread_id(self) -> Any:
-        """The server's number of the connection, which is kept from now on: it may be to KILL."""
+        """Returns the server's id of the connection. Pins the lease: the id may be for a KILL."""
         conn = self._conn or self._lease()
         self._pin("direct use")
         return conn.thread_id()
 
     def escape(self, obj: Any, mapping: Any = None) -> Any:
-        """A value as SQL."""
+        """Returns a value as SQL."""
         conn = self._conn or self._lease()
-        self._depth += 1  # what turns it into text may run statements
+        self._depth += 1  # a lazy value may run statements
         try:
             return conn.escape(obj, mapping)
         finally:

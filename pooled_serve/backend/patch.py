@@ -1,9 +1,8 @@
-"""The Django seam: where pooled connections enter, and where they leave a request.
+"""The functions of Django that are replaced, and the calls that the worker makes.
 
-Three functions of Django are replaced, ``ConnectionHandler.create_connection``,
-``WSGIHandler.__call__`` and ``response_for_exception`` (see
-:mod:`pooled_serve.backend.unavailable`); no signal is connected, because the test
-client disconnects Django's.
+Replaced are ``ConnectionHandler.create_connection``, ``WSGIHandler.__call__`` and
+``response_for_exception`` (see :mod:`pooled_serve.backend.unavailable`). No signal is connected:
+the test client disconnects Django's receivers only, and would leave the pool's connected.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from pooled_serve.options import PoolPlans
 from pooled_serve.status.scoreboard import PoolRow
 
 LAST_CALL_SECONDS = 5.0
-"""Seconds after the last hook until threads lose their connections. Jobs that come to their end
-have that long; a thread that queries for ever must not keep the process."""
+"""Seconds after the last hook until threads lose their connections. Jobs have that long to finish;
+a thread that queries for ever must not keep the process alive."""
 
-_wrappers: Any = None  # our module of that name, once PyMySQL is in the place of MySQLdb
+_wrappers: Any = None  # the module wrappers, once PyMySQL stands in for MySQLdb
 
 _create_connection = ConnectionHandler.create_connection
 _handle = WSGIHandler.__call__
@@ -44,12 +43,12 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
     :param own_launcher: see :func:`pooled_serve.backend.scope.configure`.
-    :raises StartupError: mysqlclient is loaded, somebody else patched Django before, or Django or
-        PyMySQL has changed where we plug in.
+    :raises StartupError: mysqlclient is loaded, another pool has patched Django, or Django or
+        PyMySQL has changed what this relies on.
     """
     use_pymysql()
     refuse_other_pools()
-    if _wrappers is None:  # else our own functions stand there
+    if _wrappers is None:  # else these functions have been replaced already
         compat.check("django", "pymysql")
         WSGIHandler.__call__ = handle  # type: ignore[assignment, method-assign]
     _import_wrappers()
@@ -61,22 +60,22 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
 
 
 def _import_wrappers() -> None:
-    """Now, while nobody else does.
+    """Import the module now, before several threads do so at once.
 
-    Under gevent OS threads that import a module for the first time, all at once, can wait for
+    Under gevent OS threads that import a module for the first time at the same time can wait for
     each other for ever: a wake-up of the import lock is lost.
     """
     global _wrappers
-    from pooled_serve.backend import wrappers  # PyMySQL must be in the place of MySQLdb
+    from pooled_serve.backend import wrappers  # imports MySQLdb, which must be PyMySQL
 
     _wrappers = wrappers
 
 
 def use_pymysql() -> None:
-    """Let Django's MySQL backend find PyMySQL.
+    """Install PyMySQL as MySQLdb, for Django's MySQL backend.
 
-    :raises StartupError: it has found mysqlclient already, which blocks a gevent worker: ten
-        queries of half a second take five seconds.
+    :raises StartupError: mysqlclient is loaded, which blocks a gevent worker: ten queries of half a
+        second take five seconds.
     """
     loaded = sys.modules.get("MySQLdb")
     if loaded is not None and loaded is not pymysql:
@@ -89,9 +88,9 @@ def use_pymysql() -> None:
 
 
 def refuse_other_pools() -> None:
-    """Two pools on top of each other lose connections.
+    """Check that no other pool has patched Django: two pools on top of each other lose connections.
 
-    :raises StartupError: naming the module that replaced a part of Django that we rely on.
+    :raises StartupError: naming the module that has.
     """
     for name in ("__getitem__", "create_connection"):
         found = getattr(ConnectionHandler, name)
@@ -106,7 +105,7 @@ def refuse_other_pools() -> None:
 
 
 def create_connection(handler: ConnectionHandler, alias: str) -> Any:
-    """In place of ``ConnectionHandler.create_connection``."""
+    """Replaces ``ConnectionHandler.create_connection``."""
     if handler is not connections or _wrappers is None:
         return _create_connection(handler, alias)
     settings = handler.settings[alias]
@@ -114,7 +113,7 @@ def create_connection(handler: ConnectionHandler, alias: str) -> Any:
     pooled = _wrappers.wrapper_class(engine)
     if pooled is not None:
         return _wrappers.make_wrapper(pooled, settings, alias)
-    if alias in _databases and registry.in_pool_thread():  # it has got another engine
+    if alias in _databases and registry.in_pool_thread():  # its engine has changed
         registry.forget(alias)
     return engine(settings, alias)
 
@@ -122,7 +121,7 @@ def create_connection(handler: ConnectionHandler, alias: str) -> Any:
 def is_poolable(engine: type[Any]) -> bool:
     """Whether a DatabaseWrapper class is Django's MySQL wrapper or extends it."""
     if engine.vendor != "mysql":
-        return False  # without an import of what needs MySQLdb
+        return False  # before the import, which needs MySQLdb
     from pooled_serve.backend import wrappers
 
     pooled: Any = wrappers.wrapper_class(engine)  # type: ignore[arg-type]  # stubs of __hash__
@@ -130,7 +129,7 @@ def is_poolable(engine: type[Any]) -> bool:
 
 
 def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
-    """In place of ``WSGIHandler.__call__``: what is on the stack here is for the view."""
+    """Replaces ``WSGIHandler.__call__``: a view runs exactly while this is on the stack."""
     scope = scope_here()
     nested = scope.enter_view()
     try:
@@ -140,19 +139,18 @@ def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
 
 
 def begin_request(request: Any) -> None:
-    """What follows in this greenlet is for a request, gunicorn's; for the log to name it."""
+    """Note the request, gunicorn's, that this greenlet serves from now on; logs name it."""
     scope_here().request = request
 
 
 def end_request() -> None:
-    """Leave nothing of this request to the next one in the same greenlet.
+    """Drop all that this request leaves, so that the next one in the same greenlet starts clean.
 
-    Django hands connections back at ``request_finished``, which a request that was killed, timed
+    Django gives connections back at ``request_finished``, which a request that was killed, timed
     out or never closed its response does not reach. And gunicorn serves all requests of a
-    keep-alive client in one greenlet: wrappers with their flags must not pass from one to the
-    other.
+    keep-alive client in one greenlet, where they would share wrappers and their flags.
 
-    :raises BaseException: what has interrupted a hand-back, but only once all are done.
+    :raises BaseException: the first exception that interrupted a hand-back, after all of them.
     """
     scope = scope_here()
     scope.request = None
@@ -167,30 +165,31 @@ def end_request() -> None:
 
 
 def pools() -> dict[str, Any]:
-    """alias -> :class:`ConnectionPool`, of the databases used so far.
+    """Returns alias -> :class:`ConnectionPool`, for the databases used so far.
 
-    Where nobody has asked anything yet the pool is made now, so that its size and cap can be told.
+    Makes the pool of a database that was not queried yet, for its size and cap.
     """
     return {alias: database.pool for alias, database in _databases.items()}
 
 
 def join_scoreboard(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -> None:
-    """Put this worker's pools on the scoreboard, those there are and those to come.
+    """Put this worker's present and future pools on the scoreboard.
 
-    :param row_for: returns the row for an alias, if there is one left.
-    :param unreachable: databases that could not be reached; asked again until they can.
+    :param row_for: see :func:`pooled_serve.backend.registry.join_scoreboard`.
+    :param unreachable: aliases of databases that could not be reached, which are probed until they
+        can be.
     """
     registry.join_scoreboard(row_for)
     for alias in unreachable:
         if alias in connections.settings:
-            connections[alias]  # makes it, if it is not there yet
+            connections[alias]  # makes the database, if it was not used yet
             _databases[alias].pool  # noqa: B018 - made at first use
             _databases[alias].reachability.lose()
     end_request()
 
 
 def _leave_scoreboard() -> None:
-    """In a forked child: the numbers there are the parent's."""
+    """Runs in a forked child, whose row on the scoreboard is the parent's."""
     registry.join_scoreboard(None)
 
 
@@ -198,15 +197,17 @@ os.register_at_fork(after_in_child=_leave_scoreboard)
 
 
 def end_load(*, fork_follows: bool) -> None:
-    """Import the engines, see :func:`_import_backend`, and give back what the project asked the
-    database for while it was imported.
+    """Import the engines, for the reason in :func:`_import_wrappers`, and give back the connections
+    that the project has used while it was imported.
 
-    Else the main greenlet, which never ends a request, would hold a connection for the life of
-    the worker. Before a fork nothing is kept: no child could use it.
+    Otherwise the main greenlet, which never ends a request, would keep them for the life of the
+    worker.
+
+    :param fork_follows: keep none idle either: no child could use them.
     """
     registry.remember_aliases()
     for settings_dict in connections.settings.values():
-        with contextlib.suppress(Exception):  # told to whoever uses it
+        with contextlib.suppress(Exception):  # raised again when the database is used
             load_backend(settings_dict["ENGINE"])
     end_request()
     if fork_follows:
@@ -214,20 +215,23 @@ def end_load(*, fork_follows: bool) -> None:
 
 
 def drain() -> None:
-    """The worker is about to stop: keep no connection idle."""
+    """Keep no connection idle: the worker is about to stop."""
     registry.drain()
 
 
 def end_serving() -> None:
-    """The last request was served. Hooks, exit handlers and threads still get connections, but
-    none is kept."""
+    """Close what is idle: the last request was served. Hooks, exit handlers and threads still get
+    connections, but none is kept idle."""
     registry.drain()
     registry.clear()
 
 
 def last_call() -> None:
-    """The last hook has run: only exit handlers and threads may come now, those for
-    :data:`LAST_CALL_SECONDS`. Python waits for threads first."""
+    """Close all connections in :data:`LAST_CALL_SECONDS`, unless the exit handlers run earlier.
+
+    The last hook has run; what may still query are threads, for which Python waits, and then exit
+    handlers, which get new pools.
+    """
     end_request()
     timer = gevent.get_hub().loop.timer(LAST_CALL_SECONDS, ref=False)
     timer.start(gevent.spawn_raw, registry.close)
@@ -235,8 +239,8 @@ def last_call() -> None:
 
 
 def close() -> None:
-    """The process ends: close all that is left, with a goodbye to the server."""
+    """Close all connections with a COM_QUIT: the process ends."""
     if _wrappers is not None:
         with contextlib.suppress(Exception):
-            end_request()  # what handlers have not given back
+            end_request()  # gives back what exit handlers have not
         registry.close()

@@ -1,10 +1,10 @@
-"""The pooled databases of this process, and which of them serves a wrapper.
+"""The pooled databases of this process, and the lookup of the one for a wrapper.
 
 Projects may change ``connections.databases`` at any time: packages for many tenants swap the
-settings of one alias, or add an alias for each tenant. So a database is an alias *and* its
-settings, compared by value at each lease. It retires when the settings have changed, when the
-alias is gone, or when the project has added more aliases than it is worth keeping connections for.
-From then on it keeps nothing idle and closes what comes back; it is freed with the last lease.
+settings of one alias, or add an alias for each tenant. So a pooled database is an alias *and* its
+settings, compared by value at each lease. It retires when the settings change, when the alias is
+removed, or when the project has added more than :data:`MAX_ADDED_ALIASES` others since. A retired
+one keeps no idle connections and closes those that come back; it is freed with the last lease.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pooled_serve.pool import get_thread
 from pooled_serve.status.scoreboard import PoolRow
 
 MAX_ADDED_ALIASES = 4
-"""Aliases that the project adds while it runs of which idle connections are kept."""
+"""Of the aliases that the project adds while it runs, so many keep idle connections."""
 
 databases: dict[str, PooledDatabase] = {}
-"""By alias. Those that the project has added stand in the order of their last use."""
+"""By alias. Those that the project has added are in the order of their last use."""
 
-_retired: WeakSet[PooledDatabase] = WeakSet()  # that are in use still
-_plan: PoolPlans  # once there is one; nothing is pooled before
+_retired: WeakSet[PooledDatabase] = WeakSet()  # with leases
+_plan: PoolPlans  # set by start(); nothing is pooled before
 _thread = 0  # the OS thread whose event loop the pools belong to
-_permanent: frozenset[str] | None = None  # aliases that were there from the start
+_permanent: frozenset[str] | None = None  # aliases of the loaded project
 _draining = False
-_row_for: Callable[..., PoolRow | None] | None = None  # on the scoreboard, if there is one
+_row_for: Callable[..., PoolRow | None] | None = None  # None without a scoreboard
 
 
 def start(plan: PoolPlans) -> None:
-    """Pool in this OS thread, with these numbers."""
+    """Pool databases in the current OS thread, with these numbers."""
     global _plan, _thread
     _plan, _thread = plan, get_thread()
 
@@ -43,20 +43,20 @@ def start(plan: PoolPlans) -> None:
 def in_pool_thread() -> bool:
     """Whether the current OS thread may use the pools.
 
-    A socket of one event loop is of no use in another thread (``sync_to_async``, gevent's
-    threadpool); there Django connects as if there were no pool.
+    The sockets belong to this thread's event loop. In other threads (``sync_to_async``, gevent's
+    threadpool) Django connects as if there were no pool.
     """
     return bool(get_thread() == _thread)
 
 
 def find(alias: str, connecting_class: type, settings: dict[str, Any]) -> PooledDatabase | None:
-    """The database that serves these settings, if there is one. In any thread."""
+    """Returns the database with these settings; None if there is none. For any thread."""
     database = databases.get(alias)
     return database if database is not None and database.fits(connecting_class, settings) else None
 
 
 def database_for(alias: str, connecting_class: type, settings: dict[str, Any]) -> PooledDatabase:
-    """The database that serves these settings from now on. Does not switch.
+    """Returns the database with these settings, made if there is none. Does not switch greenlets.
 
     :param connecting_class: the class of wrappers that open its connections.
     """
@@ -72,9 +72,10 @@ def _replace(alias: str, connecting_class: type, settings: dict[str, Any]) -> Po
     retire_gone()
     former = databases.pop(alias, None)
     if former is not None:
-        former.leave_scoreboard()  # the row is its successor's
+        former.leave_scoreboard()  # its successor gets the row
         _retire(former)
-    # If it is back before the last lease has ended, the old pool is: two would have two caps.
+    # Settings that come back before the last lease has ended get their old pool back: two pools
+    # would have two caps.
     back = (d for d in _retired if d.alias == alias and d.fits(connecting_class, settings))
     database = next(back, None)
     if database is None:
@@ -98,7 +99,7 @@ def _retire(database: PooledDatabase) -> None:
 
 
 def forget(alias: str) -> None:
-    """It is not there, or not pooled, any more."""
+    """Retire the database of an alias that is removed, or no longer pooled."""
     database = databases.pop(alias, None)
     if database is not None:
         database.leave_scoreboard(free=True)
@@ -107,14 +108,14 @@ def forget(alias: str) -> None:
 
 def retire_gone() -> None:
     """Forget the aliases that the project has removed."""
-    # In every request, so in C: nearly always nothing is gone.
+    # Runs in every request, and nearly always finds nothing: one comparison in C.
     if databases and not databases.keys() <= connections.settings.keys():
         for alias in databases.keys() - connections.settings.keys():
             forget(alias)
 
 
 def remember_aliases() -> frozenset[str]:
-    """The aliases that are there from the start: as of the first call."""
+    """Returns the aliases of the loaded project, which are those at the first call."""
     global _permanent
     if _permanent is None:
         _permanent = frozenset(connections.settings)
@@ -125,9 +126,9 @@ def remember_aliases() -> frozenset[str]:
 
 
 def join_scoreboard(row_for: Callable[..., PoolRow | None] | None) -> None:
-    """Put present and future databases on the scoreboard; with None, on none.
+    """Put present and future databases on the scoreboard; with None, take them off.
 
-    :param row_for: returns the row for an alias, if there is one left; takes ``permanent``, too.
+    :param row_for: called with an alias and ``permanent``; returns a row, or None if none is left.
     """
     global _row_for
     _row_for = row_for
@@ -155,7 +156,7 @@ def clear() -> None:
 
 
 def drain() -> None:
-    """Keep no connection idle, in the pools there are and those to come."""
+    """Keep no idle connections, in present and future pools."""
     global _draining
     _draining = True
     for database in _all():
@@ -163,9 +164,9 @@ def drain() -> None:
 
 
 def close() -> None:
-    """Close every connection, with a goodbye to the server; refuse those who hold on to a pool.
+    """Close every connection with a COM_QUIT, and every pool: its callers get a PoolClosed.
 
-    Exit handlers that come later find new ones.
+    Exit handlers that run later get new pools.
     """
     every = _all()
     for database in every:
@@ -176,5 +177,5 @@ def close() -> None:
 
 
 def _all() -> tuple[PooledDatabase, ...]:
-    """As of now: others may come and go while one of them is waited for."""
+    """Returns a copy: the caller may switch greenlets, in which others change the collections."""
     return (*databases.values(), *_retired)

@@ -1,4 +1,4 @@
-"""What the current greenlet is about: the sessions it has, and how long their leases last."""
+"""The scope of a greenlet: its request, its sessions, and how long their leases last."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class GreenletScope(set["Session"]):
-    """The sessions of one greenlet that hold a connection, and what it does meanwhile."""
+    """The sessions of one greenlet that have a connection, and what the greenlet serves."""
 
     request: Any = None
-    """Gunicorn's, while one is served."""
+    """Gunicorn's request, while one is served; else None."""
 
     keep_leases = False
-    """Whether a lease that nothing needs outlives its statement. In request mode it does until
-    the view returns: what follows, sending the response above all, is up to the client, who may
-    take for ever. So may a greenlet that serves no request; :func:`configure` says what its
-    leases do."""
+    """Whether a lease that nothing needs outlives its statement. In request mode it does until the
+    view returns, but no longer: sending the response depends on the client, which may take for
+    ever. A greenlet that serves no request may run for ever, too; for that, see
+    :func:`configure`."""
 
     rule = ""
-    """What stands between two statements outside of a transaction, for messages."""
+    """Why two statements outside of a transaction may run on two connections, for messages."""
 
     def __str__(self) -> str:
         if self.request is None:
@@ -32,15 +32,16 @@ class GreenletScope(set["Session"]):
         return f"{self.request.method} {shorten(self.request.path)}"
 
     def enter_view(self) -> bool:
-        """Begin with a view. Returns whether it runs inside another, for :meth:`leave_view`."""
+        """Note that a view begins. Returns whether it runs inside another one, for
+        :meth:`leave_view`."""
         nested: bool = self.__dict__.get("keep_leases", False)
         self.keep_leases = _views_keep
         return nested
 
     def leave_view(self, nested: bool) -> None:
-        """Give back what the view alone has kept.
+        """Note that a view has ended, and give back the connections that nothing else needs.
 
-        :raises BaseException: what has interrupted a hand-back, but only once all are done.
+        :raises BaseException: the first exception that interrupted a hand-back, after all of them.
         """
         self.keep_leases = nested
         if self:
@@ -48,9 +49,9 @@ class GreenletScope(set["Session"]):
 
 
 def for_each(sessions: set[Session], do: Any) -> None:
-    """Do it to all of them.
+    """Call ``do`` with each session.
 
-    :raises BaseException: the first that one has raised, but only once all are done.
+    :raises BaseException: the first exception of a call, after all of them.
     """
     interrupted: BaseException | None = None
     for session in tuple(sessions):
@@ -66,11 +67,11 @@ _views_keep = True
 
 
 def configure(*, per_transaction: bool, own_launcher: bool) -> None:
-    """Say how long the leases of this process last.
+    """Set how long the leases of this process last.
 
-    :param per_transaction: never longer than they are needed: ``--pool-mode transaction``.
-    :param own_launcher: commands and scripts may use the pool too. What they run outside of
-        views can be one task from start to end, and keeps its connection as long.
+    :param per_transaction: no longer than they are needed: ``--pool-mode transaction``.
+    :param own_launcher: the process may also be a command or a script. A task outside of views
+        keeps its connection then, because it may be one unit from start to end.
     """
     global _views_keep
     _views_keep = not per_transaction
@@ -80,18 +81,19 @@ def configure(*, per_transaction: bool, own_launcher: bool) -> None:
 
 
 def shorten(path: str) -> str:
-    """A path for logs: two segments of it. What follows can be a token, and a query anything."""
+    """Returns two segments of a path, for logs. Others may be tokens, and a query anything."""
     segments = path.partition("?")[0].split("/")
     short = "/".join(segments[:3]) + ("/…" if any(segments[3:]) else "")
     return "".join(c if c.isprintable() else "�" for c in short[:100])
 
 
 class _Sentinel:
-    """Dies with its greenlet, and gives back what that forgot to.
+    """Gives back, at the end of its greenlet, the connections that the greenlet did not.
 
-    Lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
-    killed, timed out, plain ``greenlet.greenlet`` included. The scope cannot do this itself,
-    because its sessions refer to it.
+    It lives in a greenlet-local, which is cleared promptly however the greenlet ends: finished,
+    killed, timed out, plain ``greenlet.greenlet`` included. ``__del__`` is here, and not in the
+    scope, because the sessions refer to their scope: it would only die in a garbage collection.
+    Nothing but the local refers to the sentinel.
     """
 
     __slots__ = ("scope",)
@@ -110,7 +112,7 @@ _local = local()
 
 
 def scope_here() -> GreenletScope:
-    """The current greenlet's."""
+    """Returns the scope of the current greenlet."""
     try:
         sentinel = _local.sentinel
     except AttributeError:

@@ -1,7 +1,7 @@
 """The 503 for a request that got no connection in time.
 
-No middleware can answer it, because Django has made a 500 of the exception before any sees it. So
-``response_for_exception`` is replaced, which makes that response.
+No middleware can send it: Django makes a 500 of the exception before any middleware sees it. So
+``response_for_exception``, which makes that response, is replaced.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from pooled_serve.backend.registry import databases
 from pooled_serve.errors import PoolTimeout
 
 RETRY_AFTER = "1"
-"""Seconds after which a client that got a 503 may try again."""
+"""Seconds after which a client that received a 503 may try again."""
 
 _response_for_exception = handlers.response_for_exception
 
 
 def install() -> None:
-    """Answer with a 503 from now on."""
+    """Replace Django's function."""
     handlers.response_for_exception = response_for_exception  # type: ignore[assignment]
 
 
 def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponseBase:
-    """In place of Django's, which still answers all other exceptions."""
+    """Replaces Django's function, which still handles all other exceptions."""
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
     if exc.pool in databases:
-        databases[exc.pool].log.refused(str(exc))  # not the exception, which holds the request
+        databases[exc.pool].log.refused(str(exc))  # the exception itself refers to the request
     response = HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,
         content_type="text/plain; charset=utf-8",
         headers={"Retry-After": RETRY_AFTER},
     )
-    # Django would log each of them, and mail it to ADMINS: an overload made worse. The pool's log
-    # has a line, at most one a second.
+    # Django would log each response, and mail it to ADMINS, which makes an overload worse. The
+    # pool writes a line at most once a second.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return response

@@ -1,14 +1,14 @@
 """Django's connection wrappers, made to lease.
 
-Importing this imports Django's MySQL backend, which looks for MySQLdb.
+This imports Django's MySQL backend, which imports MySQLdb.
 
 Each pooled engine (Django's, GIS, a third party's) gets two classes:
 
-* ``ConnectingWrapper``, whose instances open real connections, just as the engine would;
-* ``PooledWrapper``, what ``connections[alias]`` gives, whose connection is a lease.
+* one with ``ConnectingWrapper``, whose instances open the pool's connections, as the engine would;
+* one with ``PooledWrapper``, for ``connections[alias]``, whose ``connection`` is a session.
 
-Each greenlet gets a new wrapper for each alias, and in a worker for each request: whatever a
-request leaves in it ends with it.
+Each greenlet gets a new wrapper for each alias, and in a worker each request does: the flags and
+hooks that one request leaves in its wrapper never reach another.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from pooled_serve.driver.connection import MySQLConnection
 
 
 class ConnectingWrapper(MySQLWrapper):
-    """Comes right above Django's own wrapper in the order of methods, below the engine's.
+    """Opens real connections.
 
-    So an engine that overrides ``get_new_connection()`` or ``init_connection_state()`` does its
-    work, calls ``super()``, and ends here instead of at ``MySQLdb.connect``.
+    Stands between the engine's wrapper and Django's in the method resolution order: an engine that
+    overrides ``get_new_connection()`` or ``init_connection_state()`` does its work, calls
+    ``super()``, and ends here instead of at ``MySQLdb.connect``.
     """
 
     _database: PooledDatabase | None = None
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> MySQLConnection:
-        # At connect the server's default is nearly always right; later it costs a round trip.
+        # At the connect this costs nothing, as it is nearly always the server's default; later it
+        # would cost a round trip.
         conn_params.setdefault("autocommit", True)
         return MySQLConnection(**conn_params)
 
@@ -46,28 +48,31 @@ class ConnectingWrapper(MySQLWrapper):
 
     @cached_property
     def mysql_server_data(self) -> dict[str, Any]:
-        # Django asks once per wrapper, we once per server version.
+        # Django queries this once per wrapper; here it is queried once per server version.
         database = self._find_database()
         if database is None:
             return super().mysql_server_data
         if database.server_data is None:
             database.server_data = super().mysql_server_data
-        return dict(database.server_data)  # for whoever changes it, changes his own
+        return dict(database.server_data)  # a caller may change it
 
 
 class PooledWrapper:
-    """Comes first in the order of methods: a connection from the pool, where there is one."""
+    """Takes a connection from the pool, in threads that have one.
+
+    First in the method resolution order, above the engine's wrapper.
+    """
 
     _connecting_class: type[ConnectingWrapper]
-    _scope: GreenletScope | None = None  # copies, and the wrapper without a database, have none
-    _lease_from: PooledDatabase | None = None  # inside connect(), unless that connects for real
+    _scope: GreenletScope | None = None  # None: a copy, or a wrapper without a database
+    _lease_from: PooledDatabase | None = None  # set inside connect(), if that leases
 
     alias: str
     connection: Any
     settings_dict: dict[str, Any]
 
     def connect(self) -> None:
-        """Connect as Django does, to a connection that is set up already."""
+        """Connect as Django does, but lease a connection that is already set up."""
         if self._scope is not None and registry.in_pool_thread():
             if self._scope:
                 close_detached_wrappers(self._scope)
@@ -83,7 +88,7 @@ class PooledWrapper:
         database = self._lease_from
         if database is None or self._scope is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
-        # Long past, so that close_old_connections() at the end of the request gives it back.
+        # In the past: so close_old_connections() gives it back at the end of the request.
         self.close_at = 0.0
         session = database.lease(self._scope)
         session.wrapper = self
@@ -107,8 +112,7 @@ class PooledWrapper:
 
 @functools.cache
 def wrapper_class(engine: Any) -> Any:
-    """The class of pooled wrappers of an engine, one for all aliases. Returns None for engines
-    that cannot be pooled."""
+    """Returns the class of an engine's pooled wrappers; None for engines that cannot be pooled."""
     if not issubclass(engine, MySQLWrapper) or engine.vendor != "mysql":
         return None
     members = {"__module__": engine.__module__}
@@ -122,7 +126,7 @@ def wrapper_class(engine: Any) -> Any:
 
 
 def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> Any:
-    """``connections[alias]`` for the current greenlet."""
+    """Returns a new ``connections[alias]`` for the current greenlet."""
     wrapper = wrapper_class(settings, alias)
     wrapper._scope = scope_here()
     if alias not in registry.databases and registry.in_pool_thread():
@@ -131,21 +135,21 @@ def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> An
 
 
 def wrappers_here() -> dict[str, Any]:
-    """All that the current greenlet keeps in ``connections``, live.
+    """Returns alias -> wrapper in the current greenlet's ``connections``: the dict itself.
 
-    Below asgiref's Local there is a ``threading.local``, the only one to know the names of what
-    it holds: those of aliases that were deleted since, or never were in the settings.
+    Only the ``threading.local`` below asgiref's Local can list its names, among which there may be
+    aliases that are no longer in the settings, or never were.
     """
     here: dict[str, Any] = connections._connections._storage.__dict__  # type: ignore[attr-defined]
     return here
 
 
 def close_detached_wrappers(scope: GreenletScope) -> None:
-    """Close the wrappers of this greenlet that are not in ``connections`` any more.
+    """Close the wrappers of this greenlet that are no longer in ``connections``.
 
-    Their users have deleted or replaced them, as happens for each tenant in a loop, and would
-    fill the pool until the request ends. One that is used again all the same connects again; one
-    with a transaction, or anything else that would be lost with the connection, is left alone.
+    The project has deleted or replaced them, as in a loop over tenants, and they would fill the
+    pool until the request ends. A wrapper that is used again nevertheless connects again. One with
+    a transaction, or other state that would be lost with the connection, stays open.
     """
     here = [id(wrapper) for wrapper in wrappers_here().values()]
     for session in tuple(scope):
@@ -156,9 +160,10 @@ def close_detached_wrappers(scope: GreenletScope) -> None:
 
 
 def close_wrappers_here() -> None:
-    """Empty ``connections`` of the current greenlet. What is pooled has been given back before.
+    """Empty ``connections`` of the current greenlet, and close the connections that are not pooled.
+    The pooled ones were given back before.
 
-    :raises BaseException: what has interrupted it, but only once all is done.
+    :raises BaseException: the first exception that interrupted a close, after all of them.
     """
     interrupted: BaseException | None = None
     wrappers = wrappers_here()
