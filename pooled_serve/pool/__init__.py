@@ -7,7 +7,7 @@
 * waiters.py: the queue, and direct hand-off
 * backoff.py: when to try to connect again
 * lease.py: a connection for a ``with`` block
-* listener.py: what a pool reports to others
+* listener.py: the events that a pool announces
 * stats.py: counters, gauges and histograms, each declared once
 """
 

@@ -1,4 +1,4 @@
-"""What a pool reports to others."""
+"""The events that a pool announces."""
 
 from __future__ import annotations
 

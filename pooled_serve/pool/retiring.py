@@ -90,7 +90,7 @@ class RetiringPool(PoolBase[C]):
             return
         self._entries.begin_close(entry)
         self.count(CLOSED.get(reason, CLOSED["other"]))
-        # Raw: it has no handle by which somebody could kill it before it ran.
+        # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
         gevent.spawn_raw(self._close, entry)
 
     def _close(self, entry: Entry[C]) -> None:

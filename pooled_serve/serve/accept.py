@@ -1,4 +1,4 @@
-"""When a worker accepts connections, and how many of them."""
+"""When a worker accepts connections, and how many at a time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from pooled_serve.serve.balance import Looks, Share
 from pooled_serve.serve.turns import Turns
 
 MAX_ACCEPTS_PER_POLL = 2
-"""Connections in one poll, where there are several workers. With more, a worker that gets a core
-before the others may take more clients than its share; with one, the last of many waits longer."""
+"""With several workers. If it is higher, a worker that gets a core before the others may take more
+clients than its share; with 1, the last of many new clients waits longer."""
 
 PAUSE_SECONDS = 0.005
-"""Seconds from look to look while a worker leaves its listener to those with fewer connections."""
+"""Between two looks, while a worker leaves its listener to workers with fewer connections."""
 
 _WAITING = struct.Struct("=24xI").unpack  # tcpi_unacked of struct tcp_info
 
 
 def backlog(listener: Any) -> int:
-    """How many connections wait to be accepted there. Linux says so, for TCP; else 0.
-
-    That tcpi_unacked is that of a listener: tcp_get_info() in Linux' net/ipv4/tcp.c.
+    """Returns how many connections wait to be accepted; 0 if the system does not tell. Linux does,
+    for TCP: tcp_get_info() in its net/ipv4/tcp.c puts the number into tcpi_unacked.
     """
     try:
         found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
@@ -35,13 +34,13 @@ def backlog(listener: Any) -> int:
 
 
 class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
-    """gevent's server, which accepts connections for turns that have been given up, and leaves them
-    to workers that have fewer."""
+    """gevent's server, which also accepts a connection for each turn that was given up, and leaves
+    connections to workers that have fewer."""
 
     def __init__(self, turns: Turns, share: Share, *args: Any, **options: Any) -> None:
         self._turns = turns
         self._share = share
-        self._pause: Any = None  # a timer, while others should accept
+        self._pause: Any = None  # a timer, while other workers should accept
         self._seen: Looks = {}
         self._waited = False
         self._at_least: int = StreamServer.max_accept
@@ -49,7 +48,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
 
     @property
     def max_accept(self) -> int:
-        """Connections in one poll. gunicorn sets it to 1 where there are several workers."""
+        """Connections to accept in one poll. gunicorn sets 1 if there are several workers."""
         return max(self._at_least, min(self._turns.given, MAX_ACCEPTS_PER_POLL))
 
     @max_accept.setter
@@ -57,24 +56,28 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         self._at_least = value
 
     def start(self) -> None:
-        """gevent's: accept from now on."""
+        """Accept from now on. Overrides gevent's."""
         self._share.enter()
         self._turns.backlogs.append(self._part_of_backlog)
         super().start()
 
     def close(self) -> None:
-        """gevent's: accept no more. A worker closes all its servers together."""
+        """Accept no more. Overrides gevent's. A worker closes all its servers together."""
         self._share.leave()
         self._end_pause()
         super().close()
 
     def _part_of_backlog(self) -> int:
-        """What this worker will accept of it, if all accept alike."""
+        """Returns how many of the waiting connections this worker accepts if all accept alike."""
         waiting = 0 if self.closed else backlog(self.socket)
         return math.ceil(waiting / self._share.workers()) if waiting else 0
 
     def do_read(self) -> Any:
-        """gevent's: accept a connection if there is one; None ends this poll's."""
+        """Accept a connection. Overrides gevent's.
+
+        Returns None, which ends the accepts of a poll, if there is none, or if another worker
+        should accept it.
+        """
         if not self._waited and self._share.is_ahead(self._turns.given):
             self._begin_pause()
             return None
@@ -87,7 +90,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         return accepted
 
     def do_close(self, *args: Any) -> None:
-        """gevent's: a connection has been served."""
+        """Close a connection that has been served. Overrides gevent's."""
         super().do_close(*args)
         self._share.closed()
         if self._pause is not None and not self._share.is_ahead(self._turns.given):
@@ -96,8 +99,8 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
                 self.start_accepting()
 
     def _begin_pause(self) -> None:
-        # The listener stays readable until another worker has taken what is there: its watcher
-        # would fire in each poll.
+        # The listener stays readable until another worker has accepted, and its watcher would fire
+        # in each poll.
         self.stop_accepting()
         self._end_pause()
         self._seen = {}
@@ -120,7 +123,8 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
             return
         self._waited = True
         try:
-            # At once: what is there in the next poll may have just come, and proves nothing.
+            # Now, not in the next poll: a connection that is there then may have just arrived, and
+            # would not prove that others did nothing while it waited.
             if accepted := self.do_read():
                 self.do_handle(*accepted)
         finally:

@@ -1,8 +1,8 @@
-"""Listening addresses: as text, as sockets, and why one cannot be listened on.
+"""Listening addresses: as text, as sockets, and why a server cannot listen on one.
 
 Gunicorn tries an address five times, with a second and two log lines in between, and prints a
-traceback for any error but an OSError. Here it is tried once. The retries are for an old instance
-that is about to exit; its workers stop listening in less time than the preflight takes.
+traceback for any error but an OSError. Here it is tried once. Gunicorn's retries are for an old
+instance that is about to exit; the preflight takes longer than its workers need to stop listening.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Address = Any
 
 
 def text(address: Address) -> str:
-    """Returns an address as it is written in options."""
+    """Returns an address as options take it."""
     if not isinstance(address, tuple):
         return str(address)
     host, port = address[:2]
@@ -47,7 +47,7 @@ def is_at(name: Any, address: Address) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the host."""
     with contextlib.suppress(OSError):
         found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
         return all(address.is_loopback for address in found)
@@ -78,7 +78,8 @@ def listen(
 
 
 def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port: bool) -> None:
-    """Check that one could listen, without listening: no client is accepted, no file removed.
+    """Check that it is possible to listen there, without listening: no client is accepted, and no
+    file removed.
 
     :raises StartupError: as :func:`listen`.
     """
@@ -96,7 +97,7 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
 
 
 def check_inherited(descriptors: Iterable[int]) -> None:
-    """Check that they are sockets.
+    """Check that the inherited descriptors are sockets.
 
     :raises StartupError: with a PS501 for each that is not.
     """
@@ -120,7 +121,7 @@ def _listen(address: Address, cfg: Any, log: Any) -> Any:
     try:
         return UnixSocket(address, cfg, log)
     except OSError:
-        if not there and _exists(address):  # bound, but not handed over to --user
+        if not there and _exists(address):  # bound, but chown to --user failed
             os.unlink(address)
         raise
 
@@ -208,7 +209,7 @@ def _explain_tcp(
 
 
 def _listener(port: int) -> tuple[int, str] | None:
-    """Returns the id and name of the process that listens there, from Linux's /proc; None if this
+    """Returns id and name of the process that listens on a port, from Linux's /proc; None if this
     user may not see it."""
     tables = "".join(Path(name).read_text() for name in glob("/proc/net/tcp*"))
     rows = [line.split() for line in tables.splitlines()]

@@ -85,7 +85,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
             raise bad_value(str(error)) from error
 
     def load_config_from_module_name_or_filename(self, location: str) -> dict[str, Any]:
-        """As gunicorn does, but with the user's file, line and error instead of a traceback."""
+        """Load the file as gunicorn does, but raise its error, with file and line, as a
+        StartupError."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -114,7 +115,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Read command line, environment and file, as gunicorn does, and check them."""
-        # Only here: USR2 starts a new master from sys.argv, so it must stay as the user typed it.
+        # Restored at once: USR2 starts a new master from sys.argv, which must be as the user typed
+        # it.
         typed, sys.argv = sys.argv, [PROGRAM, *self._arguments]
         try:
             super().load_config()
@@ -141,8 +143,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self.cfg.set("worker_class", WORKER)
 
     def _disable_control_socket(self) -> None:
-        """Disable it unless the user named one. Its default path is the same for all instances of a
-        user, who fight over it, and fails on read-only file systems."""
+        """Disable it unless the user named one. Its default path is the same for all instances of
+        a user, and fails on read-only file systems."""
         setting = self.cfg.settings.get("control_socket")
         if setting is not None and setting.value is None:
             setting.value = setting.default
@@ -187,7 +189,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         )
 
     def reload(self) -> None:
-        """HUP: use the new configuration, or keep the old one if the new one is wrong."""
+        """Reload the configuration, on HUP. Keeps the old one if the new one cannot be used."""
         before = self.cfg, self.plan, self.app_uri
         try:
             super().reload()
@@ -200,11 +202,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
             log.error("Not reloaded, the old configuration stays: %s", error)
 
     def _check_listeners(self, before: Config) -> None:
-        """Keep the old listeners where new ones would fail.
+        """Keep the old listeners if new ones would fail.
 
         When an address changes, gunicorn closes all its listeners and binds them again, and exits
-        if that fails. It fails for TCP addresses that stay: the old workers still listen there.
-        With reuse_port the master would listen, too, and never accept.
+        if that fails. It does for TCP addresses that stay, because the old workers still listen
+        there. With reuse_port the master would listen, too, and never accept.
 
         :raises StartupError: a new address cannot be listened on.
         """
@@ -259,9 +261,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._make_plan()
 
     def _become_worker(self) -> None:
-        """Do to this process what gunicorn does before it loads an application.
+        """Change this process as gunicorn changes a worker before it loads an application.
 
-        :raises StartupError: PS401, it may not run as that user.
+        :raises StartupError: PS401, the process may not change to that user.
         """
         cfg = self.cfg
         os.environ.update(cfg.env, SERVER_SOFTWARE=SERVER_SOFTWARE)
@@ -318,7 +320,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             raise StartupError(EXIT_DATABASE, ())
 
     def run(self) -> None:
-        """Run the arbiter until it is told to stop; ends in SystemExit."""
+        """Run the arbiter until it is stopped. Always raises SystemExit."""
         if self.cfg.preload_app:
             # The master loads the project, so Django must find gevent's locals here.
             from gevent import monkey
@@ -334,7 +336,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
             signals.block_interrupts()
 
     def load(self) -> Any:
-        """The WSGI application, pooled. In a worker, or before the fork with --preload."""
+        """Returns the WSGI application, with its databases pooled. Runs in a worker, or with
+        --preload in the master."""
         from pooled_serve.backend import patch
 
         launcher.under_command = True
@@ -348,7 +351,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         return application
 
     def _close_pools(self) -> None:
-        """At exit."""
+        """An exit handler."""
         if self._patch is not None:
             self._patch.close()
 

@@ -1,4 +1,4 @@
-"""The signals that end a worker: none is lost while a worker starts, and one is enough."""
+"""The signals that end a worker: none is lost while it starts, and one is enough."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
-"""Both end a worker at once. Ctrl-C reaches it twice: as INT from the terminal, as QUIT from the
-master."""
+"""Both end a worker at once. Ctrl-C causes two: INT from the terminal, QUIT from the master."""
 
 _mask_before: set[int | signal.Signals] | None = None  # the mask from before block()
 
 
 def block() -> None:
-    """Block them until :func:`unblock`, in a child, too; in the parent until it has forked."""
+    """Block the signals that end a worker until :func:`unblock`. A forked child inherits that; the
+    parent unblocks once it has forked."""
     global _mask_before
     _mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *INTERRUPTS])
 
 
 def unblock() -> None:
-    """Unblock them, which delivers those that are pending. Does nothing without :func:`block`."""
+    """Undo :func:`block`, which delivers pending signals. Without it, does nothing."""
     global _mask_before
     if _mask_before is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before)
         _mask_before = None
 
 
-# Only the child runs post_fork(), which releases there. The arbiter must not keep TERM blocked: it
-# could not be stopped any more. gunicorn has no hook for the parent's side of a fork.
+# The child unblocks in gunicorn's post_fork(). For the parent, which is the arbiter, gunicorn has
+# no such hook, and with TERM blocked it could not be stopped any more: so every parent of a fork
+# unblocks. If nothing is blocked, as when the project forks, this does nothing.
 os.register_at_fork(after_in_parent=unblock)
 
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Blocks them while the body sets handlers."""
+    """Block the signals that end a worker in the body, which sets handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *INTERRUPTS])
     try:
         yield
@@ -47,8 +48,7 @@ def blocked() -> Iterator[None]:
 
 
 def handle_with(worker: Any) -> None:
-    """Let a new worker handle them itself, instead of with the arbiter's handlers, which the fork
-    copied."""
+    """Set the handlers of a new worker, which has the arbiter's since the fork."""
     signal.signal(signal.SIGTERM, worker.handle_exit)
     for number in INTERRUPTS:
         signal.signal(number, worker.handle_quit)
@@ -59,10 +59,10 @@ class _Exit(SystemExit):
 
 
 def leave(number: int = 0, frame: object = None) -> None:
-    """A signal handler that ends the process in order, as ``sys.exit(0)`` does.
+    """A signal handler that ends the process in an orderly way, like ``sys.exit(0)``.
 
-    :raises SystemExit: in the main greenlet. Raised in gevent's hub, where a handler runs while
-        the main greenlet sleeps, it might end the hub, which the end of the process still needs.
+    :raises SystemExit: in the main greenlet, always. While that sleeps, handlers run in gevent's
+        hub; raised there, it might end the hub, which the end of the process still needs.
     """
     if _in_main_greenlet():
         raise _Exit(0)
@@ -73,11 +73,11 @@ def leave(number: int = 0, frame: object = None) -> None:
 
 
 def keep_what_handlers_raise() -> None:
-    """Raise again what :func:`leave` or Python's own handler of Ctrl-C raised in vain.
+    """Raise again what Python swallows of :func:`leave` and of its own handler of Ctrl-C.
 
-    A signal may arrive while Python runs a finalizer or the callback of a weak reference, which
-    each import does. Python prints what the handler raises there, and goes on as if nothing had
-    happened. Here it is raised by the next function call instead.
+    A signal may arrive while Python runs a finalizer or the callback of a weak reference, as in
+    each import. Python prints the handler's exception there, and goes on as if nothing had
+    happened. Here the next function call raises it instead.
     """
     before = sys.unraisablehook
 
@@ -102,27 +102,28 @@ def keep_what_handlers_raise() -> None:
 
 
 def _runs(function: Any, frame: FrameType | None) -> bool:
-    """Another signal's handler may be called in there."""
+    """Whether a frame belongs to a call of the function, which a handler may have interrupted."""
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
     return frame is not None
 
 
 def _in_main_greenlet() -> bool:
-    """Not in gevent's hub: it would go wrong there instead of ending the process."""
+    """Whether this is not gevent's hub, nor another greenlet."""
     greenlet = sys.modules.get("greenlet")
     return greenlet is None or greenlet.getcurrent().parent is None
 
 
 def ignore_interrupts() -> None:
-    """For a process that is about to end: Python would print a traceback for each."""
+    """Ignore INT and QUIT in a process that is about to end: Python would print tracebacks."""
     for number in INTERRUPTS:
-        # Not SIG_IGN: for one that is pending in Python it would raise an OSError.
+        # Not SIG_IGN: a signal already pending in Python would raise an OSError.
         signal.signal(number, _ignore)
 
 
 def block_interrupts() -> None:
-    """For the last steps of an exit, when Python restores the default action, which kills."""
+    """Block INT and QUIT for the last steps of an exit, where Python restores the default action,
+    which kills."""
     ignore_interrupts()
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
 

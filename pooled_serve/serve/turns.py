@@ -1,8 +1,8 @@
 """Fair turns between the clients of a worker and those that wait in the backlog.
 
 A greenlet runs until it waits for something, and gunicorn's serves a keep-alive client as long as
-it has sent more, so a few busy clients would starve the rest. Each client therefore gives up its
-turn once it is answered. Three rules decide who is next:
+that has sent more requests: a few busy clients would starve the rest. So each client gives up its
+turn once it is answered. Three rules decide which client is next:
 
 * gevent runs up to 50 callbacks, each perhaps a whole view, before it polls the sockets again. A
   turn given up with ``gevent.sleep(0)``, which is a callback, never reaches new clients; one given
@@ -12,12 +12,12 @@ turn once it is answered. Three rules decide who is next:
   the backlog waits. So it accepts one connection for each client that gave up its turn, but at most
   two per poll, or a worker that runs while others wait for a core would take them all. Which
   worker accepts is decided in balance.py.
-* First come, first served: a client that gave up its turn goes on when those are accepted that were
-  in the backlog by then. Otherwise, with two per poll and a turn for all others in between, the
-  last of 32 new clients would wait until the first had been served 16 times.
+* First come, first served: a client that gave up its turn goes on once the connections that were in
+  the backlog at that time are accepted. Otherwise, with two per poll and a turn for all others in
+  between, the last of 32 new clients would wait until the first had been served 16 times.
 
-A client that closes its connection gives up no turn: it has made way for the next one already,
-which any worker that is free can take.
+A client that closes its connection need not give up a turn: it has already made way for the next
+one, which any free worker can accept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gevent.hub import Waiter
 
 class _Turn(NamedTuple):
     switch: Callable[[None], None]
-    due: int  # the number of accepted clients with which it is due
+    due: int  # it ends when the worker has accepted so many clients
 
 
 class Turns:
@@ -40,14 +40,14 @@ class Turns:
 
     def __init__(self) -> None:
         self.backlogs: list[Callable[[], int]] = []
-        """For each listener, how many connections wait in its backlog."""
+        """For each listener, a function that returns this worker's part of its backlog."""
         self.pauses: set[object] = set()
         """The servers that leave their backlog to other workers for now."""
         self._given: deque[_Turn] = deque()
         self._timer: Any = None
         self._accepted = 0  # clients
-        self._accepted_before = 0  # as of the last poll
-        self._due = 0  # for those who give up their turns before the next poll
+        self._accepted_before = 0  # the same at the last poll
+        self._due = 0  # of turns that are given up before the next poll
 
     @property
     def given(self) -> int:
@@ -55,11 +55,11 @@ class Turns:
         return len(self._given)
 
     def accepted(self) -> None:
-        """A new client was accepted."""
+        """Count a new client."""
         self._accepted += 1
 
     def give(self) -> None:
-        """Wait until all others that can go on have done so, including those in the backlog."""
+        """Wait until all clients that can go on have done so, those in the backlog included."""
         hub = gevent.get_hub()
         waiter = Waiter(hub)
         if not self._given:
@@ -80,12 +80,12 @@ class Turns:
         most = len(self._given)
         due = self._accepted
         if self._accepted == self._accepted_before:
-            # The backlog is empty; or it is left to others, which need not be for long.
+            # The backlog is empty, or left to other workers. That may end soon: then one at a time.
             due, most = self._given[-1].due, 1 if self.pauses else most
         while most and self._given[0].due <= due:
             most -= 1
-            # Through the queue: clients just accepted start from it, too, and come first. Switching
-            # to a waiter whose greenlet was killed meanwhile does nothing.
+            # By a callback: clients just accepted start from one, too, and come first. Switching to
+            # a waiter whose greenlet was killed meanwhile does nothing.
             loop.run_callback(self._given.popleft().switch, None)
         if self._given:
             self._start_timer(loop)

@@ -16,13 +16,13 @@ from pooled_serve.tuning import response
 
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A subclass instead of server hooks, which belong to the user."""
+    """Uses overrides instead of server hooks, which belong to the user."""
 
     _quitting: gevent.Greenlet | None = None
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
 
     def __init__(self, *args: Any) -> None:
-        # In the master: the fork copies the scoreboard, and the slot must be taken before.
+        # Runs in the master, before the fork: there the slot is allocated.
         super().__init__(*args)
         self.scoreboard: Scoreboard | None = self.app.scoreboard
         self.slot = None if self.scoreboard is None else self.scoreboard.allocate()
@@ -30,29 +30,29 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.share = (Balance() if self.cfg.reuse_port else self.app.balance).join()
 
     def init_process(self) -> None:
-        """Start, in the new process."""
+        """Start the worker, in its process."""
         response.install()
         self._turns = turns.Turns()
-        # run() looks its server class up by this name.
+        # run() uses the server class of this name.
         ggevent.StreamServer = partial(accept.Server, self._turns, self.share)
         super().init_process()
 
     def init_signals(self) -> None:
-        """Set the handlers with signals blocked: gunicorn sets the default action first."""
+        """Set the handlers, with signals blocked: gunicorn first sets the default action."""
         with signals.blocked():
             super().init_signals()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """INT or QUIT: exit at once. Later ones are ignored.
+        """Exit at once, on INT or QUIT. Later ones are ignored.
 
-        Gunicorn spawns a greenlet for each, which raises SystemExit a tenth of a second later, be
-        it while Python exits anyway, which prints a traceback.
+        Gunicorn spawns a greenlet for each signal, which raises SystemExit a tenth of a second
+        later. If Python is exiting by then, it prints a traceback.
         """
         signals.ignore_interrupts()
         if self.booted:
             self._quitting = gevent.spawn(self._quit, 0.1)
         else:
-            # No greenlet runs while the project is being loaded, which may take long.
+            # No greenlet runs while the project is loaded, which may take long.
             self._quit()
 
     def _quit(self, delay: float | None = None) -> None:
@@ -67,7 +67,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return self._one_request(super().handle_request, listener, req, *args)
 
     def handle_http2_request(self, listener: Any, req: Any, *args: Any) -> Any:
-        """Serve one request of HTTP/2, where several share a connection."""
+        """Serve one request of HTTP/2, where a connection may have several at a time."""
         return self._one_request(super().handle_http2_request, listener, req, *args)
 
     def _one_request(self, handle: Any, listener: Any, req: Any, *args: Any) -> Any:
@@ -80,7 +80,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return result
 
     def load_wsgi(self) -> None:
-        """Load the project, pooled. gevent has patched by now; Django is not imported yet."""
+        """Load the project, with its databases pooled. gevent has patched by now; Django is not
+        imported yet."""
         super().load_wsgi()
         from pooled_serve.backend import patch
 
@@ -91,7 +92,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             patch.join_scoreboard(row_for, self.scoreboard.unreachable(self.app.unreachable))
 
     def notify(self) -> None:
-        """gunicorn's heartbeat: once a second, also while a stop waits for requests in flight."""
+        """Send gunicorn's heartbeat, once a second; also while a stop waits for requests."""
         super().notify()
         if not self.alive:
             self._patch.drain()
@@ -99,7 +100,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.scoreboard.mark_stopping(self.slot)
 
     def run(self) -> None:
-        """Serve until stopped, finish requests in flight, and keep no idle connection."""
+        """Serve until stopped, finish the requests in flight, and close idle connections."""
         status = self._start_status()
         try:
             super().run()
@@ -111,7 +112,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._patch.end_serving()
 
     def last_call(self) -> None:
-        """Runs after the user's last hook."""
+        """Prepare the end of the pools. Runs after the user's last hook."""
         if self._patch is not None:
             self._patch.last_call()
 

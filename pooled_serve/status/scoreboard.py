@@ -35,8 +35,8 @@ MAX_POOLS = 8
 """Of one worker."""
 
 READ_ATTEMPTS = 100
-"""A millisecond apart, while the master moves numbers. After that a reader takes what is there: the
-master may have been killed in the middle."""
+"""A millisecond apart, while the master moves numbers. After the last one a reader uses the numbers
+as they are: the master may have been killed in the middle."""
 
 _WORD = 8
 _HEAD_BYTES = (MAX_WORKERS + 2) * _WORD  # sequence number; each slot's process id; highest slot

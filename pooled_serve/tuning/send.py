@@ -15,8 +15,8 @@ from gevent.socket import socket
 from pooled_serve.tuning import switches
 
 COPY_LIMIT_BYTES = 64 * 1024
-"""Bounds what is copied: to join pieces, and what the kernel has not taken. Not a measured
-break-even."""
+"""Larger data is sent as usual. Bounds the copies that are made to join pieces, and of the rest that
+the kernel has not taken. Not a measured break-even."""
 
 _direct = switches.on("direct-send")
 
