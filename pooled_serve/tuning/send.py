@@ -15,7 +15,7 @@ from gevent.socket import socket
 from pooled_serve.tuning import switches
 
 COPY_LIMIT_BYTES = 64 * 1024
-"""Larger data is sent as usual. Bounds the copies that are made to join pieces, and of the rest that
+"""Larger data is sent as usual. Bounds the copies made to join pieces, and of the rest that
 the kernel has not taken. Not a measured break-even."""
 
 _direct = switches.on("direct-send")
