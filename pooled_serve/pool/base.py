@@ -50,7 +50,8 @@ class PoolBase(Generic[C]):
         must be closed; :data:`FAILED_OVER` closes the others too.
     :param reset: makes a dirty connection fit; may do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
-        descriptor without writing to it. They are kept, untouched, for ever.
+        descriptor without writing to it. The pool then keeps the objects for ever, so that no
+        finalizer sends anything.
     :param holder: returns the holder of a connection, for messages; "" if it is not known.
     :param listeners: called when a request has to wait, and with the outcome of each connect.
     :param clock: monotonic seconds.

@@ -16,8 +16,8 @@ greenlet can be killed, so each is inside a handler for BaseException that passe
 Signal handlers and finalizers can run between any two bytecodes; they never touch the state, they
 call :meth:`ConnectionPool.reclaim`, which enqueues.
 
-The split between policy (here) and driver (callables) is that of HikariCP's HikariPool and PoolBase
-and of psycopg_pool's base classes.
+Policy is here, the driver behind callables, as HikariCP's HikariPool leaves JDBC to its PoolBase.
+The PoolBase here is something else: parameters, state and numbers, like psycopg_pool's BasePool.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class ConnectionPool(RetiringPool[C]):
         try:
             return self._waiters.park(waiter, began + timeout - self._clock(), self._expired)
         except BaseException:
-            # Killed. An entry that was handed over in the meantime goes on to the next.
+            # Refused, or killed. If killed, an entry handed over meanwhile goes on to the next.
             entry = waiter.answer
             if isinstance(entry, Entry) and entry.conn_id in self._leased:  # not so in a child
                 self._put_back(entry, self._condition(entry.conn), self._clock())
@@ -332,11 +332,11 @@ class ConnectionPool(RetiringPool[C]):
         self._serve_waiters()
 
     def _serve_waiters(self) -> None:
-        """Free entries are for the head of the queue, but it does not connect itself.
+        """Open connections for the queue while there is room under the cap.
 
-        In a queue of which requests time out the head has next to no time left: no more than lies
-        between two arrivals. If connecting takes longer, each would fail, with a server that is
-        well, for as long as the requests keep coming.
+        Greenlets of the pool connect, not the waiters: when a long queue times out, its head has
+        only about the gap between two arrivals left. If connecting takes longer than that, every
+        request would fail although the server is healthy.
         """
         while len(self._queue) > len(self._connecting_for_queue) and self._may_connect():
             entry = self._entries.reserve()

@@ -225,7 +225,8 @@ def buckets(metric: Metric, row: Sequence[float]) -> dict[str, int]:
     """Returns upper bound -> how many took no longer, as Prometheus counts them."""
     counts = [int(n) for n in row[metric.start + 1 : metric.start + metric.width]]
     if metric.start == WAIT_SECONDS:
-        # Callers served at once are not counted there, to keep the fast path short.
+        # Callers that did not queue are not counted there, even if they had to ping or connect, to
+        # keep the fast path short. They appear in the first bucket.
         counts[0] += max(0, int(row[ACQUIRED] - row[WAITED]))
     names = [*(f"{bound:g}" for bound in BUCKET_BOUNDS_SECONDS), "+Inf"]
     return {name: sum(counts[: i + 1]) for i, name in enumerate(names)}

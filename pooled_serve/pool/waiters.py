@@ -24,7 +24,8 @@ from pooled_serve.pool.entry import C, Entry
 class Waiter(Generic[C]):
     """One caller in the queue.
 
-    :param since: when its wait began, seconds of the pool's clock.
+    :param since: when it asked for a connection, in seconds of the pool's clock; it may have pinged
+        or tried to connect before it queued.
     :param timeout: seconds that it may take from then on.
     """
 

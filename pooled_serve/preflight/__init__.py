@@ -1,1 +1,11 @@
-"""Before the start: load the project in a child, ask the servers, make the plan."""
+"""Before the start: load the project in a child, ask the servers, make the plan, show it.
+
+Where a check goes, by what it looks at:
+
+* project.py: the application, its module, settings and views (PS101 to PS109)
+* databases.py: the values in DATABASES (PS110)
+* runner.py: the answers of the database servers, and of failed connects (PS3xx)
+* plan.py: sizes and ages, and whether they fit the servers (PS201 to PS206)
+
+child.py runs the first three in a process of their own; render.py shows what was found.
+"""

@@ -51,5 +51,5 @@ def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(Level.WARN, "PS110", alias, text, "write the seconds, or None for no limit")
     for name in _SWITCHES:
         if isinstance(settings[name], str):
-            text = f"{name} is {settings[name]!r}, a text, which counts as {bool(settings[name])}"
+            text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")

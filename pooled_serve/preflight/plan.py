@@ -203,6 +203,10 @@ def _pool_plan(
     )
     if plan.size > plan.cap:
         if plan.size_explicit:
+            hint = f"use --pool-size {plan.cap:.0f}, or --max-outstanding {plan.size} or more"
+            if own:  # which wins
+                sizes = f"{alias}:{plan.cap:.0f}:{plan.cap:.0f}", f"{alias}:{plan.size}:{plan.size}"
+                hint = f"use --pool {sizes[0]}, or --pool {sizes[1]}"
             findings.append(
                 Finding(
                     Level.FAIL,
@@ -210,7 +214,7 @@ def _pool_plan(
                     alias,
                     f"max-outstanding {plan.cap:.0f} is smaller than pool-size {plan.size}: "
                     "not all of the pool could ever be used",
-                    f"use --pool-size {plan.cap:.0f}, or --max-outstanding {plan.size} or more",
+                    hint,
                 )
             )
         else:
@@ -228,8 +232,8 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[F
     alias = database.alias
     if plan.max_age == math.inf:
         text = (
-            "connections never retire; a long-lived one keeps server memory, and a failover "
-            "unnoticed"
+            "connections never retire: old ones hold on to memory in the server, and stay on the "
+            "old primary after a failover"
         )
         return plan, [Finding(Level.WARN, "PS206", alias, text, "use --conn-max-age 3600")]
     if database.facts is None:
@@ -377,6 +381,8 @@ def _all_well(
         )
         well.append(Finding(Level.OK, "", "wait_timeout", text))
     if budget and not found("PS201", "PS202"):
-        text = ", ".join(f"{row.most:.0f} of {row.limit} on {row.server}" for row in budget)
-        well.append(Finding(Level.OK, "", "max_connections", text))
+        for name in dict.fromkeys(row.limit_name for row in budget):
+            rows = [row for row in budget if row.limit_name == name]
+            text = ", ".join(f"{row.most:.0f} of {row.limit} on {row.server}" for row in rows)
+            well.append(Finding(Level.OK, "", name, text))
     return well

@@ -85,7 +85,7 @@ def _import_failed(name: str, error: BaseException) -> StartupError:
     return startup_error(
         "PS102",
         f"{name} exists, but fails while it is imported",
-        "correct the error above; manage.py check shows it too",
+        f"correct the error above; for all of its traceback: python -c 'import {name}'",
         where(error),
     )
 
@@ -158,7 +158,7 @@ def _refuse_asgi(application: Any, app: str, name: str) -> None:
         raise startup_error(
             "PS106",
             f"{app} is an ASGI application; a gevent worker serves WSGI",
-            f"use {wsgi}" if wsgi != app else "use the project's wsgi module",
+            f"use {wsgi}" if wsgi != name else "use the project's wsgi module",
         )
 
 

@@ -57,6 +57,12 @@ def run(app: str, setup: Callable[[], None]) -> ProjectReport:
         answer = child.call(work, slow_after=SLOW_AFTER_SECONDS, slow=slow)
     except child.ChildDied as died:
         code = died.code
+        if code == child.EXIT_RAISED:  # with a traceback, which was printed
+            raise startup_error(
+                "PS102",
+                f"the preflight of {app} failed, see above",
+                "if no line of the traceback is the project's, report it to pooled-serve",
+            ) from None
         how = f"with exit code {code}" if code >= 0 else f"by signal {-code}"
         raise startup_error(
             "PS102",
@@ -132,7 +138,7 @@ def _pooling_warning() -> Iterator[Finding]:
             Level.WARN,
             "PS207",
             "",
-            "the project calls pooled_serve.pooling; under this command its numbers do not count",
+            "the project calls pooled_serve.pooling, whose numbers this command ignores",
             "delete the calls, and use --pool-size and --max-outstanding",
         )
 
@@ -182,7 +188,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         address=connection.address,
         server=connection.server,
         conn_max_age=settings["CONN_MAX_AGE"],
-        problem=_no_answer(connection.server),  # until there is one
+        problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
     )
     return report, connection
 
@@ -195,7 +201,9 @@ def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseRepor
         try:
             answer = replace(report, facts=_ask(connection), problem=None)
         except Exception as error:
-            answer = replace(report, problem=connect_problem(error, report.server))
+            answer = replace(
+                report, problem=connect_problem(error, report.server, connection.connect_timeout)
+            )
         reports[report.alias] = answer
 
     threads = [
@@ -239,13 +247,13 @@ def _ask(connection: Any) -> ServerFacts:
     )
 
 
-def _no_answer(server: str) -> Finding:
+def _no_answer(server: str, seconds: float) -> Finding:
     return Finding(
         Level.WARN,
         "PS307",
         "",
-        f"{server} gave no answer within {ANSWER_TIMEOUT_SECONDS:g}s",
-        "is the server frozen, or a firewall in between? try: mysqladmin -h HOST ping",
+        f"{server} did not answer within {seconds:g}s",
+        "it may be frozen, or a firewall drops packets; try: mysqladmin -h HOST -P PORT ping",
     )
 
 
@@ -253,8 +261,11 @@ def _is_late(text: str) -> bool:
     return "timed out" in text or "handshake" in text
 
 
-def connect_problem(error: Exception, server: str) -> Finding:
-    """Returns the finding for a failed connect. Contains no password."""
+def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
+    """Returns the finding for a failed connect. Contains no password.
+
+    :param timeout: the seconds that the server had.
+    """
     number = codes.code_of(error)
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
     cause = getattr(error, "original_exception", None)
@@ -263,14 +274,20 @@ def connect_problem(error: Exception, server: str) -> Finding:
         case codes.ACCESS_DENIED_ERROR | codes.ACCESS_DENIED_NO_PASSWORD_ERROR:
             code = "PS303"
             hint = (
-                "correct USER and PASSWORD in DATABASES; an account that requires TLS or a client "
-                "certificate wants the ssl options of OPTIONS, too"
+                "correct USER and PASSWORD in DATABASES; if the account requires TLS or a client "
+                "certificate, also set OPTIONS['ssl']"
             )
         case codes.DBACCESS_DENIED_ERROR | codes.BAD_DB_ERROR:
             code, hint = "PS304", "create the database, or GRANT the user rights on it"
-        case codes.CON_COUNT_ERROR | codes.TOO_MANY_USER_CONNECTIONS | codes.USER_LIMIT_REACHED:
+        case codes.CON_COUNT_ERROR:
             code = "PS305"
-            hint = "end idle connections of others (SHOW PROCESSLIST), or raise the limit"
+            hint = "close idle connections (SHOW PROCESSLIST), or raise max_connections"
+        case codes.TOO_MANY_USER_CONNECTIONS | codes.USER_LIMIT_REACHED:
+            code = "PS305"
+            hint = (
+                "close idle connections of this user (SHOW PROCESSLIST), or raise its limit; "
+                "an hourly limit resets by itself"
+            )
         case _ if "cryptography" in text:
             code, hint = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
             problem = (
@@ -278,12 +295,12 @@ def connect_problem(error: Exception, server: str) -> Finding:
                 "without TLS)"
             )
         case _ if number in codes.TLS or isinstance(cause, ssl.SSLError) or "SSL" in text:
-            code, hint = "PS309", "correct the ssl options of OPTIONS in DATABASES"
+            code, hint = "PS309", "correct OPTIONS['ssl'] in DATABASES"
         case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
-            return _no_answer(server)
+            return _no_answer(server, timeout)
         case codes.CR_CONN_HOST_ERROR if isinstance(cause, socket.gaierror):
-            code, hint = "PS302", "correct HOST in DATABASES, or the name service"
-            problem = f"the host of {server} is unknown ({cause.strerror})"
+            code, hint = "PS302", "check HOST in DATABASES, and DNS on this machine"
+            problem = f"cannot resolve the host name of {server} ({cause.strerror})"
         case codes.CR_CONN_HOST_ERROR:
             code = "PS301"
             hint = "start the database server, or correct HOST and PORT in DATABASES"
@@ -294,8 +311,8 @@ def connect_problem(error: Exception, server: str) -> Finding:
             # often lost with the connection.
             code = "PS308"
             hint = (
-                "see the server's error log; if it refused a client certificate, correct the ssl "
-                "options of OPTIONS in DATABASES"
+                "see the server's error log; if it refused a client certificate, correct "
+                "OPTIONS['ssl'] in DATABASES"
             )
             problem = f"{server} hung up during the login: {text}"
         case _:

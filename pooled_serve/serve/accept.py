@@ -23,8 +23,10 @@ _WAITING = struct.Struct("=24xI").unpack  # tcpi_unacked of struct tcp_info
 
 
 def backlog(listener: Any) -> int:
-    """Returns how many connections wait to be accepted; 0 if the system does not tell. Linux does,
-    for TCP: tcp_get_info() in its net/ipv4/tcp.c puts the number into tcpi_unacked.
+    """Returns how many connections wait to be accepted; 0 for a socket that does not say.
+
+    For a listening TCP socket, Linux reports the length of the accept queue as tcpi_unacked; see
+    tcp_get_info() in net/ipv4/tcp.c.
     """
     try:
         found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
@@ -49,7 +51,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
     @property
     def max_accept(self) -> int:
         """Connections to accept in one poll. gunicorn sets 1 if there are several workers."""
-        return max(self._at_least, min(self._turns.given, MAX_ACCEPTS_PER_POLL))
+        return max(self._at_least, min(self._turns.yielded, MAX_ACCEPTS_PER_POLL))
 
     @max_accept.setter
     def max_accept(self, value: int) -> None:
@@ -78,7 +80,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         Returns None, which ends the accepts of a poll, if there is none, or if another worker
         should accept it.
         """
-        if not self._waited and self._share.is_ahead(self._turns.given):
+        if not self._waited and self._share.is_ahead(self._turns.yielded):
             self._begin_pause()
             return None
         accepted = super().do_read()
@@ -93,7 +95,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         """Close a connection that has been served. Overrides gevent's."""
         super().do_close(*args)
         self._share.closed()
-        if self._pause is not None and not self._share.is_ahead(self._turns.given):
+        if self._pause is not None and not self._share.is_ahead(self._turns.yielded):
             self._end_pause()
             if self.started:
                 self.start_accepting()
@@ -115,7 +117,7 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
             self._turns.pauses.discard(self)
 
     def _look(self) -> None:
-        if self._share.look(self._seen, self._turns.given):
+        if self._share.look(self._seen, self._turns.yielded):
             return
         self._end_pause()
         self.start_accepting()

@@ -28,11 +28,18 @@ Address = Any
 
 
 def text(address: Address) -> str:
-    """Returns an address as options take it."""
+    """Returns an address for messages: HOST:PORT, a path, or a number."""
     if not isinstance(address, tuple):
         return str(address)
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def url(address: Address, scheme: str) -> str:
+    """Returns an address as gunicorn's log has it."""
+    if isinstance(address, str):
+        return f"unix:{address}"
+    return f"fd://{address}" if isinstance(address, int) else f"{scheme}://{text(address)}"
 
 
 def is_at(name: Any, address: Address) -> bool:

@@ -290,7 +290,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         from pooled_serve.preflight import render
 
         scheme = "https" if self.cfg.is_ssl else "http"
-        binds = [f"{scheme}://{addresses.text(address)}" for address in self.cfg.app_address]
+        binds = [addresses.url(address, scheme) for address in self.cfg.app_address]
         return render.full_plan(
             self.plan,
             self._report,
@@ -306,17 +306,17 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
         return render.banner(self.plan, self._report)
 
-    def refuse_problems(self, *, strict: bool) -> None:
-        """Prevent a start if the plan contradicts itself.
+    def refuse_problems(self, *, need_databases: bool) -> None:
+        """Prevent a start if the plan contradicts itself or, under --strict, has warnings.
 
-        :param strict: also if a database cannot be reached.
+        :param need_databases: also if a database cannot be reached.
         :raises StartupError: without problems of its own, because the plan was shown.
         """
         if self.plan.contradictions:
             raise StartupError(EXIT_PLAN, ())
         if self.plan.options.strict and self.plan.warnings:
             raise StartupError(EXIT_PLAN, ())
-        if strict and any(database.problem for database in self._report.databases):
+        if need_databases and any(database.problem for database in self._report.databases):
             raise StartupError(EXIT_DATABASE, ())
 
     def run(self) -> None:
@@ -381,17 +381,17 @@ def serve(application: Application, *, check: bool) -> NoReturn:
 
     :param check: run the preflight, print the plan and exit instead.
     :raises StartupError: it does not start.
-    :raises SystemExit: with the exit code of the contract.
+    :raises SystemExit: with one of errors.EXIT_*, or 0.
     """
     cfg = application.cfg
     if not (cfg.check_config or cfg.print_config):
         application.preflight()
         if check:
             print(application.describe())
-            application.refuse_problems(strict=True)
+            application.refuse_problems(need_databases=True)
             print("\nReady. Nothing was started.")
             sys.exit(0)
         print(application.banner(), file=sys.stderr, flush=True)
-        application.refuse_problems(strict=application.plan.options.strict)
+        application.refuse_problems(need_databases=application.plan.options.strict)
     application.run()
     sys.exit(EXIT_SERVER)  # not reached: the arbiter exits with a code of its own

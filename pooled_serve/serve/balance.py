@@ -24,10 +24,10 @@ MAX_LOOKS = 4
 """Looks without progress after which a worker no longer waits for another. It looks between its own
 views: a worker that is busy itself grants others, which share its cores, as much time."""
 
-TOLERANCE = 4
-"""A busy worker may have a quarter (1/TOLERANCE) more clients than another. An exact balance would
-cost more than it is worth: if two workers accepted only in turn, the backlog would wait for the
-slower one."""
+TOLERANCE_DIVISOR = 4
+"""A busy worker leaves the next client to one that has fewer than three quarters of its own. To be
+exact would cost more than it is worth: if each of two accepted one only after the other had done
+so, the backlog would wait for the slower one."""
 
 _WORD = 8
 _OPEN_MASK = (1 << 32) - 1  # number of open connections, plus 1; 0: the worker does not accept
@@ -100,23 +100,23 @@ class Share:
         words = self.words
         return sum(word & _OPEN_MASK > 0 for word in words[1 : words[0] + 1]) or 1
 
-    def is_ahead(self, busy: int = 0) -> bool:
+    def is_ahead(self, yielded: int = 0) -> bool:
         """Whether a worker with fewer connections should take the next one. Costs a few memory
         reads.
 
-        :param busy: how many of this worker's clients wait for their turns.
+        :param yielded: how many of this worker's clients wait for their turns.
         """
-        return bool(self._behind(busy))
+        return bool(self._behind(yielded))
 
-    def look(self, seen: Looks, busy: int = 0) -> bool:
+    def look(self, seen: Looks, yielded: int = 0) -> bool:
         """Look for progress of the workers with fewer connections. Returns whether to go on waiting
         for one of them.
 
         :param seen: the results of the previous looks of this wait, and then of this one; empty
             before the first.
-        :param busy: see :meth:`is_ahead`.
+        :param yielded: see :meth:`is_ahead`.
         """
-        behind = self._behind(busy)
+        behind = self._behind(yielded)
         for index, word in behind.items():
             last, times = seen.get(index, (word, 0))
             seen[index] = word, times + 1 if word == last else 1
@@ -128,10 +128,10 @@ class Share:
             index: word for index, (word, times) in seen.items() if times >= MAX_LOOKS
         }
 
-    def _behind(self, busy: int) -> dict[int, int]:
+    def _behind(self, yielded: int) -> dict[int, int]:
         """Returns index -> word of the workers that have fewer connections."""
         words, given_up = self.words, self._given_up
-        enough = self._open + 1 - min(self._open // TOLERANCE, busy)
+        enough = self._open + 1 - min(self._open // TOLERANCE_DIVISOR, yielded)
         return {
             index: word
             for index, word in enumerate(words[1 : words[0] + 1], 1)

@@ -43,28 +43,28 @@ class Turns:
         """For each listener, a function that returns this worker's part of its backlog."""
         self.pauses: set[object] = set()
         """The servers that leave their backlog to other workers for now."""
-        self._given: deque[_Turn] = deque()
+        self._yielded: deque[_Turn] = deque()
         self._timer: Any = None
         self._accepted = 0  # clients
         self._accepted_before = 0  # the same at the last poll
         self._due = 0  # of turns that are given up before the next poll
 
     @property
-    def given(self) -> int:
+    def yielded(self) -> int:
         """Number of clients that were answered and are letting others go first."""
-        return len(self._given)
+        return len(self._yielded)
 
     def accepted(self) -> None:
         """Count a new client."""
         self._accepted += 1
 
-    def give(self) -> None:
+    def give_up(self) -> None:
         """Wait until all clients that can go on have done so, those in the backlog included."""
         hub = gevent.get_hub()
         waiter = Waiter(hub)
-        if not self._given:
+        if not self._yielded:
             self._start_timer(hub.loop)
-        self._given.append(_Turn(waiter.switch, self._due))
+        self._yielded.append(_Turn(waiter.switch, self._due))
         waiter.get()
 
     def _start_timer(self, loop: Any) -> None:
@@ -77,15 +77,15 @@ class Turns:
 
     def _take_back(self, loop: Any) -> None:
         self._timer.close()
-        most = len(self._given)
+        most = len(self._yielded)
         due = self._accepted
         if self._accepted == self._accepted_before:
             # The backlog is empty, or left to other workers. That may end soon: then one at a time.
-            due, most = self._given[-1].due, 1 if self.pauses else most
-        while most and self._given[0].due <= due:
+            due, most = self._yielded[-1].due, 1 if self.pauses else most
+        while most and self._yielded[0].due <= due:
             most -= 1
             # By a callback: clients just accepted start from one, too, and come first. Switching to
             # a waiter whose greenlet was killed meanwhile does nothing.
-            loop.run_callback(self._given.popleft().switch, None)
-        if self._given:
+            loop.run_callback(self._yielded.popleft().switch, None)
+        if self._yielded:
             self._start_timer(loop)

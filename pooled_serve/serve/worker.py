@@ -16,7 +16,8 @@ from pooled_serve.tuning import response
 
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Uses overrides instead of server hooks, which belong to the user."""
+    """What a worker does itself. What runs in gunicorn's hooks, around the user's, is in
+    config.py."""
 
     _quitting: gevent.Greenlet | None = None
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
@@ -76,7 +77,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             result = handle(listener, req, *args)
         finally:
             self._patch.end_request()
-        self._turns.give()
+        self._turns.give_up()
         return result
 
     def load_wsgi(self) -> None:

@@ -115,7 +115,7 @@ class StatusServer:
     def _answer(self, request: Any) -> Answer:
         route = self._routes.get(request.path)
         if route is None:
-            return Answer("404 Not Found", "There is " + ", ".join(self._routes) + "\n")
+            return Answer("404 Not Found", "Not found. Try: " + ", ".join(self._routes) + "\n")
         if request.method not in ("GET", "HEAD"):
             allow = "Allow: GET, HEAD"
             return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))

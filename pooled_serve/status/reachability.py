@@ -29,7 +29,7 @@ class Shortage(NamedTuple):
 
 
 _DESCRIPTORS = "raise the limit (ulimit -n, systemd's LimitNOFILE=), or find the leak"
-_MEMORY = "free memory, or raise the limit of the container and net.core.*mem_max"
+_MEMORY = "free memory, or raise the container's memory limit or net.ipv4.tcp_mem"
 SHORTAGES = {
     errno.EMFILE: Shortage("this process has no file descriptor left", _DESCRIPTORS),
     errno.ENFILE: Shortage("this host has no file descriptor left", "raise fs.file-max"),

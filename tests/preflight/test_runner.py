@@ -186,7 +186,7 @@ def test_a_server_that_says_nothing(
     assert done.code == 6
     problems = re.findall(r"PS307 .*", done.stdout)
     assert len(problems) == 8
-    assert f"127.0.0.1:{proxy.port} gave no answer within 5s" in problems[0]
+    assert f"127.0.0.1:{proxy.port} did not answer within 5s" in problems[0]
     assert "MariaDB" in done.stdout
 
 
@@ -267,7 +267,7 @@ def test_a_child_that_fails_by_our_own_fault(capfd: pytest.CaptureFixture[str]) 
     with pytest.raises(StartupError) as refused:
         preflight.run("mysite.wsgi", setup)
     assert refused.value.problems[0].code == "PS102"
-    assert "exit code 70" in refused.value.problems[0].message
+    assert "the preflight of mysite.wsgi failed" in refused.value.problems[0].message
     assert "AssertionError: ours" in capfd.readouterr().err
 
 

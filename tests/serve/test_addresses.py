@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
+from pooled_serve.serve import addresses
 from support.command import Done, run
 from support.django_project import rewrite
 from support.ports import free_port
@@ -207,3 +208,10 @@ def test_a_failed_start_is_no_server(site: Path, busy: int, serve: StartServe) -
     with pytest.raises(ServerExited) as ended:
         serve(site, address=("127.0.0.1", busy))
     assert ended.value.returncode == 1
+
+
+def test_addresses_are_shown_as_gunicorn_shows_them() -> None:
+    assert addresses.url(("127.0.0.1", 8000), "https") == "https://127.0.0.1:8000"
+    assert addresses.url(("::1", 8000), "http") == "http://[::1]:8000"
+    assert addresses.url("/run/web.sock", "http") == "unix:/run/web.sock"
+    assert addresses.url(3, "http") == "fd://3"

@@ -276,7 +276,7 @@ def test_a_server_that_requires_tls(check: Check, server: Server, database: Data
         assert check(database, OPTIONS=ENCRYPTED).code == 0
     # MariaDB says no more than of a wrong password.
     code = "PS303" if "mariadb" in server.directory.name else "PS309"
-    done.assert_one_problem(code, EXIT_DATABASE, remedy="ssl options")
+    done.assert_one_problem(code, EXIT_DATABASE, remedy="OPTIONS['ssl']")
 
 
 def test_an_account_that_requires_a_client_certificate(
@@ -296,7 +296,7 @@ def test_an_account_that_requires_a_client_certificate(
     tls = {**trusted, "cert": str(stranger.cert), "key": str(stranger.key)}
     # Where that does not get through, it is PS308: see connect_problem().
     done = check(database, OPTIONS={"ssl": tls})
-    done.assert_one_problem("PS30", EXIT_DATABASE, remedy="ssl options")
+    done.assert_one_problem("PS30", EXIT_DATABASE, remedy="OPTIONS['ssl']")
 
     own = authority.issue("client")
     tls = {**trusted, "cert": str(own.cert), "key": str(own.key)}
@@ -311,7 +311,7 @@ def test_a_server_whose_certificate_is_not_to_be_trusted(
     database = mariadb_with_tls.create_database()
     stranger = Authority(tmp_path / "stranger").own.cert
     done = check(database, OPTIONS={"ssl": {"ca": str(stranger)}})
-    done.assert_one_problem("PS309", EXIT_DATABASE, "CERTIFICATE_VERIFY_FAILED", "ssl options")
+    done.assert_one_problem("PS309", EXIT_DATABASE, "CERTIFICATE_VERIFY_FAILED", "OPTIONS['ssl']")
 
 
 def test_a_certificate_that_is_not_there(check: Check, mariadb: Server) -> None:
@@ -322,7 +322,7 @@ def test_a_certificate_that_is_not_there(check: Check, mariadb: Server) -> None:
 
 def test_a_server_without_tls(check: Check, mariadb: Server) -> None:
     done = check(mariadb.create_database(), OPTIONS=ENCRYPTED)
-    done.assert_one_problem("PS309", EXIT_DATABASE, "SSL", "ssl options")
+    done.assert_one_problem("PS309", EXIT_DATABASE, "SSL", "OPTIONS['ssl']")
 
 
 # --- Passwords ---------------------------------------------------------------------------------

@@ -167,15 +167,15 @@ def test_a_greenlet_that_is_killed_while_it_lets_others_go_first_takes_no_turn_a
     turns, done = Turns(), []
 
     def client(name: str) -> None:
-        turns.give()
+        turns.give_up()
         done.append(name)
 
     clients = [gevent.spawn(client, name) for name in "abc"]
     gevent.sleep(0)
-    assert turns.given == 3
+    assert turns.yielded == 3
     clients[1].kill(block=False)
     gevent.joinall(clients, timeout=MAX_WAIT_SECONDS)
     assert done == ["a", "c"]
-    assert turns.given == 0
+    assert turns.yielded == 0
     client("d")
     assert done == ["a", "c", "d"]
