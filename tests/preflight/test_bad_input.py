@@ -513,7 +513,7 @@ def refused_port() -> dict[str, Any]:
 SERVERS = {
     "refused": (refused_port, "PS301", "does not accept connections (Connection refused)"),
     "no socket": (lambda: mysql_at("/nowhere/mysql.sock"), "PS301", "No such file"),
-    "unknown host": (lambda: mysql_at("no-such-host.invalid"), "PS302", "the host of no-such-host"),
+    "unknown host": (lambda: mysql_at("no-such-host.invalid"), "PS302", "name of no-such-host"),
     "password in the host": (
         lambda: mysql_at(f"app:{PASSWORD}@no-such-host.invalid"),
         "PS302",
