@@ -22,6 +22,8 @@ from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
 
+pytest_plugins = ("support.pools",)  # fixtures of a folder's tests
+
 # How long an example takes says more of what else the machine does than of what is tested.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
