@@ -10,6 +10,26 @@ from typing import Any
 
 APP = "mysite.wsgi"
 
+SQLITE = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+PASSWORD = "hunter2-and-more"
+"""That of mysql_at(), which nobody may print."""
+
+
+def mysql_at(host: str, port: int = 3306, **settings: object) -> dict[str, Any]:
+    """DATABASES with a server that need not be there."""
+    return {
+        "default": {
+            "ENGINE": "django.db.backends.mysql",
+            "HOST": host,
+            "PORT": port,
+            "NAME": "app",
+            "USER": "app",
+            "PASSWORD": PASSWORD,
+            **settings,
+        }
+    }
+
+
 SETTINGS = """
     ALLOWED_HOSTS = ["*"]
     SECRET_KEY = "for tests"
