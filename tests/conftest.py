@@ -22,7 +22,8 @@ from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
 
-pytest_plugins = ("support.pools", "support.status")  # fixtures of one folder each
+# Fixtures of one folder each.
+pytest_plugins = ("support.connections", "support.pools", "support.status")
 
 # How long an example takes says more of what else the machine does than of what is tested.
 hypothesis.settings.register_profile(
