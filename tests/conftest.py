@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import hypothesis
 import pytest
 
-from support import TORTURE, processes, servers
+from support import processes, servers
 from support.django_project import APP, write_project
 from support.script import run_script
 from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
+from support.torture import TORTURE
 
 # Fixtures of one folder each.
 pytest_plugins = ("support.connections", "support.pools", "support.status")

@@ -16,9 +16,9 @@ from textwrap import dedent
 import pytest
 
 import pooled_serve
-from support import torture
 from support.serve import environment
 from support.servers import ROOT
+from support.torture import torture
 
 pytestmark = torture
 

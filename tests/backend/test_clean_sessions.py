@@ -17,11 +17,12 @@ from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from pooled_serve.pool import DIRTY
-from support import TORTURE, servers
+from support import servers
 from support.django_project import write_project
 from support.netproxy import NetProxy
 from support.script import run_script
 from support.servers import Database, Server
+from support.torture import TORTURE
 
 COM_INIT_DB, COM_QUERY = 2, 3
 

@@ -21,12 +21,12 @@ from pymysql.cursors import SSCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
 from pooled_serve.driver.connection import MySQLConnection
-from support import torture
 from support.connections import Connect, one, run, stuff
 from support.memory import most_held
 from support.netproxy import NetProxy
 from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.servers import Database, Server
+from support.torture import torture
 
 COM_QUIT, COM_QUERY, COM_PING = 1, 3, 14
 

@@ -28,12 +28,13 @@ from gunicorn.config import GracefulTimeout, Keepalive
 import pooled_serve
 from conftest import MakeProject, StartServe
 from pooled_serve.options import OPTIONS
-from support import command, debian, torture
+from support import command, debian
 from support.ports import free_port
 from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.serve import Client, Serve, environment
 from support.servers import EXAMPLES, ROOT, Database, Server, tied_to_us
 from support.text import find
+from support.torture import torture
 
 DEPLOY = EXAMPLES / "deploy"
 BIN = Path(sys.executable).parent

@@ -22,10 +22,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import TORTURE
 from support.processes import wait_until
 from support.serve import Client, Serve
 from support.servers import Server
+from support.torture import TORTURE
 
 CLIENTS = 10
 REQUESTS = 600 if TORTURE else 150

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import TORTURE, processes, torture
+from support import processes
 from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
@@ -27,6 +27,7 @@ from support.processes import children, wait_until
 from support.script import run_script
 from support.serve import POOLED_SERVE, STOP_TIMEOUT, Serve, ServerExited, environment
 from support.servers import Database, Server
+from support.torture import TORTURE, torture
 
 VIEWS = """
     import os, time

@@ -1,6 +1,7 @@
 """A script in a fresh interpreter: gevent's patches, Django on a project, its MySQL pooled.
 
     assert run_script(project(), "report(one('SELECT 1'))") == 1
+    assert run_function(project(), "backend/lease_scripts.py", "a_function", 1, 2) == 3
 
 The process of the tests itself stays un-patched. That of the script is this same file, so nothing
 may be imported here before gevent has patched.
@@ -8,6 +9,7 @@ may be imported here before gevent has patched.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,11 +19,29 @@ from textwrap import dedent
 from typing import Any
 
 SIZE, CAP = 2, 4
+TESTS = Path(__file__).resolve().parents[1]
 
 
-def run_script(
+def run_function(folder: Path, file: str, function: str, *args: Any, **options: Any) -> Any:
+    """Call a function of a file under tests/, as run_script() runs a source; return what it did.
+
+    What it takes and returns becomes JSON on its way.
+    """
+    return _run(folder, ["function", file, function, *args], **options)
+
+
+def run_script(folder: Path, source: str, **options: Any) -> Any:
+    """Run it in a project; return what it gave to report() last. `options` are those of _run().
+
+    It finds the names of INSIDE defined. More than a few lines are for run_function(), so that
+    ruff and mypy read them.
+    """
+    return _run(folder, ["source", dedent(source)], **options)
+
+
+def _run(
     folder: Path,
-    source: str,
+    what: list[Any],
     *,
     gevent: bool = True,
     size: int = SIZE,
@@ -31,14 +51,14 @@ def run_script(
     within: float = 120.0,
     **env: str,
 ) -> Any:
-    """Run it in a project, `within` so many seconds; return what it gave to report() last.
+    """Run it in a project, `within` so many seconds.
 
     `cap` is None for no limit. With `gevent=False` nothing is patched by gevent,
     with `pooled=False` nothing by us: it is plain Django on PyMySQL.
     """
     from support.serve import environment
 
-    order = [gevent, pooled, size, cap, timeout, dedent(source)]
+    order = [gevent, pooled, size, cap, timeout, what]
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, json.dumps(order)],
         cwd=folder,
@@ -59,13 +79,14 @@ def run_script(
 
 
 def main(
-    gevent: bool, pooled: bool, size: int, cap: int | None, timeout: float, source: str
+    gevent: bool, pooled: bool, size: int, cap: int | None, timeout: float, what: list[Any]
 ) -> None:
     if gevent:
         from gevent import monkey
 
         monkey.patch_all()
     sys.path[0] = os.getcwd()
+    sys.path.append(str(TESTS))
     os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
 
     if pooled:
@@ -81,77 +102,40 @@ def main(
     import django
 
     django.setup()
-    exec(compile(source, "<script>", "exec"), names(cap))
+    match what:
+        case ["function", file, function, *args]:
+            call(TESTS / file, function, args)
+        case ["source", source]:
+            exec(compile(source, "<script>", "exec"), names())
 
 
-def names(cap: int | None) -> dict[str, Any]:
-    """What scripts find defined."""
-    import contextlib
-    import gc
-    import time
+def call(file: Path, function: str, args: list[Any]) -> None:
+    from support.inside import report
 
-    import gevent
+    sys.path.append(str(file.parent))
+    result = getattr(importlib.import_module(file.stem), function)(*args)
+    if result is not None:
+        report(result)
+
+
+MODULES = ("contextlib", "gc", "gevent", "time")
+INSIDE = ("assert_sound", "one", "pool", "report", "run", "settle")
+"""What of support.inside scripts find defined."""
+
+
+def names() -> dict[str, Any]:
     from django.db import connection, connections, transaction
 
     from pooled_serve.backend import patch
-
-    def report(value: object) -> None:
-        print("report", json.dumps(value), flush=True)
-
-    def run(sql: str, *args: Any, alias: str = "default") -> list[Any]:
-        with connections[alias].cursor() as cursor:
-            cursor.execute(sql, args or None)
-            return list(cursor.fetchall()) if cursor.description else []
-
-    def one(sql: str, *args: Any, alias: str = "default") -> Any:
-        return run(sql, *args, alias=alias)[0][0]
-
-    def pool(alias: str = "default") -> Any:
-        return patch.pools()[alias]
-
-    def settle(condition: Any, seconds: float = 30.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, {alias: pool(alias).stats() for alias in patch.pools()}
-            gevent.sleep(0.005)
-
-    def assert_sound(alias: str = "default") -> None:
-        """No slot is lost, the server knows the pool's connections and no more."""
-        patch.end_request()
-        it = pool(alias)
-        settle(lambda: it.stats()["in_use"] == it.stats()["waiting"] == 0)
-        assert it.stats()["idle"] <= it.size
-        if cap is None:
-            return
-        taken = [it.acquire(timeout=30) for _ in range(cap)]
-
-        def known() -> set[int]:
-            with taken[0].cursor() as cursor:
-                cursor.execute("SHOW PROCESSLIST")
-                return {row[0] for row in cursor.fetchall()}
-
-        ours = {conn.thread_id() for conn in taken}
-        assert len(ours) == cap
-        settle(lambda: known() == ours)  # the server takes a moment to forget what was closed
-        for conn in taken:
-            assert not (conn._status_at_rest and conn.transaction_unknown)
-            it.release(conn)
+    from support import inside
 
     return {
-        "assert_sound": assert_sound,
         "connection": connection,
         "connections": connections,
-        "contextlib": contextlib,
-        "gc": gc,
-        "gevent": gevent,
-        "one": one,
         "patch": patch,
-        "pool": pool,
-        "report": report,
-        "run": run,
-        "settle": settle,
-        "time": time,
         "transaction": transaction,
+        **{name: importlib.import_module(name) for name in MODULES},
+        **{name: getattr(inside, name) for name in INSIDE},
     }
 
 
