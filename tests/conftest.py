@@ -17,7 +17,7 @@ import pytest
 
 from support import processes, servers
 from support.django_project import APP, write_project
-from support.script import run_script
+from support.script import run_function
 from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
@@ -110,7 +110,7 @@ def start_mariadb(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 class MakeProject(Protocol):
     def __call__(
-        self, views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+        self, views: str | Path = "", *, databases: Mapping[str, Any] | None = None, **sources: str
     ) -> Path: ...
 
 
@@ -123,7 +123,7 @@ def project(tmp_path: Path, request: pytest.FixtureRequest) -> MakeProject:
     numbers = itertools.count(1)
 
     def make(
-        views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+        views: str | Path = "", *, databases: Mapping[str, Any] | None = None, **sources: str
     ) -> Path:
         if databases is None:
             server: Server = request.getfixturevalue("mariadb")
@@ -189,12 +189,17 @@ def database(mariadb: Server) -> Database:
 
 
 @pytest.fixture
-def script(project: MakeProject, database: Database) -> Any:
-    """Runs a script in a project on `database`; the keywords are Django's settings for it."""
+def script(project: MakeProject, database: Database, request: pytest.FixtureRequest) -> Any:
+    """Calls a function of the test module's SCRIPTS in the process of a project on `database`.
 
-    def script(source: str, *, views: str = "", cap: int | None = 4, **settings: Any) -> Any:
+    The keywords are Django's settings for it; see run_function().
+    """
+
+    def script(
+        function: str, *args: Any, views: str | Path = "", cap: int | None = 4, **settings: Any
+    ) -> Any:
         folder = project(views, databases={"default": database.django(**settings)})
-        return run_script(folder, source, cap=cap)
+        return run_function(folder, request.module.SCRIPTS, function, *args, cap=cap)
 
     return script
 

@@ -79,14 +79,15 @@ def write_project(
     folder: Path,
     *,
     databases: Mapping[str, Any],
-    views: str = "",
+    views: str | Path = "",
     settings: str = "",
     urls: str = URLS,
     wsgi: str = WSGI,
 ) -> Path:
     """Write the project `mysite` into `folder`, and return that.
 
-    `settings` is appended to the generated settings. Sources may be indented.
+    `views` is the source, or the file that it is copied from. `settings` is appended to the
+    generated settings. Sources may be indented.
     """
     package = folder / "mysite"
     package.mkdir(parents=True)
@@ -94,7 +95,7 @@ def write_project(
         "__init__": "",
         "settings": dedent(SETTINGS).format(databases=dict(databases)) + dedent(settings),
         "urls": urls,
-        "views": views,
+        "views": views if isinstance(views, str) else views.read_text(),
         "wsgi": wsgi,
     }
     for name, source in sources.items():
