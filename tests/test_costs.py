@@ -33,65 +33,7 @@ DATA_SEGMENTS_IN = 152  # offset in Linux's struct tcp_info
 SETTINGS = """
     MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]  # it sets Content-Length
 """
-VIEWS = """
-    import gc
-    from io import BytesIO
-
-    from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
-    from gevent.event import Event
-    from gunicorn import util
-    from gunicorn.http import wsgi
-    from pooled_serve.driver import results
-    from pooled_serve.tuning import send
-
-    go = Event()
-
-    def hello(request):
-        return HttpResponse("hello")
-
-    def empty(request):
-        return HttpResponse()
-
-    def nothing(request):
-        return HttpResponse(status=204)
-
-    def unchanged(request):
-        return HttpResponse(status=304)
-
-    def large(request):
-        return HttpResponse(b"0123456789" * 100_000)
-
-    def stream(request):
-        def pieces():
-            yield request.GET["first"].encode()
-            assert go.wait(30)
-            go.clear()
-            yield b"second"
-        return StreamingHttpResponse(pieces())
-
-    def proceed(request):
-        go.set()
-        return HttpResponse()
-
-    def file(request):
-        return FileResponse(open(__file__, "rb"))
-
-    def no_file(request):
-        return FileResponse(BytesIO(b"0123456789" * 10_000))
-
-    def hints(request):
-        request.META["wsgi.early_hints"]([("Link", "</style.css>; rel=preload")])
-        return HttpResponse("hello")
-
-    def body(request):
-        return HttpResponse(request.body)
-
-    def switches(request):
-        kinds = wsgi.Response, util.http_date
-        garbage = gc.get_freeze_count() > 0, gc.get_threshold()[0]
-        found = [*(kind.__module__ for kind in kinds), send._direct, results._enabled, *garbage]
-        return JsonResponse(found, safe=False)
-"""
+VIEWS = Path(__file__).with_name("costs_views.py")
 
 
 @pytest.fixture(scope="module")
@@ -299,29 +241,7 @@ def test_an_unknown_switch_is_a_usage_error(folder: Path) -> None:
 def test_a_page_sends_its_queries_and_nothing_else(
     project: Any, serve: Any, mariadb: Server
 ) -> None:
-    views = """
-        from django.db import connection, transaction
-        from django.http import HttpResponse
-
-        def run(*statements):
-            with connection.cursor() as cursor:
-                for statement in statements:
-                    cursor.execute(statement)
-            return HttpResponse()
-
-        def none(request):
-            return HttpResponse()
-
-        def one(request):
-            return run("SELECT 1")
-
-        def ten(request):
-            return run(*["SELECT 1"] * 10)
-
-        def update(request):
-            with transaction.atomic():
-                return run("UPDATE t SET n = n + 1", "UPDATE t SET n = n - 1")
-    """
+    views = Path(__file__).with_name("costs_query_views.py")
     database = mariadb.create_database()
     mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
     with NetProxy(database.port) as proxy:

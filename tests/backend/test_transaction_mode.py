@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from support.torture import torture
 
 COM_QUERY = 3
 SCRIPTS = "backend/transaction_scripts.py"
+VIEWS = Path(__file__).with_name("transaction_views.py")
 
 
 @pytest.fixture
@@ -65,22 +67,7 @@ def test_many_requests_share_few_connections_between_their_queries(
     project: Any, serve: Any, mariadb: Server, database: Database
 ) -> None:
     # Each of them waits for the others between its queries.
-    views = """
-        from django.db import connection
-        from django.http import HttpResponse
-        from gevent.event import Event
-        callers, all_are_here = [], Event()
-        def outside(request):
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
-                callers.append(request)
-                if len(callers) == 30:
-                    all_are_here.set()
-                assert all_are_here.wait(20)
-                cursor.execute("SELECT 2")
-                return HttpResponse(str(cursor.fetchone()[0]))
-    """
-    folder = project(views, databases={"default": database.django()})
+    folder = project(VIEWS, databases={"default": database.django()})
     options = ("--pool-mode", "transaction", "--pool-size", "2", "--max-outstanding", "2")
     web = serve(folder, *options)
     with ThreadPoolExecutor(30) as threads:
@@ -106,39 +93,11 @@ def proxy(mariadb: Server) -> Iterator[NetProxy]:
         yield proxy
 
 
-COSTS = """
-    from django.db import connection, transaction
-    from django.http import HttpResponse
-
-    def query():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-
-    def bare(request):
-        query()
-        return HttpResponse()
-
-    def block(request):
-        with transaction.atomic():
-            query()
-        return HttpResponse()
-
-    def empty(request):
-        with transaction.atomic():
-            pass
-        return HttpResponse()
-
-    def twice(request):
-        block(request)
-        return block(request)
-"""
-
-
 @pytest.mark.parametrize("mode", ["request", "transaction"])
 def test_atomic_costs_a_begin_and_a_commit_and_an_empty_one_nothing(
     project: Any, serve: Any, database: Database, proxy: NetProxy, mode: str
 ) -> None:
-    folder = project(COSTS, databases={"default": database.via(proxy.port).django()})
+    folder = project(VIEWS, databases={"default": database.via(proxy.port).django()})
     web = serve(folder, "--pool-mode", mode)
     web.get("/bare")
     opened = proxy.traffic().accepted
@@ -155,56 +114,12 @@ def test_atomic_costs_a_begin_and_a_commit_and_an_empty_one_nothing(
     assert proxy.traffic().accepted == opened
 
 
-KEYS = """
-    from django.db import connection, transaction
-    from django.http import HttpResponse
-
-    def run(sql):
-        with connection.cursor() as cursor:
-            cursor.execute(sql)
-            return cursor.fetchall() if cursor.description else ()
-
-    def answers(*statements):
-        with transaction.atomic():
-            return HttpResponse(str([run(sql)[0][0] for sql in statements]))
-
-    def tables(request):
-        run("CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, n INT)")
-        run("CREATE TABLE plain (n INT PRIMARY KEY)")
-        return HttpResponse()
-
-    INTO_T = "INSERT INTO t (n) VALUES (1) RETURNING id"
-    INTO_PLAIN = "INSERT INTO plain (n) VALUES (FLOOR(RAND() * 1e9)) RETURNING 'none'"
-    ASKED = "SELECT LAST_INSERT_ID()"
-
-    def key(request):
-        return answers(INTO_T, ASKED)
-
-    def no_key(request):
-        return answers(INTO_PLAIN, ASKED)
-
-    def key_before(request):
-        return answers(INTO_T, INTO_PLAIN, ASKED)
-
-    def two(request):
-        return answers(INTO_PLAIN, INTO_PLAIN)
-
-    def fails(request):
-        with transaction.atomic():
-            try:
-                with transaction.atomic():
-                    run("INSERT INTO t (n) VALUES (nonsense) RETURNING id")
-            except Exception as error:
-                return HttpResponse(f"{error.args[0]} {run(ASKED)}")
-"""
-
-
 @pytest.mark.parametrize("mode", ["request", "transaction"])
 def test_insert_returning_tells_no_stranger_s_key(
     project: Any, serve: Any, database: Database, proxy: NetProxy, mode: str
 ) -> None:
     """Its answer does not say whether it has generated one. To see to that costs no round trip."""
-    folder = project(KEYS, databases={"default": database.via(proxy.port).django()})
+    folder = project(VIEWS, databases={"default": database.via(proxy.port).django()})
     web = serve(folder, "--pool-mode", mode)
     web.get("/tables")
 
@@ -258,27 +173,7 @@ def test_nothing_of_a_block_survives_its_connection(script: Any, mariadb: Server
 
 
 def test_a_project_with_atomic_requests(project: Any, serve: Any, database: Database) -> None:
-    views = """
-        from django.db import connection, transaction
-        from django.http import HttpResponse
-        def query(sql):
-            with connection.cursor() as cursor:
-                cursor.execute(sql)
-                return cursor.fetchall() if cursor.description else None
-        @transaction.non_atomic_requests
-        def make(request):
-            query("CREATE TABLE t (n INT) ENGINE=InnoDB")
-            return HttpResponse()
-        def good(request):
-            query("INSERT INTO t VALUES (1)")
-            return HttpResponse()
-        def bad(request):
-            query("INSERT INTO t VALUES (2)")
-            raise KeyError
-        def rows(request):
-            return HttpResponse(str(query("SELECT n FROM t")))
-    """
-    folder = project(views, databases={"default": database.django(ATOMIC_REQUESTS=True)})
+    folder = project(VIEWS, databases={"default": database.django(ATOMIC_REQUESTS=True)})
     web = serve(folder, "--pool-mode", "transaction")
     answers = [web.get(path).status for path in ("/make", "/good", "/bad", "/good")]
     assert answers == [200, 200, 500, 200]

@@ -75,19 +75,22 @@ ONE = """
 """A view that asks for the number of its connection."""
 
 
+Views = str | Path | tuple[str | Path, ...]
+"""A source, the file that it is copied from, or several that become one module."""
+
+
 def write_project(
     folder: Path,
     *,
     databases: Mapping[str, Any],
-    views: str | Path = "",
+    views: Views = "",
     settings: str = "",
     urls: str = URLS,
     wsgi: str = WSGI,
 ) -> Path:
     """Write the project `mysite` into `folder`, and return that.
 
-    `views` is the source, or the file that it is copied from. `settings` is appended to the
-    generated settings. Sources may be indented.
+    `settings` is appended to the generated settings. Sources may be indented.
     """
     package = folder / "mysite"
     package.mkdir(parents=True)
@@ -95,12 +98,18 @@ def write_project(
         "__init__": "",
         "settings": dedent(SETTINGS).format(databases=dict(databases)) + dedent(settings),
         "urls": urls,
-        "views": views if isinstance(views, str) else views.read_text(),
+        "views": source_of(views),
         "wsgi": wsgi,
     }
     for name, source in sources.items():
         (package / f"{name}.py").write_text(dedent(source).lstrip())
     return folder
+
+
+def source_of(views: Views) -> str:
+    if isinstance(views, tuple):
+        return "\n\n".join(map(source_of, views))
+    return views.read_text() if isinstance(views, Path) else dedent(views)
 
 
 def rewrite(file: Path, source: str) -> None:
