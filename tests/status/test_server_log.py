@@ -131,48 +131,7 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
 def test_without_file_descriptors_the_log_says_so_and_the_database_is_not_to_blame(
     status: StartStatus, tmp_path: Path
 ) -> None:
-    views = """
-        import os
-        import resource
-
-        import gevent
-        from django.db import OperationalError
-
-        kept = []
-
-        def ask(request):
-            try:
-                connection.cursor().execute("SELECT 1")
-            except OperationalError:  # Django's own answer would open files
-                return HttpResponse("no")
-            return HttpResponse("yes")
-
-        def flap(request):
-            for _ in range(10):  # there is a descriptor, and then there is none
-                os.close(kept.pop())
-                while ask(request).content == b"no":
-                    gevent.sleep(0.01)
-                connection.close()
-                the_pool().clear()
-                kept.append(os.open(os.devnull, os.O_RDONLY))
-                ask(request)
-            return HttpResponse()
-
-        def exhaust(request):
-            the_pool().clear()
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-            try:
-                while True:
-                    kept.append(os.open(os.devnull, os.O_RDONLY))
-            except OSError:
-                return HttpResponse()
-
-        def recover(request):
-            while kept:
-                os.close(kept.pop())
-            return HttpResponse()
-    """
+    views = Path(__file__).with_name("descriptors_views.py")
     it = status(views=views)
     with it.site.server.keepalive() as client:
         assert client.get("/ask").text == "yes"
