@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gevent
@@ -55,3 +56,7 @@ def a_database_that_is_renamed_gets_a_new_pool() -> Any:
     names.append(one("SELECT DATABASE()"))
     assert_sound()
     return names
+
+
+def is_loaded(module: str) -> bool:
+    return module in sys.modules

@@ -381,8 +381,15 @@ def script_on(
     **settings: Any,
 ) -> Any:
     project = write_project(folder, databases={"default": database.django(**settings)})
-    how = {"POOLED_SERVE_POOL_MODE": mode, "POOLED_SERVE_POOL_RESET": reset}
-    return run_function(project, SCRIPTS, function, size=1, cap=1, **how)
+    return run_function(
+        project,
+        SCRIPTS,
+        function,
+        size=1,
+        cap=1,
+        POOLED_SERVE_POOL_MODE=mode,
+        POOLED_SERVE_POOL_RESET=reset,
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

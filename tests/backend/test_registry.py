@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from support.script import run_function, run_script
+from support.script import run_function
 from support.servers import Database, Server
 
 SCRIPTS = "backend/registry_scripts.py"
@@ -78,8 +78,8 @@ def test_an_engine_is_imported_before_threads_can_get_in_each_others_way(
     engine(folder, ENGINE)
     assert serve(folder).get("/imported").json() == [True, True]
     # The engine of who calls pooling is imported at first use, as in stock Django.
-    source = "import sys; report(['pooled_serve.backend.database' in sys.modules])"
-    assert run_script(project(databases={}), source) == [True]
+    module = "pooled_serve.backend.database"
+    assert run_function(project(databases={}), SCRIPTS, "is_loaded", module)
 
 
 def test_an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot(

@@ -19,6 +19,7 @@ from support.torture import torture
 COM_QUERY = 3
 SCRIPTS = "backend/transaction_scripts.py"
 VIEWS = Path(__file__).with_name("transaction_views.py")
+run_in_mode = partial(run_function, POOLED_SERVE_POOL_MODE="transaction")
 
 
 @pytest.fixture
@@ -32,8 +33,7 @@ def script(project: Any, database: Database) -> Any:
 
     def script(function: str, *args: Any, on: Database = database, **settings: Any) -> Any:
         folder = project(databases={"default": on.django(**settings)})
-        mode = {"POOLED_SERVE_POOL_MODE": "transaction"}
-        return run_function(folder, SCRIPTS, "with_table", function, *args, **mode)
+        return run_in_mode(folder, SCRIPTS, "with_table", function, *args)
 
     return script
 
@@ -195,8 +195,7 @@ def test_management_commands(project: Any, database: Database) -> None:
                               "django.contrib.sessions"]
         """,
     )
-    mode = {"POOLED_SERVE_POOL_MODE": "transaction"}
-    assert run_function(folder, SCRIPTS, "management_commands", **mode) == ["ada"]
+    assert run_in_mode(folder, SCRIPTS, "management_commands") == ["ada"]
 
 
 # --- What pins a lease -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.script import run_script
+from support.script import run_function
 from support.servers import Database, Server
 
 LAST_QUERIES = Path(__file__).with_name("last_queries_views.py")
@@ -76,12 +76,6 @@ def test_exit_handlers_of_a_script_can_query(
     project: Any, database: Database, mariadb: Server, no_aborts: None
 ) -> None:
     mariadb.admin.query(f"CREATE TABLE {database.name}.notes (what TEXT) ENGINE=InnoDB")
-    run_script(
-        project(databases={"default": database.django()}),
-        """
-        import atexit
-        atexit.register(lambda: run("INSERT INTO notes VALUES ('atexit')"))
-        run("INSERT INTO notes VALUES ('script')")
-        """,
-    )
+    folder = project(databases={"default": database.django()})
+    run_function(folder, "serve/last_queries_scripts.py", "query_at_exit")
     assert notes(mariadb, database) == ["script", "atexit"]

@@ -6,7 +6,6 @@ would not have.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -19,11 +18,6 @@ from django import db
 connection: Any = db.connection
 connections: Any = db.connections
 patch: Any = import_module("pooled_serve.backend.patch")
-
-
-def report(value: object) -> None:
-    """Tell the test; what is reported last counts."""
-    print("report", json.dumps(value), flush=True)
 
 
 def run(sql: str, *args: Any, alias: str = "default") -> list[Any]:
