@@ -17,6 +17,7 @@ from support.servers import ROOT
 
 PACKAGE = ROOT / "pooled_serve"
 TESTS = ROOT / "tests"
+TEST_FILES = sorted(TESTS.rglob("*.py"))
 LONGEST, LONGEST_TEST, LONGEST_STRING = 450, 600, 15
 
 # Each may import those after it, and all of them the leaves.
@@ -97,20 +98,20 @@ def test_a_file_has_one_job(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= LONGEST, Path(MODULES[module]).name
 
 
-TEST_FILES = {str(path.relative_to(TESTS)): path for path in TESTS.rglob("*.py")}
+def test_files_of_tests_are_short_enough_to_be_read() -> None:
+    long = {path.name for path in TEST_FILES if len(path.read_text().splitlines()) > LONGEST_TEST}
+    assert long == set()
 
 
-@pytest.mark.parametrize("name", TEST_FILES)
-def test_tests_are_in_files_that_can_be_read(name: str) -> None:
-    assert len(TEST_FILES[name].read_text().splitlines()) <= LONGEST_TEST
-
-
-@pytest.mark.parametrize("name", TEST_FILES)
-def test_code_is_in_files_that_ruff_and_mypy_read(name: str) -> None:
+def test_code_of_tests_is_in_files_that_ruff_and_mypy_read() -> None:
     """What a test runs in a process, or serves, is a file beside it: *_scripts.py, *_views.py."""
-    for line, text in strings(ast.parse(TEST_FILES[name].read_text())):
-        if len(text.splitlines()) > LONGEST_STRING:
-            assert not is_python(text), f"{name}:{line}"
+    found = [
+        f"{path.relative_to(TESTS)}:{line}"
+        for path in TEST_FILES
+        for line, text in strings(ast.parse(path.read_text()))
+        if len(text.splitlines()) > LONGEST_STRING and is_python(text)
+    ]
+    assert found == []
 
 
 def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
