@@ -9,18 +9,21 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, Protocol
 
 import hypothesis
 import pytest
 
-from support import TORTURE, processes, servers
-from support.django_project import APP, write_project
-from support.script import run_script
+from support import processes, servers
+from support.django_project import APP, Views, write_project
+from support.script import run_function
 from support.serve import Serve
 from support.servers import Database, Server
 from support.site import VIEWS, Site
+from support.torture import TORTURE
+
+# Fixtures of one folder each.
+pytest_plugins = ("support.connections", "support.pools", "support.status")
 
 # How long an example takes says more of what else the machine does than of what is tested.
 hypothesis.settings.register_profile(
@@ -106,7 +109,7 @@ def start_mariadb(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 class MakeProject(Protocol):
     def __call__(
-        self, views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+        self, views: Views = "", *, databases: Mapping[str, Any] | None = None, **sources: str
     ) -> Path: ...
 
 
@@ -119,7 +122,7 @@ def project(tmp_path: Path, request: pytest.FixtureRequest) -> MakeProject:
     numbers = itertools.count(1)
 
     def make(
-        views: str = "", *, databases: Mapping[str, Any] | None = None, **sources: str
+        views: Views = "", *, databases: Mapping[str, Any] | None = None, **sources: str
     ) -> Path:
         if databases is None:
             server: Server = request.getfixturevalue("mariadb")
@@ -163,14 +166,14 @@ def site(
         database: Database | None = None,
         server: Server | None = None,
         cap: int = 4,
-        views: str = "",
+        views: str | Path = "",
         more: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Site:
         server = server or request.getfixturevalue("mariadb")
         database = database or server.create_database()
         folder = project(
-            dedent(VIEWS) + dedent(views),
+            (VIEWS, views),
             databases={"default": database.django(**settings), **(more or {})},
         )
         numbers = ("--pool-size", str(cap), "--max-outstanding", str(cap))
@@ -185,12 +188,25 @@ def database(mariadb: Server) -> Database:
 
 
 @pytest.fixture
-def script(project: MakeProject, database: Database) -> Any:
-    """Runs a script in a project on `database`; the keywords are Django's settings for it."""
+def no_aborts(mariadb: Server) -> Iterator[None]:
+    """Every connection was closed with a goodbye, and none is left."""
+    before = mariadb.admin.aborted_clients()
+    yield
+    assert mariadb.admin.aborted_clients() == before
 
-    def script(source: str, *, views: str = "", cap: int | None = 4, **settings: Any) -> Any:
+
+@pytest.fixture
+def script(project: MakeProject, database: Database, request: pytest.FixtureRequest) -> Any:
+    """Calls a function of the test module's SCRIPTS in the process of a project on `database`.
+
+    The keywords are Django's settings for it; see run_function().
+    """
+
+    def script(
+        function: str, *args: Any, views: Views = "", cap: int | None = 4, **settings: Any
+    ) -> Any:
         folder = project(views, databases={"default": database.django(**settings)})
-        return run_script(folder, source, cap=cap)
+        return run_function(folder, request.module.SCRIPTS, function, *args, cap=cap)
 
     return script
 

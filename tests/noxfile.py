@@ -36,7 +36,7 @@ TESTS = [
     *("test_compat.py", "test_cli.py", "test_pooling.py"),
     *(f"backend/test_{name}.py" for name in ("aliases", "greenlets", "patch", "registry")),
     *(f"backend/test_{name}.py" for name in ("unavailable", "wrappers")),
-    "driver/test_connection.py",
+    *(f"driver/test_{name}.py" for name in ("connection", "interrupted", "left_behind")),
     "serve/test_serving.py::test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool",
     "serve/test_serving.py::test_term_lets_requests_in_flight_and_queued_finish",
     "serve/test_serving.py::test_hup_under_load_fails_no_request_and_leaks_nothing",

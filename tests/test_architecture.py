@@ -1,17 +1,24 @@
-"""How the package is put together: which folder may import which, and how long a file may be."""
+"""How the package is put together: which folder may import which, and how long a file may be.
+
+Of the tests, too: how long they may be, and that their code is not in strings.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from support.servers import ROOT
 
 PACKAGE = ROOT / "pooled_serve"
-LONGEST = 450
+TESTS = ROOT / "tests"
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+LONGEST, LONGEST_TEST, LONGEST_STRING = 450, 600, 15
 
 # Each may import those after it, and all of them the leaves.
 FOLDERS = ("cli", "serve", "pooling", "preflight", "backend", "status", "driver", "pool")
@@ -89,3 +96,48 @@ def test_the_pool_knows_nothing_of_databases_and_the_driver_nothing_of_django() 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_file_has_one_job(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= LONGEST, Path(MODULES[module]).name
+
+
+def test_files_of_tests_are_short_enough_to_be_read() -> None:
+    long = {path.name for path in TEST_FILES if len(path.read_text().splitlines()) > LONGEST_TEST}
+    assert long == set()
+
+
+def test_code_of_tests_is_in_files_that_ruff_and_mypy_read() -> None:
+    """What a test runs in a process, or serves, is a file beside it: *_scripts.py, *_views.py."""
+    found = [
+        f"{path.relative_to(TESTS)}:{line}"
+        for path in TEST_FILES
+        for line, text in strings(ast.parse(path.read_text()))
+        if len(text.splitlines()) > LONGEST_STRING and is_python(text)
+    ]
+    assert found == []
+
+
+def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Those that are no docstrings, and the lines that they begin in."""
+    nodes = list(ast.walk(tree))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+            yield node.lineno, dedent("".join(map(str, parts))).strip()
+        elif isinstance(node, ast.Constant) and node not in docstrings:
+            yield node.lineno, dedent(str(node.value)).strip()
+
+
+def is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def test_code_in_a_string_is_told_from_other_text() -> None:
+    source = """
+def test(): "Docstrings do not count."
+views = "    def one(request):\\n        return 1"
+said = "one request"
+"""
+    assert [is_python(text) for _, text in strings(ast.parse(source))] == [True, False]

@@ -23,7 +23,7 @@ from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
 from support.processes import MAX_WAIT_SECONDS
-from support.script import run_script
+from support.script import run_function
 from support.serve import Serve
 from support.servers import Server
 
@@ -33,65 +33,7 @@ DATA_SEGMENTS_IN = 152  # offset in Linux's struct tcp_info
 SETTINGS = """
     MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]  # it sets Content-Length
 """
-VIEWS = """
-    import gc
-    from io import BytesIO
-
-    from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
-    from gevent.event import Event
-    from gunicorn import util
-    from gunicorn.http import wsgi
-    from pooled_serve.driver import results
-    from pooled_serve.tuning import send
-
-    go = Event()
-
-    def hello(request):
-        return HttpResponse("hello")
-
-    def empty(request):
-        return HttpResponse()
-
-    def nothing(request):
-        return HttpResponse(status=204)
-
-    def unchanged(request):
-        return HttpResponse(status=304)
-
-    def large(request):
-        return HttpResponse(b"0123456789" * 100_000)
-
-    def stream(request):
-        def pieces():
-            yield request.GET["first"].encode()
-            assert go.wait(30)
-            go.clear()
-            yield b"second"
-        return StreamingHttpResponse(pieces())
-
-    def proceed(request):
-        go.set()
-        return HttpResponse()
-
-    def file(request):
-        return FileResponse(open(__file__, "rb"))
-
-    def no_file(request):
-        return FileResponse(BytesIO(b"0123456789" * 10_000))
-
-    def hints(request):
-        request.META["wsgi.early_hints"]([("Link", "</style.css>; rel=preload")])
-        return HttpResponse("hello")
-
-    def body(request):
-        return HttpResponse(request.body)
-
-    def switches(request):
-        kinds = wsgi.Response, util.http_date
-        garbage = gc.get_freeze_count() > 0, gc.get_threshold()[0]
-        found = [*(kind.__module__ for kind in kinds), send._direct, results._enabled, *garbage]
-        return JsonResponse(found, safe=False)
-"""
+VIEWS = Path(__file__).with_name("costs_views.py")
 
 
 @pytest.fixture(scope="module")
@@ -299,29 +241,7 @@ def test_an_unknown_switch_is_a_usage_error(folder: Path) -> None:
 def test_a_page_sends_its_queries_and_nothing_else(
     project: Any, serve: Any, mariadb: Server
 ) -> None:
-    views = """
-        from django.db import connection, transaction
-        from django.http import HttpResponse
-
-        def run(*statements):
-            with connection.cursor() as cursor:
-                for statement in statements:
-                    cursor.execute(statement)
-            return HttpResponse()
-
-        def none(request):
-            return HttpResponse()
-
-        def one(request):
-            return run("SELECT 1")
-
-        def ten(request):
-            return run(*["SELECT 1"] * 10)
-
-        def update(request):
-            with transaction.atomic():
-                return run("UPDATE t SET n = n + 1", "UPDATE t SET n = n - 1")
-    """
+    views = Path(__file__).with_name("costs_query_views.py")
     database = mariadb.create_database()
     mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
     with NetProxy(database.port) as proxy:
@@ -341,61 +261,22 @@ def test_a_page_sends_its_queries_and_nothing_else(
 
 # --- Calls -------------------------------------------------------------------------------------
 
-COUNT = """
-    import sys
-
-    def calls(function, *where):
-        "How many Python functions of these files it calls."
-        count = 0
-        def profiler(frame, event, arg):
-            nonlocal count
-            file = frame.f_code.co_filename
-            count += event == "call" and any(name in file for name in where)
-        sys.setprofile(profiler)
-        try:
-            function()
-        finally:
-            sys.setprofile(None)
-        return count
-"""
+SCRIPTS = "costs_scripts.py"
 
 
 def test_a_request_with_a_query_makes_few_calls_of_ours_and_the_driver(project: Any) -> None:
-    source = (
-        COUNT
-        + """
-    from django.core.signals import request_finished, request_started
-
-    def request():
-        request_started.send(None)
-        one("SELECT %s", 1)
-        request_finished.send(None)
-        patch.end_request()
-
-    request()  # in the first the server is asked what it can do
-    request()
-    report(calls(request, "pooled_serve", "pymysql"))
-    """
-    )
     # 111, and a little room. Three are for a wrapper of its own, and a look at the settings.
-    assert run_script(project(), source) <= 113
+    assert (
+        run_function(
+            project(), SCRIPTS, "a_request_with_a_query_makes_few_calls_of_ours_and_the_driver"
+        )
+        <= 113
+    )
 
 
 def test_rows_and_columns_cost_no_calls(project: Any) -> None:
     """PyMySQL makes 32 for a column's description, 9 for a row, and 3 or 4 for a value."""
-    source = (
-        COUNT
-        + """
-    def select(rows, columns):
-        sql = "SELECT " + ", ".join(f"{n} AS a{n}, '{n}' AS b{n}" for n in range(columns))
-        sql += " UNION ALL ".join([""] + [sql] * (rows - 1))
-        run(sql)
-        return calls(lambda: run(sql), "pymysql", "pooled_serve")
-
-    report([select(1, 2), select(1, 22), select(20, 2), select(100, 2), select(100, 22)])
-    """
-    )
-    counts = run_script(project(), source)
+    counts = run_function(project(), SCRIPTS, "rows_and_columns_cost_no_calls")
     assert counts[0] <= 50
     # Not one for each of 99 rows more, nor for each of 88 columns; some, if the response comes in
     # two pieces.
@@ -404,16 +285,4 @@ def test_rows_and_columns_cost_no_calls(project: Any) -> None:
 
 def test_a_date_costs_one_call(project: Any) -> None:
     """Of PyMySQL's five, and no regular expression."""
-    source = (
-        COUNT
-        + """
-    def select(rows):
-        row = "SELECT TIMESTAMP'2024-01-02 03:04:05.5', DATE'2024-01-02'"
-        sql = " UNION ALL ".join([row] * rows)
-        run(sql)
-        return calls(lambda: run(sql), "pymysql", "pooled_serve", "MySQLdb", "re/")
-
-    report((select(30) - select(10)) / 20)
-    """
-    )
-    assert run_script(project(), source) == 2
+    assert run_function(project(), SCRIPTS, "a_date_costs_one_call") == 2

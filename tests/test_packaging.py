@@ -16,38 +16,13 @@ from textwrap import dedent
 import pytest
 
 import pooled_serve
-from support import torture
 from support.serve import environment
 from support.servers import ROOT
+from support.torture import torture
 
 pytestmark = torture
 
-USER = """
-    import socket
-
-    from pooled_serve import __version__, pooling
-    from pooled_serve.errors import PoolClosed, PoolTimeout
-    from pooled_serve.pool import ConnectionPool
-
-
-    def connect() -> socket.socket:
-        return socket.create_connection(("127.0.0.1", 3306))
-
-
-    pool = ConnectionPool(connect, size=1, max_outstanding=2, timeout=0.5)
-    connection: socket.socket = pool.acquire(timeout=1)
-    try:
-        connection.sendall(b"x")
-    finally:
-        pool.release(connection)
-    in_use: int = pool.stats()["in_use"]
-    pool.close()
-
-    pooling.set_pool_size(4, max_outstanding=10, timeout=60)
-    pooling.apply_patch()
-    problems: tuple[type[Exception], ...] = (PoolClosed, PoolTimeout)
-    version: str = __version__
-"""
+USER = Path(__file__).with_name("packaging_user.py")
 
 MISTAKES = """
     from pooled_serve import pooling
@@ -187,7 +162,7 @@ def test_its_data_are_installed(installed: Path, tmp_path: Path) -> None:
 
 
 def test_users_get_types(tools: Tools, installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "user.py").write_text(dedent(USER))
+    (tmp_path / "user.py").write_text(USER.read_text())
     (tmp_path / "mistakes.py").write_text(dedent(MISTAKES))
     mypy = (tools.bin / "mypy", "--strict", "--python-executable", installed / "python")
     run(*mypy, "user.py", cwd=tmp_path)

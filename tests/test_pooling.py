@@ -12,9 +12,11 @@ import pytest
 from pooled_serve import pooling
 from pooled_serve.errors import StartupError
 from support.command import run
-from support.script import run_script
+from support.script import run_function
 from support.serve import GUNICORN
 from support.servers import Database, Server
+
+SCRIPTS = "pooling_scripts.py"
 
 
 @pytest.mark.parametrize(
@@ -39,20 +41,7 @@ def test_set_pool_size_refuses_numbers_that_make_no_sense(
 
 def test_none_means_no_limit_as_with_the_ancestor(script: Any) -> None:
     peak, idle = script(
-        """
-        from gevent.event import Event
-        enough = Event()
-        def hold():
-            run("SELECT 1")
-            enough.wait()
-        holders = [gevent.spawn(hold) for _ in range(30)]
-        settle(lambda: patch._databases and pool().stats()["acquired_total"] == 30)
-        peak = pool().stats()["in_use"]
-        enough.set()
-        gevent.joinall(holders, raise_error=True)
-        settle(lambda: pool().stats()["in_use"] == 0)
-        report([peak, pool().stats()["idle"]])
-        """,
+        "none_means_no_limit_as_with_the_ancestor",
         cap=None,
     )
     assert peak == 30
@@ -63,34 +52,16 @@ def test_plain_python_without_gevents_patches_is_pooled_and_says_goodbye(
     project: Any, mariadb: Server, database: Database
 ) -> None:
     before = mariadb.admin.aborted_clients()
-    source = """
-        from django.core.signals import request_finished
-        ids = []
-        for _ in range(3):
-            ids.append(one("SELECT CONNECTION_ID()"))
-            request_finished.send(None)
-        assert len(set(ids)) == 1
-        with transaction.atomic():
-            run("SELECT 1")
-        assert_sound()
-    """
-    run_script(project(databases={"default": database.django()}), source, gevent=False)
+    run_function(
+        project(databases={"default": database.django()}),
+        SCRIPTS,
+        "plain_python_without_gevents_patches_is_pooled_and_says_goodbye",
+        gevent=False,
+    )
     assert mariadb.admin.aborted_clients() == before
 
 
-POOL = """
-    from django.db import connection
-    from django.http import JsonResponse
-    from pooled_serve.backend import patch
-
-    def one(request):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT CONNECTION_ID()")
-            number = cursor.fetchone()[0]
-        pool = patch.pools()["default"]
-        return JsonResponse({"id": number, "size": pool.size, "cap": pool.cap,
-                             "timeout": pool.timeout})
-"""
+POOL = Path(__file__).with_name("pooling_views.py")
 
 APPLY = """
 from pooled_serve import pooling

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +16,16 @@ from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from pooled_serve.pool import DIRTY
-from support import TORTURE, servers
+from support import servers
 from support.django_project import write_project
 from support.netproxy import NetProxy
-from support.script import run_script
+from support.script import run_function
 from support.servers import Database, Server
+from support.torture import TORTURE
 
 COM_INIT_DB, COM_QUERY = 2, 3
 
+SCRIPTS = "backend/clean_sessions_scripts.py"
 SERVERS = ["mariadb", "mysql"]
 MODES = ["request", "transaction"]
 
@@ -112,172 +113,6 @@ VOLATILE = {
     "warning_count",
 }
 
-MATRIX = """
-    import pymysql
-    from django.core.signals import request_finished
-    from django.db import DatabaseError
-
-    account = {
-        "host": settings["HOST"], "port": settings["PORT"], "user": settings["USER"],
-        "password": settings["PASSWORD"], "database": home, "autocommit": True,
-    }
-    witness = pymysql.connect(**account)
-
-    def see(sql, *args):
-        with witness.cursor() as cursor:
-            cursor.execute(sql, args or None)
-            return list(cursor.fetchall())
-
-    see("SET lock_wait_timeout = 30, innodb_lock_wait_timeout = 30")
-
-    def error_of(sql):
-        try:
-            return run(sql)
-        except DatabaseError as error:
-            return error.args[0]
-
-    def below(look):
-        # Past the session, which would keep a connection that is asked about itself.
-        conn = connection.connection and connection.connection._conn
-        if conn:
-            return look(conn)
-        conn = pool().acquire()
-        try:
-            return look(conn)
-        finally:
-            pool().release(conn)
-
-    def rows(conn, sql):
-        conn.query(sql)
-        return conn._result.rows
-
-    def thread_id():
-        return below(lambda conn: conn.thread_id())
-
-    def snapshot(kind):
-        state = {
-            name: value
-            for name, value in below(lambda conn: rows(conn, "SHOW SESSION VARIABLES"))
-            if name not in volatile
-        }
-        state["columns of t"] = [row[0] for row in run("SHOW COLUMNS FROM t")]
-        state["database"] = one("SELECT DATABASE()")
-        state["role"] = one("SELECT CURRENT_ROLE()")
-        state["rows"] = run("SELECT * FROM t")
-        state["text"] = one("SELECT %s", "\\u017c\\u65e5")
-        state["bytes"] = one("SELECT HEX(%s)", "\\u017c\\u65e5")
-        run("INSERT INTO texts VALUES (%s)", "\\u017c\\u65e5")
-        state["stored"] = run("SELECT HEX(s) FROM texts")
-        run("DELETE FROM texts")
-        state["encoding"] = connection.connection.encoding
-        state["django's autocommit"] = connection.get_autocommit()
-        with transaction.atomic():
-            run("SELECT * FROM t")
-            if kind == "isolation level of the next transaction":
-                gevent.sleep(0.12)  # that table is a cached one
-                state["isolation"] = see(
-                    "SELECT trx_isolation_level FROM information_schema.innodb_trx"
-                    " WHERE trx_mysql_thread_id = %s",
-                    thread_id(),
-                )[0][0]
-        state["variable"] = one("SELECT @x")
-        state["prepared"] = error_of("EXECUTE s")
-        state["handler"] = error_of("HANDLER h READ FIRST")
-        state["temporary"] = error_of("SELECT * FROM tmp")
-        return state
-
-    def in_greenlet(function, *args):
-        greenlet = gevent.spawn(function, *args)
-        gevent.joinall([greenlet])
-        return greenlet.get()
-
-    def next_user(kind):
-        try:
-            connection.ensure_connection()
-            return thread_id(), snapshot(kind)
-        finally:
-            patch.end_request()
-
-    def user_before(code, ending):
-        connection.ensure_connection()
-        numbers.append(thread_id())
-        exec(code, globals())
-        if ending == "exception":
-            with contextlib.suppress(DatabaseError):
-                run("SELECT nonsense")
-            request_finished.send(None)
-            patch.end_request()
-            raise gevent.GreenletExit  # which nobody prints
-        if ending == "ok":
-            request_finished.send(None)
-            patch.end_request()
-        elif ending == "killed":
-            resting.append(numbers[-1])
-            gevent.sleep(3600)
-        elif ending == "killed in a query":
-            run("SELECT SLEEP(3600)")
-
-    def is_asleep(number):
-        return any(
-            row[0] == number and "SLEEP" in str(row[7]) for row in see("SHOW FULL PROCESSLIST")
-        )
-
-    def outside():
-        see("LOCK TABLES t WRITE")
-        see("INSERT INTO t VALUES (7)")
-        see("DELETE FROM t WHERE n = 7")
-        see("UNLOCK TABLES")
-        settle(lambda: see("SELECT IS_FREE_LOCK(CONCAT(DATABASE(), 'x'))")[0][0] == 1)
-        return see("SELECT * FROM t")
-
-    def fresh(kind):
-        patch.end_request()
-        if patch._databases:
-            pool().clear()
-        return in_greenlet(next_user, kind)[1]
-
-    numbers = [0]
-    resting = []
-    baselines = {}
-    results = []
-    for kind, ending in cases:
-        special = kind if "next" in kind else ""
-        if special not in baselines:
-            baselines[special] = fresh(special)
-        expected = baselines[special]
-        result = {"kind": kind, "ending": ending}
-        try:
-            greenlet = gevent.spawn(user_before, kinds[kind], ending)
-            if ending == "killed":
-                settle(lambda: greenlet.ready() or resting[-1:] == numbers[-1:])
-            elif ending == "killed in a query":
-                settle(lambda: greenlet.ready() or is_asleep(numbers[-1]))
-            if ending.startswith("killed"):
-                assert not greenlet.ready(), greenlet.exception
-                greenlet.kill()
-            if ending == "killed in a query":
-                see("KILL QUERY %s", numbers[-1])  # by itself the server notices at its end
-            gevent.joinall([greenlet])
-            if greenlet.exception:
-                raise greenlet.exception
-            number, found = in_greenlet(next_user, special)
-            result["same"] = number == numbers[-1]
-            result["differs"] = {
-                name: [repr(expected.get(name)), repr(found.get(name))]
-                for name in {*expected, *found}
-                if expected.get(name) != found.get(name)
-            }
-            result["outside"] = outside()
-        except Exception as error:
-            result["error"] = repr(error)
-        if result.get("error") or result.get("differs"):
-            pool().clear()
-            see("UNLOCK TABLES")
-        results.append(result)
-    report(results)
-    witness.close()
-"""
-
 
 def run_cases(server: Server, folder: Path, mode: str, pairs: list[tuple[str, str]]) -> Any:
     """What was found for each of them."""
@@ -292,10 +127,15 @@ def run_cases(server: Server, folder: Path, mode: str, pairs: list[tuple[str, st
         "other": other,
         "role": f"{home.name}_role",
     }
-    source = f"import json; globals().update(json.loads({json.dumps(given)!r}))\n"
-    source += dedent(MATRIX)
-    return run_script(
-        project, source, size=1, cap=1, within=5.0 * len(pairs), POOLED_SERVE_POOL_MODE=mode
+    return run_function(
+        project,
+        SCRIPTS,
+        "try_all",
+        given,
+        size=1,
+        cap=1,
+        within=5.0 * len(pairs),
+        POOLED_SERVE_POOL_MODE=mode,
     )
 
 
@@ -534,15 +374,21 @@ def test_a_server_that_cannot_reset_is_told_of_once(
 def script_on(
     folder: Path,
     database: Database,
-    source: str,
+    function: str,
     *,
     mode: str = "request",
     reset: str = "auto",
     **settings: Any,
 ) -> Any:
     project = write_project(folder, databases={"default": database.django(**settings)})
-    return run_script(
-        project, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode, POOLED_SERVE_POOL_RESET=reset
+    return run_function(
+        project,
+        SCRIPTS,
+        function,
+        size=1,
+        cap=1,
+        POOLED_SERVE_POOL_MODE=mode,
+        POOLED_SERVE_POOL_RESET=reset,
     )
 
 
@@ -550,46 +396,13 @@ def script_on(
 def test_plain_orm_work_costs_nothing_on_return(
     mode: str, tmp_path: Path, database: Database, proxy: NetProxy
 ) -> None:
-    source = """
-        from django.db import models
-        class Item(models.Model):
-            name = models.CharField(max_length=50)
-            class Meta:
-                app_label = "shop"
-        with connection.schema_editor() as editor:
-            editor.create_model(Item)
-        patch.end_request()
-        resets = pool().stats()["reset_total"]
-        def work():
-            with transaction.atomic():
-                Item.objects.create(name="a")
-                with transaction.atomic():
-                    Item.objects.bulk_create([Item(name=str(n)) for n in range(3)])
-            Item.objects.update(name="'; SET @x = 1 -- \\\\")
-            assert len(Item.objects.filter(name__contains="@x").order_by("pk")[:3]) == 3
-            assert Item.objects.filter(name__contains="SET").exists()
-            Item.objects.all().delete()
-        work()
-        work()
-        def questions():
-            conn = pool().acquire()
-            try:
-                conn.query("SHOW STATUS LIKE 'Questions'")
-                return int(conn._result.rows[0][1])
-            finally:
-                pool().release(conn)
-        patch.end_request()
-        before = questions()
-        patch.end_request()
-        assert questions() == before + 1  # itself
-        patch.end_request()
-        stats = pool().stats()
-        assert stats["reset_total"] == resets and not stats["closed_total"], (resets, stats)
-        assert stats["opened_total"] == 1
-        report(resets)
-    """
     before = proxy.traffic().commands
-    resets = script_on(tmp_path / "project", database.via(proxy.port), source, mode=mode)
+    resets = script_on(
+        tmp_path / "project",
+        database.via(proxy.port),
+        "plain_orm_work_costs_nothing_on_return",
+        mode=mode,
+    )
     used = proxy.traffic().commands - before
     assert set(used) <= {1, COM_QUERY, COM_INIT_DB, COM_RESET_CONNECTION}
     # For what made the table; and two to find out what a login does.
@@ -601,51 +414,26 @@ def test_plain_orm_work_costs_nothing_on_return(
 def test_pool_reset_always_resets_what_nobody_touched(
     mode: str, reset: str, count: int, tmp_path: Path, database: Database
 ) -> None:
-    source = """
-        for _ in range(3):
-            run("SELECT 1")
-            patch.end_request()
-        report(pool().stats()["reset_total"])
-        assert_sound()
-    """
-    found = script_on(tmp_path / "project", database, source, mode=mode, reset=reset)
+    found = script_on(
+        tmp_path / "project",
+        database,
+        "pool_reset_always_resets_what_nobody_touched",
+        mode=mode,
+        reset=reset,
+    )
     assert found == count
 
 
 def test_pool_reset_rollback_only_rolls_back(tmp_path: Path, database: Database) -> None:
-    source = """
-        run("CREATE TABLE t (n INT) ENGINE=InnoDB")
-        run("SET @x = 1")
-        connection.connection.select_db("information_schema")
-        connection.connection.select_db(connection.settings_dict["NAME"])
-        run("BEGIN")
-        run("INSERT INTO t VALUES (1)")
-        patch.end_request()
-        assert one("SELECT @x") == 1
-        assert run("SELECT * FROM t") == []
-        patch.end_request()
-        assert pool().stats()["opened_total"] == 1
-    """
-    script_on(tmp_path / "project", database, source, reset="rollback")
+    script_on(
+        tmp_path / "project", database, "pool_reset_rollback_only_rolls_back", reset="rollback"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_django_and_the_engine_set_comes_back(
     mode: str, tmp_path: Path, database: Database
 ) -> None:
-    source = """
-        ask = ("SELECT CONNECTION_ID(), @own, @@tx_isolation, @@sql_mode, @@time_zone,"
-               " @@collation_connection")
-        first = run(ask)
-        assert first[0][1:4] == ("set", "SERIALIZABLE", "ANSI_QUOTES,STRICT_TRANS_TABLES"), first
-        patch.end_request()
-        run("SET @own = 'mine', time_zone = '+01:00', sql_mode = ''")
-        run("SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
-        run("SET NAMES latin1")
-        patch.end_request()
-        assert run(ask) == first
-        assert_sound()
-    """
     folder = tmp_path / "project"
     engine = folder / "mysite" / "engine"
     write_project(
@@ -676,7 +464,14 @@ def test_what_django_and_the_engine_set_comes_back(
                         cursor.execute("SET @own = 'set'")
         """)
     )
-    run_script(folder, source, size=1, cap=1, POOLED_SERVE_POOL_MODE=mode)
+    run_function(
+        folder,
+        SCRIPTS,
+        "what_django_and_the_engine_set_comes_back",
+        size=1,
+        cap=1,
+        POOLED_SERVE_POOL_MODE=mode,
+    )
 
 
 # --- What a reset does not undo ----------------------------------------------------------------
@@ -708,26 +503,11 @@ def test_what_outlives_a_reset_ends_with_the_connection(
             server.admin.query("CREATE RESOURCE GROUP slow TYPE = USER")
         server.admin.query(f"GRANT RESOURCE_GROUP_USER ON *.* TO {database.user}@127.0.0.1")
     server.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
-    source = f"""
-        for sql in {LASTING[kind]!r}:
-            run(sql)
-        before = one("SELECT CONNECTION_ID()")
-        patch.end_request()
-        settle(lambda: pool().stats()["in_use"] == 0)
-        assert pool().stats()["closed_total"] == {{"lasting state": 1}}, pool().stats()
-        conn = pool().acquire()
-        seen = []
-        for sql in ("SHOW PROFILES", "SELECT query FROM information_schema.optimizer_trace"):
-            conn.query(sql)
-            seen.append(conn._result.rows)
-        assert "secret" not in str(seen) and conn.thread_id() != before, seen
-        pool().release(conn)
-        if {kind == "XA"}:
-            run("XA ROLLBACK 'x'")
-        run("SET lock_wait_timeout = 2")
-        run("ALTER TABLE t COMMENT 'nobody holds it'")
-        patch.end_request()
-        assert_sound()
-    """
     folder = write_project(tmp_path / "project", databases={"default": database.django()})
-    run_script(folder, source, POOLED_SERVE_POOL_MODE=mode)
+    run_function(
+        folder,
+        SCRIPTS,
+        "what_outlives_a_reset_ends_with_the_connection",
+        LASTING[kind],
+        POOLED_SERVE_POOL_MODE=mode,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -15,37 +14,7 @@ from support.django_project import ONE
 from support.processes import wait_until
 from support.servers import Database, Server
 
-TESTS = """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from django.db import connection, transaction
-    from django.test import TestCase, TransactionTestCase
-
-    class Both:
-        def test_it_is_the_test_database(self):
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT DATABASE()")
-                self.assertTrue(cursor.fetchone()[0].startswith("test_"))
-            self.assertEqual(type(connection.connection).__name__, "DatabaseSession")
-
-        def test_it_writes(self):
-            with connection.cursor() as cursor:
-                cursor.execute("CREATE TEMPORARY TABLE temporary_one (n INT)")
-                cursor.execute("INSERT INTO temporary_one VALUES (1)")
-                cursor.execute("DROP TEMPORARY TABLE temporary_one")
-
-        def test_a_view_that_needs_a_connection(self):
-            self.assertEqual(self.client.get("/one").status_code, 200)
-
-    class InTransaction(Both, TestCase):
-        def test_on_commit(self):
-            with self.captureOnCommitCallbacks(execute=True) as calls:
-                transaction.on_commit(lambda: None)
-            self.assertEqual(len(calls), 1)
-
-    class WithoutTransaction(Both, TransactionTestCase):
-        pass
-"""
+TESTS = Path(__file__).with_name("project_tests.py")
 
 PATCHED = """
     from pooled_serve import pooling
@@ -62,7 +31,7 @@ def test_the_test_runner_works_through_the_pool(
     for host in ("127.0.0.1", "localhost"):
         mariadb.admin.query(f"GRANT ALL ON `test\\_{database.name}%`.* TO {database.user}@{host}")
     folder = project(ONE, databases={"default": database.django()}, settings=PATCHED)
-    (folder / "mysite" / "tests.py").write_text(dedent(TESTS))
+    (folder / "mysite" / "tests.py").write_text(TESTS.read_text())
     # The databases of parallel runs are cloned with these programs; there is nothing to clone.
     programs = tmp_path / "programs"
     programs.mkdir()

@@ -6,8 +6,10 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from support.script import run_script
+from support.script import run_function
 from support.servers import Database, Server
+
+SCRIPTS = "backend/registry_scripts.py"
 
 
 def test_each_mysql_database_has_a_pool_and_others_have_none(
@@ -19,17 +21,9 @@ def test_each_mysql_database_has_a_pool_and_others_have_none(
         "other": second.django(),
         "small": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db.sqlite3")},
     }
-    source = """
-        names = [one("SELECT DATABASE()"), one("SELECT DATABASE()", alias="other")]
-        names.append(one("SELECT 1", alias="small"))
-        report([names, sorted(patch.pools()), pool().stats()["in_use"]])
-        assert type(connections["small"]).__module__ == "django.db.backends.sqlite3.base"
-        assert pool() is not pool("other")
-        patch.end_request()
-        assert_sound()
-        assert_sound("other")
-    """
-    names, pools, in_use = run_script(project(databases=databases), source)
+    names, pools, in_use = run_function(
+        project(databases=databases), SCRIPTS, "each_mysql_database_has_a_pool_and_others_have_none"
+    )
     assert names == [first.name, second.name, 1]
     assert pools == ["default", "other"]
     assert in_use == 1
@@ -65,16 +59,7 @@ def test_an_engine_built_on_djangos_is_pooled_and_keeps_its_ways(
 ) -> None:
     folder = project(databases={"default": database.django(ENGINE="mysite.engine")})
     engine(folder, ENGINE)
-    source = """
-        from mysite.engine.base import DatabaseWrapper
-        for _ in range(3):
-            assert one("SELECT @own") == "set"
-            assert isinstance(connections["default"], DatabaseWrapper)
-            patch.end_request()
-        assert pool().stats()["opened_total"] == DatabaseWrapper.opened == 1, DatabaseWrapper.opened
-        assert_sound()
-    """
-    run_script(folder, source)
+    run_function(folder, SCRIPTS, "an_engine_built_on_djangos_is_pooled_and_keeps_its_ways")
 
 
 def test_an_engine_is_imported_before_threads_can_get_in_each_others_way(
@@ -93,8 +78,8 @@ def test_an_engine_is_imported_before_threads_can_get_in_each_others_way(
     engine(folder, ENGINE)
     assert serve(folder).get("/imported").json() == [True, True]
     # The engine of who calls pooling is imported at first use, as in stock Django.
-    source = "import sys; report(['pooled_serve.backend.database' in sys.modules])"
-    assert run_script(project(databases={}), source) == [True]
+    module = "pooled_serve.backend.database"
+    assert run_function(project(databases={}), SCRIPTS, "is_loaded", module)
 
 
 def test_an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot(
@@ -112,19 +97,7 @@ def test_an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot(
                 return MySQLdb.connect(**conn_params)
         """,
     )
-    source = """
-        from django.core.exceptions import ImproperlyConfigured
-        for _ in range(3):
-            try:
-                run("SELECT 1")
-            except ImproperlyConfigured as error:
-                assert "mysite.engine" in str(error)
-            else:
-                raise AssertionError("pooled")
-            gevent.sleep(0.3)
-        assert pool().stats()["in_use"] == 0
-    """
-    run_script(folder, source)
+    run_function(folder, SCRIPTS, "an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot")
 
 
 def test_a_database_that_is_renamed_gets_a_new_pool(
@@ -133,19 +106,12 @@ def test_a_database_that_is_renamed_gets_a_new_pool(
     mariadb.admin.query(f"CREATE DATABASE test_{database.name}")
     for host in ("127.0.0.1", "localhost"):
         mariadb.admin.query(f"GRANT ALL ON test_{database.name}.* TO {database.user}@{host}")
-    source = """
-        names = [one("SELECT DATABASE()")]
-        connection.close()
-        connection.settings_dict["NAME"] = "test_" + names[0]  # as the test runner does
-        names.append(one("SELECT DATABASE()"))
-        connection.close()
-        connection.settings_dict["NAME"] = names[0]
-        names.append(one("SELECT DATABASE()"))
-        report(names)
-        assert_sound()
-    """
     name = database.name
-    assert run_script(project(databases={"default": database.django()}), source) == [
+    assert run_function(
+        project(databases={"default": database.django()}),
+        SCRIPTS,
+        "a_database_that_is_renamed_gets_a_new_pool",
+    ) == [
         name,
         f"test_{name}",
         name,

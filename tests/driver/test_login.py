@@ -20,7 +20,7 @@ from pooled_serve.driver.reset import COM_RESET_CONNECTION
 from support import servers
 from support.django_project import write_project
 from support.netproxy import NetProxy
-from support.script import run_script
+from support.script import run_function
 from support.servers import Database, Server
 from support.site import Site
 
@@ -501,15 +501,7 @@ def test_a_comparison_that_breaks_off_costs_no_request(
         databases={"default": database.via(proxy.port).django(OPTIONS={"ssl_disabled": True})},
     )
     proxy.cut_after(bytes_left)
-    source = """
-        assert one("SELECT 1") == 1
-        run("SET @x = 1")
-        patch.end_request()
-        assert one("SELECT @x") is None
-        assert_sound()
-        report(pool().stats()["connect_errors_total"])
-    """
-    assert run_script(project, source) == 0
+    assert run_function(project, "driver/login_scripts.py", "use_a_connection") == 0
     assert proxy.traffic().accepted > 2  # it was cut indeed
 
 

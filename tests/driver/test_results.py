@@ -19,7 +19,6 @@ from pymysql.err import MySQLError
 from pooled_serve.driver import results
 from pooled_serve.driver.columns import Columns, KnownColumns
 from pooled_serve.driver.results import BulkConnection
-from support import torture
 from support.responses import (
     CONVERSIONS,
     TWICE,
@@ -31,6 +30,7 @@ from support.responses import (
     play,
     recorded,
 )
+from support.torture import torture
 
 RESPONSES = recorded()
 SMALL = [response for response in RESPONSES if len(response.data) < 1200]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies
 
 from pooled_serve.driver.statements import PLAIN_VERBS, Statement, classify
-from support import torture
 from support.memory import most_held
+from support.torture import torture
 
 PLAIN = [
     "SELECT 1",

@@ -19,8 +19,8 @@ from pymysql.constants import CLIENT
 
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.statements import Statement, classify
-from support import TORTURE
 from support.servers import Database, Server
+from support.torture import TORTURE
 
 ROUNDS, STATEMENTS = (1000, 150) if TORTURE else (8, 150)
 SECONDS = 120

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from conftest import MakeProject, StartServe
-from support import processes, torture
+from support import processes
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import environment
 from support.servers import ROOT
+from support.torture import torture
 
 BENCHMARK = ROOT / "examples" / "benchmark"
 sys.path.append(str(BENCHMARK))

@@ -7,119 +7,44 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 import yaml
-from gunicorn.config import GracefulTimeout, Keepalive
 
 import pooled_serve
-from conftest import MakeProject, StartServe
+from conftest import MakeProject
 from pooled_serve.options import OPTIONS
-from support import command, debian, torture
+from support import command
+from support.deploy import (
+    BIN,
+    DEPLOY,
+    GRACEFUL,
+    SETTINGS,
+    installed,
+    seconds,
+    text,
+    unit,
+    variables,
+    write_myproject,
+)
 from support.ports import free_port
 from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.serve import Client, Serve, environment
-from support.servers import EXAMPLES, ROOT, Database, Server, tied_to_us
-from support.text import find
-
-DEPLOY = EXAMPLES / "deploy"
-BIN = Path(sys.executable).parent
-README = (DEPLOY / "README.md").read_text()
-
-GRACEFUL = GracefulTimeout.default
-POOL_TIMEOUT = float(str(next(o.default for o in OPTIONS if o.flag == "--pool-timeout")))
-
-SETTINGS = next(s for s in re.findall(r"```python\n(.*?)```", README, re.S) if "DATABASES" in s)
-
-VIEW = """
-    import os
-    import pathlib
-    import signal
-
-    import gevent
-    from django.db import connection
-    from django.http import HttpResponse, JsonResponse
-
-    def query(request):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        return HttpResponse("ok")
-
-    def about(request):
-        ident = gevent.getcurrent().minimal_ident  # a new one for each connection
-        names = ("HTTP_HOST", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "wsgi.url_scheme")
-        return JsonResponse({"client": ident} | {n: request.environ.get(n) for n in names})
-
-    def hold(request):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            gevent.sleep(float(request.GET["seconds"]))
-        return HttpResponse()
-
-    def hold_until_released(request):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            pathlib.Path("held").touch()
-            while not pathlib.Path("release").exists():
-                gevent.sleep(0.02)
-        return HttpResponse()
-
-    def die(request):
-        with pathlib.Path("deaths").open("a") as deaths:
-            deaths.write(request.method + "\\n")
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def text(name: str) -> str:
-    return (DEPLOY / name).read_text()
-
-
-def seconds(duration: str) -> float:
-    number, unit = find(r"^(\d+)(m?s?)$", duration).groups()
-    return int(number) * {"": 1, "s": 1, "m": 60}[unit]
-
-
-def installed(name: str, package: str) -> str:
-    try:
-        return str(debian.program(name, package))
-    except debian.ProgramMissing as missing:
-        pytest.skip(str(missing))
-
-
-def variables(database: Database, folder: Path) -> dict[str, str]:
-    """What the settings in README.md want to know, with the password in a file."""
-    secret = folder / "database_password.txt"
-    secret.write_text(database.password + "\n")
-    return {
-        "DATABASE_HOST": database.host,
-        "DATABASE_PORT": str(database.port),
-        "DATABASE_NAME": database.name,
-        "DATABASE_USER": database.user,
-        "DATABASE_PASSWORD_FILE": str(secret),
-        "SECRET_KEY": "for tests",
-        "ALLOWED_HOSTS": "127.0.0.1,localhost,www.example.com",
-    }
+from support.servers import EXAMPLES, ROOT, Server
+from support.torture import torture
 
 
 @pytest.fixture
 def myproject(project: MakeProject) -> Path:
-    """A project with the settings of README.md."""
-    head = "from pathlib import Path\nBASE_DIR = Path(__file__).parent\n"
-    return project(VIEW, databases={}, settings=f"{head}{SETTINGS}\nALLOWED_HOSTS.append('')\n")
+    return write_myproject(project)
 
 
 @pytest.fixture
@@ -394,16 +319,6 @@ def test_the_health_check_of_the_database(mariadb: Server) -> None:
 # --- systemd -----------------------------------------------------------------------------------
 
 
-def unit(section: str, name: str = "pooled-serve.service") -> dict[str, list[str]]:
-    (body,) = re.findall(rf"^\[{section}\]\n(.*?)(?=^\[|\Z)", text(name), re.M | re.S)
-    settings: dict[str, list[str]] = {}
-    for line in re.sub(r"\\\n\s*", "", body).splitlines():
-        if line and not line.startswith("#"):
-            key, _, value = line.partition("=")
-            settings.setdefault(key, []).append(value)
-    return settings
-
-
 def test_systemd_has_no_complaint(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
@@ -523,275 +438,3 @@ def test_the_unit_names_the_addresses_of_its_sockets() -> None:
     codes = (ROOT / "README.md").read_text()
     for code in (2, 4, 5):
         assert f"| {code} | the " in codes
-
-
-# --- nginx -------------------------------------------------------------------------------------
-
-
-def nginx_seconds(name: str) -> list[float]:
-    return [seconds(value) for value in re.findall(rf"^\s*{name} (\w+);", text("nginx.conf"), re.M)]
-
-
-def test_nginx_waits_for_longer_than_pooled_serve() -> None:
-    assert min(nginx_seconds("proxy_read_timeout")) > POOL_TIMEOUT
-    (idle,) = nginx_seconds("keepalive_timeout")
-    started = shlex.split(unit("Service")["ExecStart"][0])
-    assert idle < int(started[started.index("--keep-alive") + 1])
-    assert idle > Keepalive.default  # or the option would not be needed
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[Callable[[Path], int]]:
-    """nginx.conf at work, with a socket of ours behind it. Returns its port."""
-    program = installed("nginx", "nginx")
-    with ExitStack() as stack:
-
-        def start(sock: Path) -> int:
-            port = free_port()
-            (tmp_path / "static").mkdir()
-            (tmp_path / "static" / "a.txt").write_text("static")
-            site = text("nginx.conf")
-            for theirs, ours in {
-                "unix:/run/pooled-serve.sock": f"unix:{sock}",
-                "listen 80;": f"listen 127.0.0.1:{port};",
-                "/srv/myproject/static/": f"{tmp_path}/static/",
-            }.items():
-                assert theirs in site
-                site = site.replace(theirs, ours)
-            temporary = "".join(
-                f"{name}_temp_path {tmp_path}/{name};\n"
-                for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-            )
-            (tmp_path / "nginx.conf").write_text(
-                f"daemon off; worker_processes 1; pid {tmp_path}/nginx.pid;\n"
-                f"{'user root;' if os.geteuid() == 0 else ''}\n"
-                f"error_log {tmp_path}/error.log info; events {{}}\n"
-                f"http {{ access_log off;\n{temporary}{site}}}\n"
-            )
-            options = ["-p", str(tmp_path), "-c", "nginx.conf", "-e", str(tmp_path / "error.log")]
-            process = stack.enter_context(subprocess.Popen(tied_to_us([program, *options])))
-            stack.callback(process.terminate)
-
-            def answers() -> bool:
-                assert process.poll() is None, (tmp_path / "error.log").read_text()
-                try:
-                    with Client(("127.0.0.1", port)) as client:
-                        return client.get("/static/a.txt").text == "static"
-                except OSError:
-                    return False
-
-            wait_until(answers)
-            return port
-
-        yield start
-
-
-Behind = Callable[..., tuple[Serve, int]]
-
-
-@pytest.fixture
-def behind_nginx(
-    myproject: Path,
-    env: dict[str, str],
-    serve: StartServe,
-    nginx: Callable[[Path], int],
-    tmp_path: Path,
-) -> Behind:
-    def start(*args: str) -> tuple[Serve, int]:
-        sock = tmp_path / "http.sock"
-        server = serve(myproject, *args, env=env, address=str(sock))
-        return server, nginx(sock)
-
-    return start
-
-
-def test_nginx_says_who_asks_and_keeps_connections_open(behind_nginx: Behind) -> None:
-    _, port = behind_nginx("--keep-alive", "6")
-    told = []
-    for _ in range(5):
-        with Client(("127.0.0.1", port)) as client:
-            lie = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https"}
-            told.append(client.get("/about", {**lie, "Host": "www.example.com"}).json())
-    assert len({answer.pop("client") for answer in told}) == 1
-    assert told[0] == {
-        "HTTP_HOST": "www.example.com",
-        "HTTP_X_FORWARDED_FOR": "127.0.0.1",
-        "HTTP_X_FORWARDED_PROTO": "http",
-        "wsgi.url_scheme": "http",
-    }
-
-
-def test_nginx_passes_the_503_of_a_full_pool_on_and_asks_once(
-    behind_nginx: Behind, myproject: Path
-) -> None:
-    options = ("--pool-size", "1", "--max-outstanding", "1", "--pool-timeout", "0.3")
-    server, port = behind_nginx(*options, "--access-logfile", "-")
-    # The limit is for waiting, not for a connect on a busy machine.
-    wait_until(lambda: server.get("/query").status == 200)
-    held, release = myproject / "held", myproject / "release"
-    holder = threading.Thread(target=server.get, args=["/hold_until_released"])
-    holder.start()
-    try:
-        wait_until(held.exists)
-        with Client(("127.0.0.1", port)) as client:
-            answer = client.get("/query?through=nginx")
-            assert client.get("/about").status == 200
-    finally:
-        release.touch()
-        holder.join()
-    assert answer.status == 503
-    assert answer.headers["Retry-After"] == "1"
-    assert server.wait_for_log("GET /about ").count("GET /query?through=nginx ") == 1
-
-
-def test_nginx_repeats_no_post(behind_nginx: Behind, myproject: Path) -> None:
-    _, port = behind_nginx("--keep-alive", "6")
-    with Client(("127.0.0.1", port)) as client:
-        for method in ("POST", "GET"):
-            assert client.get("/query").status == 200  # on a connection that is kept for the next
-            assert client.request(method, "/die").status == 502
-    assert (myproject / "deaths").read_text().split() == ["POST", "GET", "GET"]
-
-
-def test_nginx_does_not_notice_a_reload(behind_nginx: Behind) -> None:
-    server, port = behind_nginx("--keep-alive", "6")
-    before, statuses, over = server.worker_pids(), [], threading.Event()
-
-    def ask() -> None:
-        while not over.is_set():
-            with Client(("127.0.0.1", port)) as client:
-                statuses.append(client.get("/query").status)
-
-    visitors = [threading.Thread(target=ask) for _ in range(4)]
-    for visitor in visitors:
-        visitor.start()
-    try:
-        wait_until(lambda: len(statuses) > 20)
-        server.signal(signal.SIGHUP)
-        wait_until(lambda: not server.worker_pids() & before)
-        so_far = len(statuses)
-        wait_until(lambda: len(statuses) > so_far + 20)
-    finally:
-        over.set()
-        for visitor in visitors:
-            visitor.join()
-    assert set(statuses) == {200}
-
-
-# --- Prometheus and Grafana --------------------------------------------------------------------
-
-LABELS = {"db_client_connection_pool_name", "db_client_connection_state", "worker"}
-NAME = "db_client_connection_"
-METRICS = {
-    *(NAME + n for n in ("count", "max", "idle_max", "pending_requests", "timeouts_total")),
-    *(
-        f"{NAME}{what}_time_seconds_{part}"
-        for what in ("create", "wait", "use")
-        for part in ("bucket", "sum", "count")
-    ),
-}
-
-
-def dashboard() -> dict[str, Any]:
-    board: dict[str, Any] = json.loads(text("grafana-dashboard.json"))
-    return board
-
-
-def queries(**variables: str) -> list[str]:
-    """Of the dashboard, with its variables filled in."""
-    found = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    filled = {"job": ".*", "instance": ".*", "pool": ".*", "__rate_interval": "5m", **variables}
-    for name, value in filled.items():
-        found = [expression.replace(f"${name}", value) for expression in found]
-    assert not any("$" in expression for expression in found)
-    return found
-
-
-def rules() -> list[dict[str, Any]]:
-    (group,) = yaml.safe_load(text("prometheus-rules.yaml"))["groups"]
-    found: list[dict[str, Any]] = group["rules"]
-    return found
-
-
-def test_rules_and_dashboard_name_metrics_that_there_are() -> None:
-    dashboard_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(queries())))
-    rule_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(rule["expr"] for rule in rules())))
-    assert dashboard_names | rule_names <= METRICS | LABELS
-    for kind in ("create", "wait", "use"):
-        assert f"{NAME}{kind}_time_seconds_bucket" in dashboard_names
-    assert len({panel["id"] for panel in dashboard()["panels"]}) == len(dashboard()["panels"])
-
-
-def promtool(*args: str) -> None:
-    program = installed("promtool", "prometheus")
-    done = subprocess.run([program, *args], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_promtool_is_content(tmp_path: Path) -> None:
-    promtool("test", "rules", str(DEPLOY / "prometheus-rules.test.yaml"))
-    records = [
-        {"record": f"query:{number}", "expr": expression}
-        for number, expression in enumerate(queries())
-    ]
-    group = {"groups": [{"name": "dashboard", "rules": records}]}
-    (tmp_path / "dashboard.yaml").write_text(yaml.safe_dump(group))
-    promtool(
-        "check", "rules", *map(str, (DEPLOY / "prometheus-rules.yaml", tmp_path / "dashboard.yaml"))
-    )
-
-
-@torture
-def test_prometheus_answers_every_query_of_the_dashboard(
-    myproject: Path, env: dict[str, str], serve: StartServe, tmp_path: Path
-) -> None:
-    program = installed("prometheus", "prometheus")
-    status, port = free_port(), free_port()
-    options = ("--pool-size", "1", "--max-outstanding", "2", "--pool-timeout", "0.2")
-    server = serve(myproject, *options, "--status", f"127.0.0.1:{status}", env=env)
-    scrape = {"job_name": "web", "static_configs": [{"targets": [f"127.0.0.1:{status}"]}]}
-    (tmp_path / "prometheus.yaml").write_text(
-        yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]})
-    )
-    command = [
-        program,
-        f"--config.file={tmp_path}/prometheus.yaml",
-        f"--storage.tsdb.path={tmp_path}/data",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=error",
-    ]
-
-    def answer(query: str) -> list[Any]:
-        with Client(("127.0.0.1", port)) as client:
-            response = client.get("/api/v1/query?" + urlencode({"query": query}))
-        if response.status == 503:  # it is still starting
-            return []
-        said = response.json()
-        assert said["status"] == "success", said
-        return [series["value"][1] for series in said["data"]["result"]]
-
-    def is_scraped() -> bool:
-        try:
-            return bool(answer("sum(increase(db_client_connection_timeouts_total[10s])) > 0"))
-        except OSError:
-            return False
-
-    over = threading.Event()
-
-    def visit() -> None:
-        # Each time one connection is opened, two are waited for in vain, and one is closed.
-        while not over.is_set():
-            with ThreadPoolExecutor(4) as visitors:
-                list(visitors.map(server.get, ["/hold?seconds=0.3"] * 4))
-
-    with subprocess.Popen(tied_to_us(command)) as process, ThreadPoolExecutor(1) as thread:
-        visiting = thread.submit(visit)
-        try:
-            wait_until(is_scraped, timeout=120)
-            for query in queries(__rate_interval="10s"):
-                # Of the last ten seconds there may be too few numbers yet.
-                wait_until(lambda: (values := answer(query)) and "NaN" not in values)  # noqa: B023
-        finally:
-            over.set()
-            process.terminate()
-        visiting.result()

@@ -19,11 +19,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import processes, torture
+from support import processes
 from support.ports import free_port
 from support.serve import Serve, environment
 from support.servers import ROOT, Database, Server
 from support.text import find
+from support.torture import torture
 
 SHOP = ROOT / "examples" / "shop"
 PRODUCTS = 300

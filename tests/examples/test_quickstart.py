@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from support import processes, torture
+from support import processes
 from support.ports import free_port
 from support.serve import Client, environment
 from support.servers import ROOT, Server
 from support.text import find
+from support.torture import torture
 
 PRODUCTS = 60
 

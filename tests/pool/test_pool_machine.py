@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 )
 
 from pooled_serve.errors import PoolTimeout
-from support import TORTURE
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
+from support.torture import TORTURE
 
 CAP = 3
 

@@ -35,30 +35,7 @@ def database(mariadb: Server) -> Database:
 
 # --- Engines -----------------------------------------------------------------------------------
 
-PLACES = """
-    from django.contrib.gis.db import models
-    from django.contrib.gis.geos import Point, Polygon
-
-    class Place(models.Model):
-        name = models.CharField(max_length=20)
-        spot = models.PointField()
-
-        class Meta:
-            app_label = "mysite"
-
-    def settle(request):
-        with connection.schema_editor() as editor:
-            editor.create_model(Place)
-        for name, x, y in (("mill", 1, 1), ("field", 5, 5)):
-            Place.objects.create(name=name, spot=Point(x, y, srid=4326))
-        return HttpResponse()
-
-    def near(request):
-        here = Polygon.from_bbox((0, 0, 2, 2))
-        here.srid = 4326
-        found = Place.objects.filter(spot__within=here)
-        return JsonResponse([(place.name, place.spot.coords) for place in found], safe=False)
-"""
+PLACES = Path(__file__).with_name("geo_views.py")
 
 
 @pytest.mark.skipif(not ctypes.util.find_library("gdal"), reason="there is no GDAL here")
@@ -271,34 +248,8 @@ def done(server: Server, database: Database) -> list[int]:
 def test_celery_with_gevent(workshop: Path, mariadb: Server, database: Database) -> None:
     for folder in ("in", "processed"):
         (workshop / folder).mkdir()
-    (workshop / "mysite" / "celery.py").write_text(
-        dedent("""
-            import os
-
-            from celery import Celery
-
-            from pooled_serve import pooling
-
-            pooling.set_pool_size(2, max_outstanding=4)
-            pooling.apply_patch()
-
-            os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
-            app = Celery("mysite", broker="filesystem://")
-            app.conf.broker_transport_options = {
-                "data_folder_in": "in",
-                "data_folder_out": "in",
-                "processed_folder": "processed",
-                "store_processed": False,
-                "polling_interval": 0.05,
-            }
-
-            @app.task(name="work")
-            def task(number):
-                from mysite.work import work
-
-                work(number)
-        """)
-    )
+    app = Path(__file__).with_name("celery_app.py").read_text()
+    (workshop / "mysite" / "celery.py").write_text(app)
     command = [sys.executable, "-m", "celery", "-A", "mysite.celery"]
     log = workshop / "celery.log"
     with (

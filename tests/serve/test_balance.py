@@ -18,29 +18,7 @@ from pooled_serve.serve.balance import MAX_LOOKS
 from support.processes import is_running, wait_until
 from support.serve import Client, Serve
 
-VIEWS = """
-    import os
-    from django.http import JsonResponse
-    from pooled_serve.serve import balance
-    from pooled_serve.serve.accept import Server
-
-    balance.MAX_LOOKS = int(os.environ["LOOKS"])
-    looks = 0
-    original = Server._look
-
-    def look(self):
-        global looks
-        looks += 1
-        original(self)
-
-    Server._look = look
-
-    def pid(request):
-        return JsonResponse(os.getpid(), safe=False)
-
-    def waits(request):
-        return JsonResponse(looks, safe=False)
-"""
+VIEWS = Path(__file__).with_name("balance_views.py")
 
 KEEP = ("--keep-alive", "60")
 

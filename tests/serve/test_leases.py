@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,138 +15,7 @@ from support.site import Site
 
 CAP = 2
 
-VIEWS = """
-    from concurrent.futures import ThreadPoolExecutor
-
-    import gevent
-    from django.core.signals import request_finished
-    from django.db import close_old_connections, transaction
-    from django.http import StreamingHttpResponse
-
-    LARGE = b"0123456789abcdef" * 200_000
-    never = Event()
-
-    def one(sql, *args):
-        with connection.cursor() as cursor:
-            cursor.execute(sql, args or None)
-            return cursor.fetchone()[0] if cursor.description else None
-
-    def in_use():
-        return the_pool().stats()["in_use"]
-
-    # --- Requests
-
-    def large(request):
-        one("SELECT 1")
-        return HttpResponse(LARGE)
-
-    def pieces(request):
-        def pieces():
-            for n in range(200):
-                one("SELECT %s", n)
-                yield LARGE
-        one("SELECT 1")
-        return StreamingHttpResponse(pieces())
-
-    def streams(request):
-        kind = request.GET["kind"]
-        def pieces():
-            if kind == "session":
-                yield f"{one('SELECT @x')} "
-            elif kind == "transaction":
-                yield f"{one('SELECT COUNT(*) FROM t')} "
-            elif kind == "unbuffered":
-                yield f"{rows.fetchone()[0]} "
-                yield f"{rows.fetchall()[-1][0]} "
-            else:
-                with transaction.atomic():
-                    one("INSERT INTO t VALUES (1)")
-                    yield f"{one('SELECT COUNT(*) FROM t')} "
-                    transaction.set_rollback(True)
-            yield str(in_use())
-        if kind == "session":
-            one("SET @x = 7")
-        elif kind == "transaction":
-            one("BEGIN")
-            one("INSERT INTO t VALUES (1)")
-        elif kind == "unbuffered":
-            from pymysql.cursors import SSCursor
-            connection.ensure_connection()
-            rows = connection.connection.cursor(SSCursor)
-            rows.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3")
-        else:
-            one("SELECT 1")
-        return StreamingHttpResponse(pieces())
-
-    def asks(request):
-        def pieces():
-            try:
-                one("SELECT ROW_COUNT()")
-            except Exception as error:
-                yield str(error)
-        one("UPDATE t SET n = 1")
-        return StreamingHttpResponse(pieces(), headers={"X-Rows": one("SELECT ROW_COUNT()")})
-
-    finished = []
-
-    def receiver(sender, **more):
-        if finished:
-            finished.append(one("SELECT 'finished'"))
-
-    request_finished.connect(receiver)
-
-    def signal(request):
-        finished.append("view")
-        return HttpResponse(one("SELECT 1"))
-
-    def signalled(request):
-        return JsonResponse([finished, in_use()], safe=False)
-
-    # --- What serves no request
-
-    executor = ThreadPoolExecutor(8)
-    done = []
-
-    def task(number):
-        done.append(one("SELECT %s", number))
-        with transaction.atomic():
-            one("SELECT 1")
-        all_started.append(number)
-        while len(all_started) < 8:
-            gevent.sleep(0.01)
-
-    all_started = []
-
-    def tasks(request):
-        all_started.clear()
-        return JsonResponse(sum(1 for _ in executor.map(task, range(8))), safe=False)
-
-    said = {}
-
-    def background():
-        with connection.cursor() as cursor:
-            cursor.execute("INSERT INTO numbered (n) VALUES (1)")
-            said["lastrowid"] = cursor.lastrowid
-        try:
-            one("SELECT LAST_INSERT_ID()")
-        except Exception as error:
-            said["asked"] = str(error)
-        with transaction.atomic():
-            one("INSERT INTO numbered (n) VALUES (1)")
-            said["in a block"] = one("SELECT LAST_INSERT_ID()")
-        said["free"] = in_use()
-        one("SET @x = 5")
-        said["pinned"] = [in_use(), one("SELECT @x")]
-        close_old_connections()
-        said["closed"] = in_use()
-        never.wait()
-
-    def jobs(request):
-        gevent.spawn(background)
-        while "closed" not in said:
-            gevent.sleep(0.01)
-        return JsonResponse(said)
-"""
+VIEWS = Path(__file__).with_name("leases_views.py")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Whatever requests do, at random and many at a time, no trace of one is visible to another.
 
-Each request takes a few steps of support/step_views.py: it sets state, fails, is killed, queries in
+Each request takes a few steps of step_views.py: it sets state, fails, is killed, queries in
 generators, swaps aliases, spawns and leaves. Others only look, and must find what the first request
 of the worker found. At the end each row that was committed is there, none that was rolled back,
 and the pools are whole.
@@ -22,15 +22,15 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import TORTURE
 from support.processes import wait_until
 from support.serve import Client, Serve
 from support.servers import Server
+from support.torture import TORTURE
 
 CLIENTS = 10
 REQUESTS = 600 if TORTURE else 150
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(10**6)
-VIEWS = (Path(__file__).parents[1] / "support" / "step_views.py").read_text()
+VIEWS = Path(__file__).with_name("step_views.py").read_text()
 
 SERVERS = ["mariadb", "mysql"]
 MODES = ["request", "transaction"]

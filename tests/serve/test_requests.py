@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPResponse
+from pathlib import Path
 from statistics import median
-from textwrap import dedent
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,146 +28,7 @@ from support.site import Site
 CAP = 4
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
-VIEWS = """
-    from collections import Counter
-
-    import gevent
-    from django.core.signals import request_started
-    from django.db import transaction
-    from django.http import StreamingHttpResponse
-
-    begun = Counter()
-    request_started.connect(lambda environ, **kw: begun.update([environ["PATH_INFO"]]), weak=False)
-
-    def requests_begun(request):
-        return JsonResponse(begun)
-
-    def sql(text):
-        with connection.cursor() as cursor:
-            cursor.execute(text)
-            return cursor.fetchall() if cursor.description else ()
-
-    def boom(request):
-        sql("SELECT 1")
-        raise ValueError("a bug")
-
-    def boom_in_transaction(request):
-        sql("BEGIN")
-        sql("INSERT INTO t VALUES (1)")
-        raise ValueError("a bug")
-
-    def boom_in_atomic(request):
-        with transaction.atomic():
-            sql("INSERT INTO t VALUES (1)")
-            raise ValueError("a bug")
-
-    def forgotten_transaction(request):
-        sql("BEGIN")
-        sql("INSERT INTO t VALUES (1)")
-        return HttpResponse()
-
-    def forgotten_autocommit(request):
-        transaction.set_autocommit(False)
-        sql("INSERT INTO t VALUES (1)")
-        return HttpResponse()
-
-    def forgotten_atomic(request):
-        transaction.atomic().__enter__()
-        sql("INSERT INTO t VALUES (1)")
-        return HttpResponse()
-
-    def forgotten_cursor(request):
-        from pymysql.cursors import SSCursor
-        connection.ensure_connection()
-        cursor = connection.connection.cursor(SSCursor)
-        cursor.execute("SELECT 1 UNION SELECT 2")
-        request.kept = cursor
-        return HttpResponse()
-
-    def timeout_in_query(request):
-        with gevent.Timeout(0.05):
-            sql("SELECT SLEEP(0.5)")
-
-    def timeout_in_transaction(request):
-        with gevent.Timeout(0.05):
-            with transaction.atomic():
-                sql("INSERT INTO t VALUES (1)")
-                gevent.sleep(1)
-
-    def killed(request):
-        sql("BEGIN")
-        sql("INSERT INTO t VALUES (1)")
-        raise gevent.GreenletExit
-
-    def exits(request):
-        sql("BEGIN")
-        sql("INSERT INTO t VALUES (1)")
-        raise SystemExit(1)
-
-    def closed_in_atomic(request):
-        with transaction.atomic():
-            sql("INSERT INTO t VALUES (1)")
-            connection.close()
-        return HttpResponse()
-
-    def stream(request):
-        def rows():
-            with transaction.atomic():
-                sql("INSERT INTO t VALUES (1)")
-                for _ in range(int(request.GET["rows"])):
-                    yield b"x" * 100_000
-                    sql("SELECT 1")
-        return StreamingHttpResponse(rows())
-
-    def stream_boom(request):
-        def rows():
-            sql("SELECT 1")
-            yield b"x"
-            raise ValueError("a bug")
-        return StreamingHttpResponse(rows())
-
-    def sleep(request):
-        sql("SELECT SLEEP(%f)" % float(request.GET["seconds"]))
-        return HttpResponse()
-
-    def nested(request):
-        called = []
-        with transaction.atomic():
-            sql("INSERT INTO t VALUES (1)")
-            transaction.on_commit(lambda: called.append("outer"))
-            try:
-                with transaction.atomic():
-                    sql("INSERT INTO t VALUES (2)")
-                    transaction.on_commit(lambda: called.append("inner"))
-                    raise KeyError
-            except KeyError:
-                pass
-            transaction.on_commit(lambda: sql("INSERT INTO t VALUES (3)"))
-            assert called == []
-        return JsonResponse(called, safe=False)
-
-    def pollute(request):
-        def refuse(execute, sql, params, many, context):
-            raise AssertionError("a wrapper of the last request")
-        sql("SELECT 1")
-        connection.force_debug_cursor = True
-        sql("SELECT 2")
-        connection.savepoint_state = 7
-        transaction.atomic().__enter__()
-        transaction.on_commit(lambda: sql("INSERT INTO t VALUES (1)"))
-        connection.needs_rollback = True
-        connection.execute_wrappers.append(refuse)
-        return HttpResponse()
-
-    def flags(request):
-        with transaction.atomic():
-            sql("SELECT 1")
-        return JsonResponse([
-            connection.force_debug_cursor, len(connection.queries_log), connection.savepoint_state,
-            connection.in_atomic_block, connection.needs_rollback, len(connection.run_on_commit),
-            len(connection.execute_wrappers), connection.get_autocommit(),
-        ], safe=False)
-"""
+VIEWS = Path(__file__).with_name("requests_views.py")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +43,7 @@ def shared(mariadb: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = write_project(
         tmp_path_factory.mktemp("requests") / "project",
         databases={"default": database.django()},
-        views=dedent(SITE_VIEWS) + dedent(VIEWS),
+        views=(SITE_VIEWS, VIEWS),
     )
     numbers = ("--pool-size", str(CAP), "--max-outstanding", str(CAP))
     ages = ("--conn-max-age", "3600", "--keep-alive", "3600")

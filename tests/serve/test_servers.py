@@ -17,14 +17,12 @@ from conftest import MakeProject, StartServe, lasting_server
 from support import servers
 from support.certificates import Authority, Certificate
 from support.client import gate
-from support.command import Done, run
+from support.command import EXIT_DATABASE, EXIT_PLAN, EXIT_PROJECT, Done, run
 from support.django_project import APP
 from support.haproxy import haproxy, needs_haproxy
 from support.processes import wait_until
 from support.servers import ROOT, Database, Server
 from support.site import VIEWS, Site
-
-EXIT_PROJECT, EXIT_PLAN, EXIT_DATABASE = 4, 5, 6
 
 StartSite = Callable[..., Site]
 Check = Callable[..., Done]

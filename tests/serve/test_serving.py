@@ -1,15 +1,14 @@
-"""pooled-serve as a process: starting, signals, workers, and the end, against a real server."""
+"""pooled-serve as a process: starting, signals, workers, against a real server."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,41 +18,17 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import TORTURE, processes, torture
+from support import processes
 from support.client import gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
 from support.processes import children, wait_until
-from support.script import run_script
 from support.serve import POOLED_SERVE, STOP_TIMEOUT, Serve, ServerExited, environment
 from support.servers import Database, Server
+from support.torture import TORTURE, torture
 
-VIEWS = """
-    import os, time
-    from django.db import connection
-    from django.http import JsonResponse
-    from pooled_serve.backend import patch
-
-    def one(request):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT CONNECTION_ID()")
-            return JsonResponse({"id": cursor.fetchone()[0], "pid": os.getpid()})
-
-    def run(request):
-        with connection.cursor() as cursor:
-            cursor.execute(request.GET["sql"])
-        return JsonResponse({})
-
-    def plain(request):
-        return JsonResponse({})
-
-    def stats(request):
-        return JsonResponse({"pid": os.getpid(), "pools": {
-            alias: pool.stats() for alias, pool in patch.pools().items()}})
-"""
-
+VIEWS = Path(__file__).with_name("serving_views.py")
 HANG_UPS = 20 if TORTURE else 3
-
 SMALL = ("--pool-size", "2", "--max-outstanding", "5")
 # Instead of 2 s, for which a busy machine may keep the client from its next request.
 PATIENT = ("--keep-alive", "60")
@@ -68,14 +43,6 @@ def database(mariadb: Server) -> Database:
 def site(project: Any, database: Database) -> Path:
     folder: Path = project(VIEWS, databases={"default": database.django()})
     return folder
-
-
-@pytest.fixture
-def no_aborts(mariadb: Server) -> Iterator[None]:
-    """Every connection was closed with a goodbye, and none is left."""
-    before = mariadb.admin.aborted_clients()
-    yield
-    assert mariadb.admin.aborted_clients() == before
 
 
 def run(sql: str) -> str:
@@ -361,6 +328,10 @@ def test_usr2_hands_over_to_a_new_master(
         wait_until(lambda: not processes.is_running(second_master))
 
 
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
 # --- Workers -----------------------------------------------------------------------------------
 
 
@@ -415,30 +386,7 @@ def test_what_a_project_asks_while_it_is_imported_holds_no_connection(
 def test_fork_in_user_code_leaves_the_connections_of_the_parent_alone(
     project: Any, database: Database, serve: Any
 ) -> None:
-    views = (
-        VIEWS
-        + """
-    def fork(request):
-        from django.db import connection
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT CONNECTION_ID()")
-            mine = cursor.fetchone()[0]
-            child = os.fork()
-            if child == 0:
-                try:
-                    connection.close()
-                    with connection.cursor() as other:
-                        other.execute("SELECT CONNECTION_ID()")
-                        os._exit(0 if other.fetchone()[0] != mine else 2)
-                finally:
-                    os._exit(1)
-            _, status = os.waitpid(child, 0)
-            cursor.execute("SELECT CONNECTION_ID()")
-            return JsonResponse({"same": cursor.fetchone()[0] == mine,
-                                 "child": os.waitstatus_to_exitcode(status)})
-    """
-    )
-    web = serve(project(views, databases={"default": database.django()}), *SMALL)
+    web = serve(project(VIEWS, databases={"default": database.django()}), *SMALL)
     web.get("/one")
     assert web.get("/fork").json() == {"same": True, "child": 0}
     assert web.get("/one").status == 200
@@ -469,181 +417,6 @@ def test_the_users_own_hooks_all_run(site: Path, serve: Any) -> None:
         assert "size 2" in web.log
 
 
-# --- After the last request --------------------------------------------------------------------
-
-LAST_QUERIES = """
-    import atexit
-    import threading
-    import time
-
-    from django.db import connection, transaction
-    from django.http import HttpResponse
-
-    def note(what):
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("INSERT INTO notes VALUES (%s)", [what])
-
-    def one(request):
-        note("request")
-        return HttpResponse()
-
-    def keeps_it():
-        note("atexit")  # and does not close the connection
-
-    def in_a_thread():
-        def work():
-            note("thread")
-            connection.close()
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-
-    atexit.register(keeps_it)
-    atexit.register(in_a_thread)
-
-    def for_ever(daemon):
-        def work():
-            while True:
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT 1")
-                time.sleep(0.05)
-        threading.Thread(target=work, daemon=daemon).start()
-        return HttpResponse()
-
-    def daemon(request):
-        return for_ever(True)
-
-    def no_daemon(request):
-        return for_ever(False)
-"""
-LAST_HOOKS = """
-import atexit
-import sys
-
-def atexit_of_conf():
-    if "mysite.views" in sys.modules:  # not so in the master
-        sys.modules["mysite.views"].note("conf")
-
-atexit.register(atexit_of_conf)
-
-def worker_exit(server, worker):
-    from mysite.views import note
-    note("hook")
-"""
-
-
-@pytest.fixture
-def last_queries(project: Any, database: Database, mariadb: Server) -> Path:
-    mariadb.admin.query(f"CREATE TABLE {database.name}.notes (what TEXT) ENGINE=InnoDB")
-    folder: Path = project(LAST_QUERIES, databases={"default": database.django()})
-    (folder / "gunicorn.conf.py").write_text(LAST_HOOKS)
-    return folder
-
-
-def notes(mariadb: Server, database: Database) -> list[str]:
-    return [row["what"] for row in mariadb.admin.query(f"SELECT what FROM {database.name}.notes")]
-
-
-@pytest.mark.parametrize("mode", ["request", "transaction"])
-@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
-def test_hooks_and_exit_handlers_can_query_and_say_goodbye(
-    last_queries: Path,
-    serve: Any,
-    mode: str,
-    preload: tuple[str, ...],
-    database: Database,
-    mariadb: Server,
-    no_aborts: None,
-) -> None:
-    web = serve(last_queries, "--pool-mode", mode, *preload)
-    assert web.get("/one").status == 200
-    web.stop()
-    said = notes(mariadb, database)
-    # What is loaded before the fork is told of by the master, too.
-    assert said[:5] == ["request", "hook", "thread", "atexit", "conf"], web.log
-    assert "Traceback" not in web.log
-
-
-@pytest.mark.parametrize("mode", ["request", "transaction"])
-def test_threads_that_never_end_do_not_keep_the_process(
-    last_queries: Path, serve: Any, mode: str, database: Database, mariadb: Server, no_aborts: None
-) -> None:
-    web = serve(last_queries, "--pool-mode", mode, "--graceful-timeout", "60")
-    assert web.get("/daemon").status == 200
-    assert web.get("/no_daemon").status == 200
-    web.signal(signal.SIGTERM)
-    assert web.wait(30) == 0  # not killed after the minute that gunicorn gives it
-    assert notes(mariadb, database) == ["hook", "thread", "atexit", "conf"]
-
-
-def test_exit_handlers_of_a_script_can_query(
-    project: Any, database: Database, mariadb: Server, no_aborts: None
-) -> None:
-    mariadb.admin.query(f"CREATE TABLE {database.name}.notes (what TEXT) ENGINE=InnoDB")
-    run_script(
-        project(databases={"default": database.django()}),
-        """
-        import atexit
-        atexit.register(lambda: run("INSERT INTO notes VALUES ('atexit')"))
-        run("INSERT INTO notes VALUES ('script')")
-        """,
-    )
-    assert notes(mariadb, database) == ["script", "atexit"]
-
-
-PID_1 = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "--", *POOLED_SERVE)
-
-may_be_pid_1 = pytest.mark.skipif(
-    not shutil.which("unshare") or os.geteuid() != 0, reason="needs root, to be PID 1 somewhere"
-)
-
-
-@may_be_pid_1
-def test_as_pid_1_it_stops_on_term_while_the_project_is_loaded(project: Any) -> None:
-    folder = project("", databases={})
-    (folder / "mysite" / "wsgi.py").write_text("import time\ntime.sleep(600)\n")
-    command = [*PID_1, "mysite.wsgi", "-b", "127.0.0.1:0"]
-    unshare = subprocess.Popen(command, cwd=folder, env=environment())
-    try:
-        (init,) = wait_until(lambda: children(unshare.pid))
-        (_,) = wait_until(lambda: children(init))  # the preflight's
-        os.kill(init, signal.SIGTERM)
-        assert unshare.wait(STOP_TIMEOUT) == 0
-    finally:
-        unshare.kill()
-        unshare.wait()
-
-
-@may_be_pid_1
-def test_as_pid_1_it_stops_on_term_and_reaps_orphans(
-    project: Any, database: Database, no_aborts: None
-) -> None:
-    """Docker's CMD makes it PID 1, whose default action for TERM is to ignore it."""
-    views = (
-        VIEWS
-        + """
-    def orphan(request):
-        os.system("sleep 0.1 &")  # its parent, the shell, is gone: PID 1 inherits it
-        return JsonResponse({})
-    """
-    )
-    site = project(views, databases={"default": database.django()})
-    with Serve("mysite.wsgi", *SMALL, command=PID_1, cwd=site) as web:
-        assert web.get("/one").status == 200
-        (init,) = children(web.master_pid)
-        for _ in range(5):
-            web.get("/orphan")
-        wait_until(lambda: _all_children(init) == children(init) and len(children(init)) == 1)
-        os.kill(init, signal.SIGTERM)
-        assert web.wait() == 0
-
-
-def _all_children(pid: int) -> set[int]:
-    """Those included that have ended, and that nobody has asked for."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return {int(child) for child in listed.split()}
-
-
 # --- The start ---------------------------------------------------------------------------------
 
 
@@ -669,7 +442,3 @@ def test_the_banner_tells_the_numbers(site: Path, serve: Any, database: Database
     web = serve(site, *SMALL)
     assert f"127.0.0.1:{database.port}/{database.name} · pool 2 · cap 5" in web.log
     assert database.password not in web.log
-
-
-def _read(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""

@@ -18,22 +18,7 @@ from pooled_serve.serve.turns import Turns
 from support.processes import MAX_WAIT_SECONDS, resume, suspend, wait_until
 from support.serve import Address, Serve
 
-VIEWS = """
-    import os
-    from django.http import HttpResponse, JsonResponse
-
-    served = []
-
-    def turn(request):
-        served.append(request.GET["client"])
-        return HttpResponse("ok")
-
-    def order(request):
-        return JsonResponse(served, safe=False)
-
-    def pid(request):
-        return JsonResponse(os.getpid(), safe=False)
-"""
+VIEWS = Path(__file__).with_name("turns_views.py")
 
 OPTIONS = ("-w", "2", "--keep-alive", "60")
 """With a single worker, gunicorn lets it accept all connections in one go."""

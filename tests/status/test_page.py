@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -37,7 +36,7 @@ class Shop:
     """Two workers with a cap of 2 each, and their status listener."""
 
     def __init__(self, folder: Path, database: Database, workers: int = WORKERS) -> None:
-        write_project(folder, databases={"default": database.django()}, views=dedent(VIEWS))
+        write_project(folder, databases={"default": database.django()}, views=VIEWS)
         self.database = database
         self.status = ("127.0.0.1", free_port())
         self.server = Serve(

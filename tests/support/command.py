@@ -16,6 +16,8 @@ from gunicorn.config import Chdir
 from pooled_serve import cli
 from support.serve import POOLED_SERVE, environment
 
+EXIT_USAGE, EXIT_PROJECT, EXIT_PLAN, EXIT_DATABASE = 2, 4, 5, 6
+
 
 @dataclass(frozen=True)
 class Done:

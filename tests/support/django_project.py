@@ -10,6 +10,26 @@ from typing import Any
 
 APP = "mysite.wsgi"
 
+SQLITE = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+PASSWORD = "hunter2-and-more"
+"""That of mysql_at(), which nobody may print."""
+
+
+def mysql_at(host: str, port: int = 3306, **settings: object) -> dict[str, Any]:
+    """DATABASES with a server that need not be there."""
+    return {
+        "default": {
+            "ENGINE": "django.db.backends.mysql",
+            "HOST": host,
+            "PORT": port,
+            "NAME": "app",
+            "USER": "app",
+            "PASSWORD": PASSWORD,
+            **settings,
+        }
+    }
+
+
 SETTINGS = """
     ALLOWED_HOSTS = ["*"]
     SECRET_KEY = "for tests"
@@ -55,11 +75,15 @@ ONE = """
 """A view that asks for the number of its connection."""
 
 
+Views = str | Path | tuple[str | Path, ...]
+"""A source, the file that it is copied from, or several that become one module."""
+
+
 def write_project(
     folder: Path,
     *,
     databases: Mapping[str, Any],
-    views: str = "",
+    views: Views = "",
     settings: str = "",
     urls: str = URLS,
     wsgi: str = WSGI,
@@ -74,12 +98,18 @@ def write_project(
         "__init__": "",
         "settings": dedent(SETTINGS).format(databases=dict(databases)) + dedent(settings),
         "urls": urls,
-        "views": views,
+        "views": source_of(views),
         "wsgi": wsgi,
     }
     for name, source in sources.items():
         (package / f"{name}.py").write_text(dedent(source).lstrip())
     return folder
+
+
+def source_of(views: Views) -> str:
+    if isinstance(views, tuple):
+        return "\n\n".join(map(source_of, views))
+    return views.read_text() if isinstance(views, Path) else dedent(views)
 
 
 def rewrite(file: Path, source: str) -> None:

@@ -1,28 +1,31 @@
-"""A script in a fresh interpreter: gevent's patches, Django on a project, its MySQL pooled.
+"""A function in a fresh interpreter: gevent's patches, Django on a project, its MySQL pooled.
 
-    assert run_script(project(), "report(one('SELECT 1'))") == 1
+    assert run_function(project(), "backend/lease_scripts.py", "a_function", 1, 2) == 3
 
-The process of the tests itself stays un-patched. That of the script is this same file, so nothing
-may be imported here before gevent has patched.
+The process of the tests itself stays un-patched. That of the function begins in this same file, so
+nothing may be imported here before gevent has patched.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 SIZE, CAP = 2, 4
+RESULT = "result "  # begins the line of standard output that has it
+TESTS = Path(__file__).resolve().parents[1]
 
 
-def run_script(
+def run_function(
     folder: Path,
-    source: str,
-    *,
+    file: str,
+    function: str,
+    *args: Any,
     gevent: bool = True,
     size: int = SIZE,
     cap: int | None = CAP,
@@ -31,14 +34,15 @@ def run_script(
     within: float = 120.0,
     **env: str,
 ) -> Any:
-    """Run it in a project, `within` so many seconds; return what it gave to report() last.
+    """Call a function of a file under tests/, in the project `folder`, and return its result.
 
-    `cap` is None for no limit. With `gevent=False` nothing is patched by gevent,
-    with `pooled=False` nothing by us: it is plain Django on PyMySQL.
+    What it takes and returns becomes JSON on its way. It has `within` seconds. `cap` is None for no
+    limit. With `gevent=False` nothing is patched by gevent, with `pooled=False` nothing by us: it
+    is plain Django on PyMySQL.
     """
     from support.serve import environment
 
-    order = [gevent, pooled, size, cap, timeout, dedent(source)]
+    order = [gevent, pooled, size, cap, timeout, file, function, args]
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, json.dumps(order)],
         cwd=folder,
@@ -54,18 +58,26 @@ def run_script(
     # What a finalizer or the event loop has to complain about does not end a process.
     assert "Traceback" not in said, said
     assert "ignored" not in said, said
-    reports = [line for line in done.stdout.splitlines() if line.startswith("report ")]
-    return json.loads(reports[-1].removeprefix("report ")) if reports else None
+    results = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    return json.loads(results[-1].removeprefix(RESULT)) if results else None
 
 
 def main(
-    gevent: bool, pooled: bool, size: int, cap: int | None, timeout: float, source: str
+    gevent: bool,
+    pooled: bool,
+    size: int,
+    cap: int | None,
+    timeout: float,
+    file: str,
+    function: str,
+    args: list[Any],
 ) -> None:
     if gevent:
         from gevent import monkey
 
         monkey.patch_all()
     sys.path[0] = os.getcwd()
+    sys.path.append(str(TESTS))
     os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
 
     if pooled:
@@ -81,78 +93,11 @@ def main(
     import django
 
     django.setup()
-    exec(compile(source, "<script>", "exec"), names(cap))
-
-
-def names(cap: int | None) -> dict[str, Any]:
-    """What scripts find defined."""
-    import contextlib
-    import gc
-    import time
-
-    import gevent
-    from django.db import connection, connections, transaction
-
-    from pooled_serve.backend import patch
-
-    def report(value: object) -> None:
-        print("report", json.dumps(value), flush=True)
-
-    def run(sql: str, *args: Any, alias: str = "default") -> list[Any]:
-        with connections[alias].cursor() as cursor:
-            cursor.execute(sql, args or None)
-            return list(cursor.fetchall()) if cursor.description else []
-
-    def one(sql: str, *args: Any, alias: str = "default") -> Any:
-        return run(sql, *args, alias=alias)[0][0]
-
-    def pool(alias: str = "default") -> Any:
-        return patch.pools()[alias]
-
-    def settle(condition: Any, seconds: float = 30.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, {alias: pool(alias).stats() for alias in patch.pools()}
-            gevent.sleep(0.005)
-
-    def assert_sound(alias: str = "default") -> None:
-        """No slot is lost, the server knows the pool's connections and no more."""
-        patch.end_request()
-        it = pool(alias)
-        settle(lambda: it.stats()["in_use"] == it.stats()["waiting"] == 0)
-        assert it.stats()["idle"] <= it.size
-        if cap is None:
-            return
-        taken = [it.acquire(timeout=30) for _ in range(cap)]
-
-        def known() -> set[int]:
-            with taken[0].cursor() as cursor:
-                cursor.execute("SHOW PROCESSLIST")
-                return {row[0] for row in cursor.fetchall()}
-
-        ours = {conn.thread_id() for conn in taken}
-        assert len(ours) == cap
-        settle(lambda: known() == ours)  # the server takes a moment to forget what was closed
-        for conn in taken:
-            assert not (conn._status_at_rest and conn.transaction_unknown)
-            it.release(conn)
-
-    return {
-        "assert_sound": assert_sound,
-        "connection": connection,
-        "connections": connections,
-        "contextlib": contextlib,
-        "gc": gc,
-        "gevent": gevent,
-        "one": one,
-        "patch": patch,
-        "pool": pool,
-        "report": report,
-        "run": run,
-        "settle": settle,
-        "time": time,
-        "transaction": transaction,
-    }
+    path = TESTS / file
+    sys.path.append(str(path.parent))
+    result = getattr(importlib.import_module(path.stem), function)(*args)
+    if result is not None:
+        print(RESULT + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,51 +16,7 @@ from support.servers import Database
 SLACK = 10.0
 """Seconds by which a busy machine may be late, where a test bounds how long something takes."""
 
-VIEWS = """
-    from django.db import connection, connections
-    from django.http import HttpResponse, JsonResponse
-    from gevent.event import Event
-
-    from pooled_serve.backend import patch
-
-    guests = []
-    everyone = Event()
-
-    def the_pool():
-        connections["default"]  # makes it
-        return patch.pools()["default"]
-
-    def run(request):
-        with connection.cursor() as cursor:
-            cursor.execute(request.GET["sql"])
-            rows = cursor.fetchall() if cursor.description else []
-        return JsonResponse([list(map(str, row)) for row in rows], safe=False)
-
-    def meet(request):
-        # Each guest keeps a connection until all are there, which takes as many connections.
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            guests.append(1)
-            if len(guests) == int(request.GET["guests"]):
-                everyone.set()
-            met = everyone.wait(20)
-            guests.clear()
-            cursor.execute("SELECT 1")
-        return HttpResponse(status=200 if met else 504)
-
-    def part(request):
-        guests.clear()
-        everyone.clear()
-        return HttpResponse()
-
-    def pool(request):
-        return JsonResponse(the_pool().stats())
-
-    def tune(request):
-        for name, value in request.GET.items():
-            setattr(the_pool(), name, float(value))
-        return HttpResponse()
-"""
+VIEWS = Path(__file__).with_name("site_views.py")
 
 
 class Site:

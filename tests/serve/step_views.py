@@ -1,4 +1,4 @@
-"""Views for tests/serve/test_random_requests.py: a request does what a list of steps says.
+"""Views for test_random_requests.py: a request does what a list of steps says.
 
 Served as part of a project of its own; `tests` and `pooled_serve.backend.patch` are all it needs.
 Some requests only look: what they find at their beginning must be what a fresh process shows,

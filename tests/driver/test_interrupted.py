@@ -1,0 +1,101 @@
+"""A command that is interrupted, wherever it is: its connection is closed without a noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gevent
+import gevent.socket
+import gevent.ssl
+import pytest
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import conversions
+from pymysql.cursors import SSCursor
+from pymysql.err import InterfaceError
+
+from support.connections import KINDS, Connect, run, stuff
+from support.netproxy import NetProxy
+from support.servers import Database, Server
+
+
+@pytest.fixture
+def database(server: Server) -> Database:
+    return server.create_database()
+
+
+def test_an_error_while_a_result_is_parsed_closes_it(connect: Connect) -> None:
+    def fail(value: str) -> int:
+        if value == "2":
+            raise ValueError("not this one")
+        return int(value)
+
+    decoders = {**conversions, FIELD_TYPE.LONG: fail, FIELD_TYPE.LONGLONG: fail}
+    connection = connect(conv=decoders)
+    with pytest.raises(ValueError, match="not this one"):
+        run(connection, "SELECT 1 UNION SELECT 2 UNION SELECT 3")
+    assert connection.condition() == "lost"
+
+
+@pytest.mark.usefixtures("cooperative")
+@pytest.mark.parametrize("how", ["killed", "timed out"])
+def test_a_query_that_is_interrupted_while_it_is_read_closes_it(connect: Connect, how: str) -> None:
+    connection = connect()
+    interrupt(lambda: run(connection, "SELECT SLEEP(2)"), how)
+    assert connection.condition() == "lost"
+    with pytest.raises(InterfaceError):
+        run(connection, "SELECT 1")
+
+
+@pytest.mark.usefixtures("cooperative")
+@pytest.mark.parametrize("how", ["killed", "timed out"])
+def test_a_query_that_is_interrupted_while_it_is_sent_closes_it(
+    connect: Connect, proxy: NetProxy, how: str
+) -> None:
+    connection = connect(port=proxy.port)
+    proxy.freeze()
+    interrupt(lambda: run(connection, "SELECT %s", "x" * 12_000_000), how)
+    assert connection.condition() == "lost"
+    with pytest.raises(InterfaceError):
+        run(connection, "SELECT 1")
+
+
+@pytest.mark.usefixtures("cooperative")
+@pytest.mark.parametrize(("kind", "sent"), [(kind, True) for kind in KINDS] + [(KINDS[0], False)])
+def test_a_commit_that_is_interrupted_closes_it(
+    connect: Connect, proxy: NetProxy, sent: bool
+) -> None:
+    connection = connect(port=proxy.port)
+    run(connection, "BEGIN")
+    proxy.freeze()
+    if not sent:
+        stuff(connection)
+    interrupt(connection.commit, "killed")
+    assert connection.condition() == "lost"
+
+
+@pytest.mark.usefixtures("cooperative")
+def test_unbuffered_rows_that_are_interrupted_leave_no_noise(
+    connect: Connect, proxy: NetProxy
+) -> None:
+    connection = connect(port=proxy.port)
+    cursor = connection.cursor(SSCursor)
+    cursor.execute("SELECT REPEAT('x', 100000) FROM information_schema.collations")
+    proxy.freeze()
+    interrupt(cursor.fetchall, "killed")
+    assert connection.condition() == "lost"
+    with pytest.raises(InterfaceError):
+        cursor.fetchone()
+    del cursor  # an error in a finalizer would fail this test
+
+
+def interrupt(what: Callable[[], object], how: str) -> None:
+    """Let it begin, and end it in the middle."""
+    if how == "killed":
+        greenlet = gevent.spawn(what)
+        gevent.sleep(0.1)
+        assert not greenlet.ready(), greenlet.value
+        greenlet.kill()
+        assert isinstance(greenlet.value, gevent.GreenletExit)
+    else:
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.1):
+            what()

@@ -1,0 +1,150 @@
+"""Rules and dashboard of examples/deploy, with promtool and a Prometheus that scrapes us."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+
+from conftest import MakeProject, StartServe
+from support.deploy import DEPLOY, installed, text, variables, write_myproject
+from support.ports import free_port
+from support.processes import wait_until
+from support.serve import Client
+from support.servers import Server, tied_to_us
+from support.torture import torture
+
+
+@pytest.fixture
+def myproject(project: MakeProject) -> Path:
+    return write_myproject(project)
+
+
+@pytest.fixture
+def env(mariadb: Server, tmp_path: Path) -> dict[str, str]:
+    return variables(mariadb.create_database(), tmp_path)
+
+
+LABELS = {"db_client_connection_pool_name", "db_client_connection_state", "worker"}
+NAME = "db_client_connection_"
+METRICS = {
+    *(NAME + n for n in ("count", "max", "idle_max", "pending_requests", "timeouts_total")),
+    *(
+        f"{NAME}{what}_time_seconds_{part}"
+        for what in ("create", "wait", "use")
+        for part in ("bucket", "sum", "count")
+    ),
+}
+
+
+def dashboard() -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(text("grafana-dashboard.json"))
+    return board
+
+
+def queries(**variables: str) -> list[str]:
+    """Of the dashboard, with its variables filled in."""
+    found = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    filled = {"job": ".*", "instance": ".*", "pool": ".*", "__rate_interval": "5m", **variables}
+    for name, value in filled.items():
+        found = [expression.replace(f"${name}", value) for expression in found]
+    assert not any("$" in expression for expression in found)
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(text("prometheus-rules.yaml"))["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def test_rules_and_dashboard_name_metrics_that_there_are() -> None:
+    dashboard_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(queries())))
+    rule_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(rule["expr"] for rule in rules())))
+    assert dashboard_names | rule_names <= METRICS | LABELS
+    for kind in ("create", "wait", "use"):
+        assert f"{NAME}{kind}_time_seconds_bucket" in dashboard_names
+    assert len({panel["id"] for panel in dashboard()["panels"]}) == len(dashboard()["panels"])
+
+
+def promtool(*args: str) -> None:
+    program = installed("promtool", "prometheus")
+    done = subprocess.run([program, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_is_content(tmp_path: Path) -> None:
+    promtool("test", "rules", str(DEPLOY / "prometheus-rules.test.yaml"))
+    records = [
+        {"record": f"query:{number}", "expr": expression}
+        for number, expression in enumerate(queries())
+    ]
+    group = {"groups": [{"name": "dashboard", "rules": records}]}
+    (tmp_path / "dashboard.yaml").write_text(yaml.safe_dump(group))
+    promtool(
+        "check", "rules", *map(str, (DEPLOY / "prometheus-rules.yaml", tmp_path / "dashboard.yaml"))
+    )
+
+
+@torture
+def test_prometheus_answers_every_query_of_the_dashboard(
+    myproject: Path, env: dict[str, str], serve: StartServe, tmp_path: Path
+) -> None:
+    program = installed("prometheus", "prometheus")
+    status, port = free_port(), free_port()
+    options = ("--pool-size", "1", "--max-outstanding", "2", "--pool-timeout", "0.2")
+    server = serve(myproject, *options, "--status", f"127.0.0.1:{status}", env=env)
+    scrape = {"job_name": "web", "static_configs": [{"targets": [f"127.0.0.1:{status}"]}]}
+    (tmp_path / "prometheus.yaml").write_text(
+        yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]})
+    )
+    command = [
+        program,
+        f"--config.file={tmp_path}/prometheus.yaml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+
+    def answer(query: str) -> list[Any]:
+        with Client(("127.0.0.1", port)) as client:
+            response = client.get("/api/v1/query?" + urlencode({"query": query}))
+        if response.status == 503:  # it is still starting
+            return []
+        said = response.json()
+        assert said["status"] == "success", said
+        return [series["value"][1] for series in said["data"]["result"]]
+
+    def is_scraped() -> bool:
+        try:
+            return bool(answer("sum(increase(db_client_connection_timeouts_total[10s])) > 0"))
+        except OSError:
+            return False
+
+    over = threading.Event()
+
+    def visit() -> None:
+        # Each time one connection is opened, two are waited for in vain, and one is closed.
+        while not over.is_set():
+            with ThreadPoolExecutor(4) as visitors:
+                list(visitors.map(server.get, ["/hold?seconds=0.3"] * 4))
+
+    with subprocess.Popen(tied_to_us(command)) as process, ThreadPoolExecutor(1) as thread:
+        visiting = thread.submit(visit)
+        try:
+            wait_until(is_scraped, timeout=120)
+            for query in queries(__rate_interval="10s"):
+                # Of the last ten seconds there may be too few numbers yet.
+                wait_until(lambda: (values := answer(query)) and "NaN" not in values)  # noqa: B023
+        finally:
+            over.set()
+            process.terminate()
+        visiting.result()

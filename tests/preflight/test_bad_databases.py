@@ -1,0 +1,323 @@
+"""Database servers that do not answer, do not let us in, or allow less than was asked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+
+from conftest import MakeProject, StartServe
+from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.preflight.runner import connect_problem
+from support.command import EXIT_DATABASE, EXIT_PLAN, run
+from support.django_project import PASSWORD, SQLITE, mysql_at
+from support.ports import free_port
+from support.processes import wait_until
+from support.serve import ServerExited
+from support.servers import ROOT, Database, Server
+
+
+def refused_port() -> dict[str, Any]:
+    return mysql_at("127.0.0.1", free_port())
+
+
+SERVERS = {
+    "refused": (refused_port, "PS301", "does not accept connections (Connection refused)"),
+    "no socket": (lambda: mysql_at("/nowhere/mysql.sock"), "PS301", "No such file"),
+    "unknown host": (lambda: mysql_at("no-such-host.invalid"), "PS302", "name of no-such-host"),
+    "password in the host": (
+        lambda: mysql_at(f"app:{PASSWORD}@no-such-host.invalid"),
+        "PS302",
+        "cannot resolve the host name of no-such-host.invalid:3306",
+    ),
+}
+
+
+@pytest.mark.parametrize(("databases", "code", "says"), SERVERS.values(), ids=SERVERS.keys())
+def test_unreachable_server(
+    project: MakeProject, databases: Callable[[], dict[str, Any]], code: str, says: str
+) -> None:
+    folder = project(databases=databases())
+    # A name server that does not answer must not take longer than the preflight waits.
+    done = run("mysite.wsgi", "--check", cwd=folder, env={"RES_OPTIONS": "timeout:1 attempts:1"})
+    done.assert_one_problem(code, EXIT_DATABASE, says, "DATABASES")
+    assert PASSWORD not in done.output
+    assert "Ready" not in done.output
+
+
+def test_unreachable_server_is_no_reason_not_to_start(
+    project: MakeProject, serve: StartServe
+) -> None:
+    folder = project(
+        "from django.http import HttpResponse\ndef hello(r):\n    return HttpResponse('hello')",
+        databases=refused_port(),
+    )
+    done = run("mysite.wsgi", "--strict", "-b", "127.0.0.1:0", cwd=folder)
+    done.assert_one_problem("PS301", EXIT_DATABASE)
+    server = serve(folder)
+    assert server.get("/hello").text == "hello"
+    assert "WARN  PS301" in server.log
+    assert server.stop() == 0
+
+
+def check(project: MakeProject, database: Database, *args: str, **settings: object) -> Any:
+    done = run(
+        "mysite.wsgi",
+        "--check",
+        *args,
+        cwd=project(databases={"default": database.django(**settings)}),
+    )
+    assert database.password not in done.output
+    return done
+
+
+def test_wrong_password(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    done = check(project, database, PASSWORD=PASSWORD)
+    done.assert_one_problem("PS303", EXIT_DATABASE, "Access denied", "USER and PASSWORD")
+    assert PASSWORD not in done.output
+
+
+@pytest.mark.parametrize("name", ["nosuch", "mysql"])
+def test_wrong_database(project: MakeProject, mariadb: Server, name: str) -> None:
+    # 1044 for both: who may see nothing is not told what is missing
+    done = check(project, mariadb.create_database(), NAME=name)
+    done.assert_one_problem("PS304", EXIT_DATABASE, name, "GRANT")
+
+
+def test_missing_database(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    mariadb.admin.query(f"DROP DATABASE {database.name}")
+    done = check(project, database)
+    done.assert_one_problem("PS304", EXIT_DATABASE, "Unknown database", "create the database")
+
+
+def test_full_server(project: MakeProject, start_mariadb: Callable[..., Server]) -> None:
+    server = start_mariadb("--max-connections=10")
+    database = server.create_database()
+    server.admin.close()
+
+    def another() -> pymysql.Connection | None:
+        with suppress(pymysql.OperationalError):  # the administrator's is still ending
+            return pymysql.connect(**database.connect_args(), ssl_disabled=True)
+        return None
+
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(closing(wait_until(another)))
+        done = check(project, database)
+    done.assert_one_problem("PS305", EXIT_DATABASE, "Too many connections", "SHOW PROCESSLIST")
+
+
+def test_full_user(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database(max_user_connections=1)
+    with pymysql.connect(**database.connect_args(), ssl_disabled=True):
+        done = check(project, database)
+    done.assert_one_problem("PS305", EXIT_DATABASE, "max_user_connections", "raise its limit")
+
+
+def hide_cryptography(folder: Path) -> str:
+    (folder / "hidden" / "cryptography").mkdir(parents=True)
+    shim = folder / "hidden" / "cryptography" / "__init__.py"
+    shim.write_text("raise ImportError('hidden by a test')")
+    return str(folder / "hidden")
+
+
+def test_login_that_needs_cryptography(project: MakeProject, mysql: Server, tmp_path: Path) -> None:
+    database = mysql.create_database()  # a login that the server has not cached
+    folder = project(databases={"default": database.django(OPTIONS={"ssl_disabled": True})})
+    path = os.pathsep.join([hide_cryptography(tmp_path), str(ROOT)])
+    done = run("mysite.wsgi", "--check", cwd=folder, env={"PYTHONPATH": path})
+    done.assert_one_problem(
+        "PS306", EXIT_DATABASE, "cryptography", "'pooled-serve[rsa]', or use TLS"
+    )
+    assert database.password not in done.output
+
+
+def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(self: object, sock: object = None) -> None:
+        raise RuntimeError(
+            "'cryptography' package is required for sha256_password or caching_sha2_password "
+            "auth methods"
+        )
+
+    monkeypatch.setattr(pymysql.connections.Connection, "connect", connect)
+    with pytest.raises(pymysql.OperationalError) as raised:
+        MySQLConnection(host="db", password=PASSWORD)
+    problem = connect_problem(raised.value, "db:3306", 5.0)
+    assert problem.code == "PS306"
+    assert "pooled-serve[rsa]" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (pymysql.OperationalError(1698, "Access denied"), "PS303", "Access denied"),
+        (pymysql.OperationalError(1203, "User x has more"), "PS305", "User x has more"),
+        (pymysql.OperationalError(2026, "SSL connection error"), "PS309", "SSL"),
+        (pymysql.OperationalError(2003, "Can't connect"), "PS301", "Can't connect"),
+        (pymysql.OperationalError(2003, "Can't connect (timed out)"), "PS307", "within 5s"),
+        (pymysql.OperationalError(2013, "Lost connection (timed out)"), "PS307", "within 5s"),
+        (
+            pymysql.OperationalError(1130, "Host\nnot allowed"),
+            "PS308",
+            "Host not allowed (error 1130",
+        ),
+        (
+            pymysql.OperationalError(2006, "gone (reset by peer)"),
+            "PS308",
+            "hung up during the login",
+        ),
+        (ValueError("unheard of"), "PS308", "unheard of"),
+    ],
+)
+def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None:
+    problem = connect_problem(error, "db:3306", 5.0)
+    assert problem.code == code
+    assert says in problem.message
+    assert "db:3306" in problem.message
+    assert "\n" not in problem.message
+
+
+def test_no_password_is_seen(project: MakeProject, serve: StartServe, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    folder = project(
+        """
+        from django.db import connection
+        from django.http import HttpResponse
+
+        def ask(request):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            return HttpResponse("done")
+        """,
+        databases={"default": database.django()},
+        settings="""
+            LOGGING = {
+                "version": 1,
+                "disable_existing_loggers": False,
+                "handlers": {"console": {"class": "logging.StreamHandler"}},
+                "root": {"handlers": ["console"], "level": "DEBUG"},
+            }
+        """,
+    )
+    server = serve(folder, "--log-level", "debug", "-k", "gevent")
+    assert server.get("/ask").text == "done"
+    mariadb.admin.query(f"DROP USER {database.user}@127.0.0.1, {database.user}@localhost")
+    for row in mariadb.admin.processlist(database.user):
+        mariadb.admin.kill(row["Id"])
+    wait_until(lambda: not mariadb.admin.processlist(database.user))
+    assert server.get("/ask").status == 500
+    for pid in {server.master_pid, *server.worker_pids()}:
+        assert database.password.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    server.stop()
+    assert "Access denied" in server.log
+    assert database.password not in server.log
+
+
+# --- Numbers that the server does not allow ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short_tempered(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server that hangs up soon and allows few."""
+    from support import servers
+
+    options = ("--wait-timeout=30", "--max-connections=20")
+    with servers.mariadb(tmp_path_factory.mktemp("short"), *options) as server:
+        yield server
+
+
+PLANS: dict[str, tuple[list[str], dict[str, object], str, str, str]] = {
+    "age by option": (
+        ["--conn-max-age", "30"],
+        {},
+        "PS203",
+        "connections live 30s but MariaDB hangs up after wait_timeout=30s",
+        "use --conn-max-age 24, or on the server: SET GLOBAL wait_timeout = 38",
+    ),
+    "age by settings": ([], {"CONN_MAX_AGE": 600}, "PS203", "live 600s", "--conn-max-age 24"),
+    "cap below size": (
+        ["--pool-size", "8", "--max-outstanding", "6"],
+        {},
+        "PS204",
+        "max-outstanding 6 is smaller than pool-size 8",
+        "use --pool-size 6, or --max-outstanding 8",
+    ),
+    "cap below size of one": (
+        ["--pool", "default:8:6"],
+        {},
+        "PS204",
+        "max-outstanding 6 is smaller than pool-size 8",
+        "",
+    ),
+    "too many": (
+        ["-w", "2", "--max-outstanding", "11"],
+        {},
+        "PS201",
+        "2 workers × 11 connections = 22, the server allows 20 (",
+        "use --max-outstanding ",
+    ),
+    "too many hosts": (
+        ["--max-outstanding", "4", "--replicas", "6"],
+        {},
+        "PS201",
+        "6 repl",
+        "use ",
+    ),
+    "too many workers": (["-w", "21"], {}, "PS201", "21 workers × 1", "raise max_connections"),
+    "no cap": (
+        ["--max-outstanding", "unlimited"],
+        {},
+        "PS201",
+        "1 worker × 1000 connections (no cap: one per greenlet, --worker-connections)",
+        "--worker-connections ",
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_plan(project: MakeProject, short_tempered: Server, plan: Any) -> None:
+    args, settings, code, says, remedy = plan
+    database = short_tempered.create_database()
+    done = check(project, database, *args, **settings)
+    done.assert_one_problem(code, EXIT_PLAN, says, remedy)
+
+
+def test_defaults_yield(project: MakeProject, short_tempered: Server) -> None:
+    done = check(project, short_tempered.create_database(), "-w", "2")
+    assert done.code == 0, done.output
+    assert "age limit lowered from 60s to 24s: MariaDB hangs up after" in done.output
+    assert "cap lowered from 12 to 10 to fit max_connections=20" in done.output
+
+
+def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database(max_user_connections=6)
+    done = check(project, database)
+    assert "cap lowered from 12 to 6 to fit max_user_connections=6" in done.output
+    done = check(project, database, "--max-outstanding", "7")
+    done.assert_one_problem("PS201", EXIT_PLAN, "= 7, the server allows 6", "raise max_user_conn")
+
+
+# --- The port ----------------------------------------------------------------------------------
+
+
+def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
+    folder = project(databases=SQLITE)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = f"127.0.0.1:{free_port()}"
+        with pytest.raises(ServerExited) as ended:
+            serve(folder, "-b", free, address=listener.getsockname())
+        port = listener.getsockname()[1]
+    assert ended.value.returncode == 1
+    name = Path("/proc/self/comm").read_text().strip()
+    said = f"PS501 127.0.0.1:{port} is in use by process {os.getpid()} ({name})"
+    assert said in ended.value.log
+    assert ended.value.log.count("PS501") == 1  # the other one was to be had
+    assert "→ stop that process, or listen elsewhere with -b HOST:PORT" in ended.value.log

@@ -1,0 +1,180 @@
+"""Options that cannot work: a code, one line that says what, one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import MakeProject
+from pooled_serve.options import OPTIONS
+from support.command import EXIT_PLAN, EXIT_USAGE, Here, run
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
+    return Here(tmp_path, monkeypatch, capsys)
+
+
+USAGE: dict[str, tuple[list[str], str, str, str]] = {
+    "no application": ([], "PS405", "no application", "pooled-serve myproject.wsgi"),
+    "unknown option": (["a", "--pool-sise", "4"], "PS402", "--pool-sise", "--pool-size?"),
+    "unknown option of gunicorn": (["a", "--worker", "4"], "PS402", "--worker", "--workers?"),
+    "unknown option like no other": (["a", "--xyzzy"], "PS402", "--xyzzy", "--help"),
+    "unknown short option": (["a", "-X"], "PS402", "-X", "--help"),
+    "option without its value": (["a", "--pool-size"], "PS401", "--pool-size", "--help"),
+    "two applications": (["a", "b"], "PS401", "b", "--help"),
+    "gunicorn's number": (["a", "-w", "many"], "PS401", "--workers: invalid int value", "--help"),
+    "gunicorn's check": (["a", "-w", "-1"], "PS401", "--workers: ", "--help"),
+    "address": (["a", "-b", "127.0.0.1:http"], "PS401", "'http'", "--help"),
+    "environment setting": (["a", "-e", "DEBUG"], "PS401", "'DEBUG'", "--help"),
+    "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "--help"),
+    "user": (["a", "--user", "no-such-user"], "PS401", "--user: ", "--help"),
+    "no such file": (["a", "-c", "no.py"], "PS403", "no.py", "-c FILE"),
+    "no such module": (["a", "-c", "python:no.conf"], "PS403", "python:no.conf", "-c FILE"),
+    **{
+        f"worker class {name}": (["a", "-k", name], "PS404", repr(name), "remove -k")
+        for name in ("sync", "gthread", "tornado", "asgi", "myproject.workers.MyWorker")
+    },
+}
+
+
+@pytest.mark.parametrize(("args", "code", "says", "remedy"), USAGE.values(), ids=USAGE.keys())
+def test_usage(here: Here, args: list[str], code: str, says: str, remedy: str) -> None:
+    here.run(*args).assert_one_problem(code, EXIT_USAGE, says, remedy)
+
+
+# --- Values ------------------------------------------------------------------------------------
+
+
+BAD_VALUES = {
+    "pool_size": ("0", "-1", "4.5", "many", ""),
+    "max_outstanding": ("0", "-1", "none", "1e3"),
+    "pool_timeout": ("0", "-1", "soon", "inf", "nan"),
+    "conn_max_age": ("0", "-0.5", "never", "inf", "nan"),
+    "pool_mode": ("session", "statement"),
+    "pool_reset": ("never",),
+    "pool_aliases": ("replica", "replica:0", "replica:x", ":4", "replica:4:0", "a:1:2:3"),
+    "pool_replicas": ("0", "two"),
+    "pool_leak_threshold": ("0", "-1", "long"),
+    "pool_status": ("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
+    "pool_strict": ("maybe",),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
+def test_bad_values(
+    here: Here, option: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in BAD_VALUES[option.setting]:
+        said = here.run("a", f"{option.flag}={value}")
+        said.assert_one_problem("PS401", EXIT_USAGE, option.flag)
+
+        monkeypatch.setenv("GUNICORN_CMD_ARGS", f"{option.flag}='{value}'")
+        said = here.run("a")
+        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.flag}: ")
+        if not option.repeats:  # which gunicorn's parser lets pass
+            said.assert_one_problem("PS401", EXIT_USAGE, "GUNICORN_CMD_ARGS: ")
+        monkeypatch.delenv("GUNICORN_CMD_ARGS")
+
+        if value:  # an empty variable is as good as none
+            monkeypatch.setenv(option.variable, value)
+            here.run("a").assert_one_problem("PS401", EXIT_USAGE, f"{option.variable}: ")
+            monkeypatch.delenv(option.variable)
+
+        here.conf(f"{option.setting} = {value!r}")
+        said = here.run("a")
+        said.assert_one_problem("PS401", EXIT_USAGE, "gunicorn.conf.py: ")
+        said.assert_one_problem("PS401", EXIT_USAGE, option.flag)
+        here.conf("")
+
+
+def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) -> None:
+    folder = project()
+    for args, env, says in (
+        (["-w", "0"], {}, "--workers: must be a whole number above 0"),
+        (["-b", "127.0.0.1:70000"], {}, "--bind: there is no port 70000"),
+        ([], {"WEB_CONCURRENCY": "auto"}, "WEB_CONCURRENCY: must be a whole number, not 'auto'"),
+    ):
+        done = run("mysite.wsgi", "--check", *args, cwd=folder, env=env)
+        done.assert_one_problem("PS401", EXIT_USAGE, says)
+
+
+# --- The configuration file --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "says"),
+    [
+        ("pool_size = 0", "PS401", "--pool-size: must be a whole number above 0, not 0"),
+        ("pool_size = True", "PS401", "not True"),
+        ("pool_timeout = -1.5", "PS401", "--pool-timeout: must be a number of seconds above 0"),
+        ("pool_aliases = 4", "PS401", "--pool: must be ALIAS:SIZE"),
+        ("workers = 'x'", "PS401", "--workers: "),
+        ("wsgi_app = 4", "PS401", "wsgi_app: "),
+        ("worker_class = 'sync'", "PS404", "'sync'"),
+    ],
+)
+def test_bad_values_of_other_types_in_the_file(
+    here: Here, source: str, code: str, says: str
+) -> None:
+    here.conf(source)
+    here.run("a").assert_one_problem(code, EXIT_USAGE, says)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "error"),
+    [
+        ("x = 1\n1/0", 2, "ZeroDivisionError"),
+        ("import no_such_thing", 1, "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("x = (", 1, "SyntaxError"),
+        ("\nimport sys\nsys.exit('not today')", 3, "SystemExit: not today"),
+    ],
+)
+def test_configuration_file_that_fails(here: Here, source: str, line: int, error: str) -> None:
+    here.conf(source)
+    done = here.run("a")
+    done.assert_one_problem("PS403", EXIT_USAGE, "gunicorn.conf.py", "correct it")
+    assert f'gunicorn.conf.py", line {line}: {error}' in done.output
+
+
+def test_what_the_configuration_file_prints_is_seen(here: Here) -> None:
+    here.conf("import sys\nprint('hello from the file', file=sys.stderr)")
+    assert "hello from the file" in here.run().output
+
+
+# --- The environment ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says", "remedy"),
+    [
+        ("--pool-sise 4", "PS402", "GUNICORN_CMD_ARGS: there is no option --pool-sise", "-size?"),
+        ("--pool-size", "PS401", "GUNICORN_CMD_ARGS: --pool-size", "--help"),
+        ("--name 'unclosed", "PS401", "GUNICORN_CMD_ARGS: ", "--help"),
+        ("-k sync", "PS404", "'sync'", "GUNICORN_CMD_ARGS"),
+    ],
+)
+def test_bad_arguments_from_the_environment(
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    code: str,
+    says: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", arguments)
+    here.run("a").assert_one_problem(code, EXIT_USAGE, says, remedy)
+
+
+def test_a_variable_that_is_nearly_an_option_is_worth_a_warning(project: MakeProject) -> None:
+    folder = project()
+    env = {"POOLED_SERVE_POOLSIZE": "3", "POOLED_SERVE_SERVICE_HOST": "10.0.0.1"}
+    done = run("mysite.wsgi", "--check", cwd=folder, env=env)
+    done.assert_one_problem(
+        "PS402", 0, "no variable POOLED_SERVE_POOLSIZE", "did you mean POOLED_SERVE_POOL_SIZE?"
+    )
+    assert run("mysite.wsgi", "--check", "--strict", cwd=folder, env=env).code == EXIT_PLAN

@@ -1,0 +1,193 @@
+"""/livez and /readyz: what they say while workers and databases come and go."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+
+from support.client import gate
+from support.load import hammer
+from support.netproxy import NetProxy
+from support.processes import wait_until
+from support.servers import Server
+from support.status import SLEEP, StartStatus
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+
+def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
+    status: StartStatus, start_mariadb: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start_mariadb()
+    stuck, go_on = tmp_path / "stuck", tmp_path / "go on"
+    stuck.mkdir()
+    views = f"""
+        import os
+        import tempfile
+
+        def get_stuck(request):
+            import gevent
+            tempfile.mkstemp(dir={str(stuck)!r})
+            while not os.path.exists({str(go_on)!r}):
+                gevent.sleep(0.02)
+            return HttpResponse()
+    """
+    it = status("--worker-connections", "5", server=server, views=views)
+    assert it.site.run("SELECT 1").status == 200
+    server.kill()
+    assert it.site.run("SELECT 1").status == 500
+    with ThreadPoolExecutor(8) as threads:
+        visitors = [threads.submit(it.site.server.get, "/get_stuck") for _ in range(8)]
+        try:
+            wait_until(lambda: len(list(stuck.iterdir())) == 5)
+            # It answers, though none of those goes on.
+            for path, expected in (("/livez", 200), ("/readyz", 503), ("/stats.json", 200)):
+                assert it.get(path).status == expected, path
+            assert it.get("/readyz").text == "cannot be reached: default\n"
+            assert len(list(stuck.iterdir())) == 5
+        finally:
+            go_on.touch()
+        assert [visitor.result().status for visitor in visitors] == [200] * 8
+    it.site.server.wait_for_log("[ERROR] database 'default' cannot be reached: ")
+    server.start()
+    wait_until(lambda: it.get("/readyz").status == 200)  # and nobody sent a request
+    log = it.site.server.wait_for_log("is back after")
+    line = (
+        r"\[WARNING\] database 'default' is back after \d+\.\d+s; failed attempts to connect: \d+$"
+    )
+    assert re.search(line, log, re.MULTILINE)
+    assert log.count("cannot be reached") == 1, "one line for an outage"
+    it.pool_at_rest()
+    assert it.site.run("SELECT 1").status == 200
+
+
+def test_ready_starts_from_the_preflight_and_heals_without_traffic(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    server = start_mariadb()
+    database = server.create_database()
+    server.stop()
+    it = status("-w", "2", server=server, database=database)
+    assert it.get("/livez").status == 200
+    wait_until(lambda: it.get("/readyz").status == 503)
+
+    def attempts(stats: dict[str, Any]) -> list[int]:
+        pools = (worker["pools"].get("default", {}) for worker in stats["workers"])
+        return [pool.get("connect_errors_total", 0) for pool in pools]
+
+    # The first attempts of each worker follow each other faster.
+    start = it.wait_for(lambda stats: len(attempts(stats)) == 2 and min(attempts(stats)) >= 5)
+    end = it.wait_for(lambda stats: sum(attempts(stats)) >= sum(attempts(start)) + 5)
+    seconds = it.stats()["uptime_seconds"] - start["uptime_seconds"]
+    more = sum(attempts(end)) - sum(attempts(start))
+    assert more <= 2 * (seconds + 1.5), "about one attempt a second and worker"
+    server.start()
+    wait_until(lambda: it.get("/readyz").status == 200)
+    it.site.server.wait_for_log("is back after", times=2)
+    # New workers know that, whatever the preflight found.
+    old = it.site.server.worker_pids()
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    it.wait_for(lambda stats: len({worker["pid"] for worker in stats["workers"]} - old) == 2)
+    assert it.get("/readyz").status == 200
+    assert it.site.server.log.count("is back after") == 2, "one of each of the first workers"
+
+
+def test_a_new_worker_knows_that_the_database_is_lost(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    server = start_mariadb()
+    it = status(server=server)
+    assert it.site.run("SELECT 1").status == 200
+    server.kill()
+    assert it.site.run("SELECT 1").status == 500
+    (pid,) = it.site.server.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: it.site.server.worker_pids() not in (set(), {pid}))
+    assert it.get("/readyz").status == 503
+    server.start()
+    wait_until(lambda: it.get("/readyz").status == 200)
+
+
+def test_a_child_of_a_worker_does_not_count_for_it(status: StartStatus, mariadb: Server) -> None:
+    views = """
+        import os
+
+        def fork(request):
+            connection.cursor().execute("SELECT 1")
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    connections["other"].cursor().execute("SELECT 1")
+                    connection.cursor().execute("SELECT 1")
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            return HttpResponse()
+    """
+    it = status(views=views, more={"other": mariadb.create_database().django()})
+    assert [it.site.server.get("/fork").status for _ in range(3)] == [200] * 3
+    pools = it.stats()["pools"]
+    assert pools["default"]["acquired_total"] == 3
+    assert pools.get("other", {"opened_total": 0})["opened_total"] == 0
+    assert sum(pool["in_use"] for pool in pools.values()) == 0
+
+
+def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None:
+    it = status()
+    with ThreadPoolExecutor(1) as threads:
+        with gate(it.site.database) as statement:
+            answer = threads.submit(it.site.run, statement)
+            it.wait_for(lambda stats: stats["pools"] and stats["pools"]["default"]["in_use"] == 1)
+            it.site.server.signal(signal.SIGTERM)
+            wait_until(lambda: it.get("/readyz").status == 503)
+            assert it.get("/livez").status == 200
+        assert answer.result().status == 200
+    assert it.site.server.wait() == 0
+
+
+def test_more_connections_refused_while_some_are_open_is_no_outage(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    """Error 1040: the requests wait for the connections there are."""
+    server = start_mariadb("--max-connections=10")
+    it = status("--pool-timeout", "30", server=server)
+    assert it.site.run("SELECT 1").status == 200
+    wait_until(lambda: len(it.site.connection_ids()) == 1)  # the preflight's has gone
+    hogs, other = [], server.create_database().connect_args()
+    with suppress(pymysql.MySQLError):
+        while True:
+            hogs.append(pymysql.connect(**other, ssl_disabled=True))
+    outcomes = hammer(it.site.server.port, SLEEP.format(0.1), clients=4, requests=5)
+    assert {outcome.result for outcome in outcomes} == {200}
+    assert it.pool()["connect_errors_total"] > 0
+    assert it.get("/readyz").status == 200
+    log = it.site.server.wait_for_log("[WARNING] pool 'default' cannot open another connection: ")
+    assert "cannot open another connection: Too many connections" in log
+    assert "is back" not in log
+    assert "at its cap" not in log, "the pool has room, the server has not"
+    for hog in hogs:
+        hog.close()
+
+
+def test_a_frozen_database_is_told_as_lost(status: StartStatus, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    with NetProxy(database.port) as proxy:
+        it = status("--pool-timeout", "1", database=database, PORT=str(proxy.port))
+        proxy.freeze()
+        assert it.site.run("SELECT 1").status == 503
+        wait_until(lambda: it.get("/readyz").status == 503)
+        it.site.server.wait_for_log(
+            "database 'default' cannot be reached: the server did not answer"
+        )
+        proxy.thaw()
+        wait_until(lambda: it.get("/readyz").status == 200)

@@ -1,0 +1,151 @@
+"""The log of a server about its pools: leases that last, queues, and errors that repeat."""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pooled_serve.backend.scope import shorten
+from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
+from support.client import gate
+from support.load import hammer
+from support.processes import wait_until
+from support.status import SLEEP, StartStatus
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+TAKEN = re.compile(
+    r"\[WARNING\] pool 'default': a connection has been held for (\d+\.\d)s by GET /run "
+    r"\(.+\); it was taken here:\n(?:  .*\n)+"
+)
+
+
+@pytest.mark.timing
+def test_a_lease_that_lasts_too_long_is_told_with_the_stack_that_took_it(
+    status: StartStatus,
+) -> None:
+    it = status("--leak-threshold", "0.5")
+    quick = [it.site.run("SELECT 1") for _ in range(10)]
+    # On a busy machine even those may take long. Only then may they be told.
+    slow = sum(answer.seconds >= 0.5 for answer in quick)
+    before = len(TAKEN.findall(it.site.server.log))
+    assert before <= slow
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+        with gate(it.site.database) as statement:
+            answer = threads.submit(it.site.run, statement)
+            log = it.site.server.wait_for_log("been held for", times=before + 1)
+            *_, told = TAKEN.finditer(log)
+            most = time.monotonic() - began + 0.1  # they are rounded
+        assert answer.result().status == 200
+    assert 0.5 <= float(told[1]) <= most
+    assert "in run\n    with connection.cursor() as cursor:" in told[0]
+    assert "pooled_serve" not in told[0]
+    log = it.site.server.wait_for_log("came back after", times=before + 1)
+    *_, back = re.findall(
+        r"\[INFO\] pool 'default': the connection of GET /run \(.+\) came back after (\d+\.\d)s",
+        log,
+    )
+    assert float(told[1]) <= float(back) <= time.monotonic() - began + 0.1
+    assert it.pool()["leaked_total"] == before + 1
+
+
+def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartStatus) -> None:
+    views = """
+        import gevent
+
+        def forget(request):
+            def hold():
+                connection.cursor().execute("SET @held = 1")
+                gevent.sleep(1)
+            gevent.spawn(hold)
+            return HttpResponse()
+    """
+    it = status("--leak-threshold", "0.3", views=views)
+    assert it.site.server.get("/forget").status == 200
+    log = it.site.server.wait_for_log("came back after")
+    assert log.count("been held for") == 1
+    assert "by a greenlet, not a request" in log
+    assert it.pool()["leaked_total"] == 1
+    it.site.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("/", "/"),
+        ("/orders", "/orders"),
+        ("/orders/17", "/orders/17"),
+        ("/orders/17/", "/orders/17"),
+        ("/orders/17/token", "/orders/17/…"),
+        ("/a/b?token=c", "/a/b"),
+        ("/a/b\n[ERROR] forged", "/a/b�[ERROR] forged"),
+        ("/" + "x" * 200, "/" + "x" * 99),
+    ],
+)
+def test_the_log_names_no_more_of_a_path_than_two_segments(path: str, short: str) -> None:
+    assert shorten(path) == short
+
+
+def test_a_full_pool_is_told_ever_more_rarely_and_that_it_is_over(status: StartStatus) -> None:
+    it = status("--pool-timeout", "60", cap=2)
+    with ThreadPoolExecutor(5) as threads:
+        with gate(it.site.database) as statement:
+            answers = [threads.submit(it.site.run, statement) for _ in range(5)]
+            log = it.site.server.wait_for_log("pool 'default' is at its cap", times=2)
+        assert [answer.result().status for answer in answers] == [200] * 5
+    told = re.findall(
+        r"\[INFO\] pool 'default' is at its cap: 2 in use, 0 idle, (\d+) waiting, cap 2, "
+        r"longest held (\d+\.\d)s by GET /run; the first has waited (\d+\.\d)s",
+        log,
+    )
+    assert len(told) == 2, "and a third after ten seconds more"
+    assert all(int(waiting) > 0 for waiting, _, _ in told)
+    log = it.site.server.wait_for_log("pool 'default': the pressure is over, ")
+    assert re.search(
+        r"\[INFO\] pool 'default': the pressure is over, no wait above 0\.25s "
+        r"in the last [56]s; requests that got 503 in \d+s: 0$",
+        log,
+        re.MULTILINE,
+    )
+
+
+def test_short_queues_are_no_news(status: StartStatus) -> None:
+    it = status(cap=2)
+    outcomes = hammer(it.site.server.port, SLEEP.format(0.01), clients=6, requests=20)
+    assert {outcome.result for outcome in outcomes} == {200}
+    assert it.pool()["waited_total"] > 0
+    time.sleep(0.5)
+    log = it.site.server.log
+    # On a busy machine the queue may have been longer.
+    long = max(outcome.seconds for outcome in outcomes) >= LONG_WAIT_SECONDS
+    assert long or "at its cap" not in log
+    assert long or "pressure" not in log
+
+
+def test_without_file_descriptors_the_log_says_so_and_the_database_is_not_to_blame(
+    status: StartStatus, tmp_path: Path
+) -> None:
+    views = Path(__file__).with_name("descriptors_views.py")
+    it = status(views=views)
+    with it.site.server.keepalive() as client:
+        assert client.get("/ask").text == "yes"
+        assert client.get("/exhaust").status == 200
+        assert [client.get("/ask").text for _ in range(20)] == ["no"] * 20
+        assert client.get("/flap").status == 200
+        assert client.get("/recover").status == 200
+        wait_until(lambda: client.get("/ask").text == "yes")
+    assert it.get("/readyz").status == 200
+    log = it.site.server.wait_for_log("no file descriptor left")
+    assert log.count("no file descriptor left") == 1
+    assert (
+        "[ERROR] pool 'default' cannot open a connection: this process has no file descriptor "
+        "left, of 256\n  → raise the limit"
+    ) in log
+    assert "cannot be reached" not in log
+    assert "is back" not in log

@@ -1,0 +1,73 @@
+"""Pools on the driver of support.driver: fixtures, and users that take connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from pooled_serve.pool import ConnectionPool
+from support.driver import FakeConnection, FakeDriver, assert_sound, leased
+
+Pool = ConnectionPool[FakeConnection]
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@pytest.fixture
+def make_pool(driver: FakeDriver) -> Iterator[MakePool]:
+    """Makes pools, and after the test asserts that they are sound."""
+    made: list[Pool] = []
+
+    def make(**options: Any) -> Pool:
+        made.append(driver.pool(**options))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        if not pool._closed:
+            assert_sound(pool, driver)
+            pool.close()
+
+
+def hold(pool: Pool, until: Event, log: list[Any] | None = None, **options: Any) -> gevent.Greenlet:
+    """A greenlet that takes a connection and keeps it until the event."""
+
+    def run() -> FakeConnection:
+        with leased(pool, **options) as connection:
+            if log is not None:
+                log.append(gevent.getcurrent())
+            until.wait()
+            return connection
+
+    started = gevent.spawn(run)
+    gevent.sleep(0)
+    return started
+
+
+class Clock:
+    """Stands still, unless it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class quiet_hub:  # noqa: N801 - used like a function
+    """Greenlets that fail on purpose print no traceback."""
+
+    def __enter__(self) -> None:
+        self.hub = gevent.get_hub()
+        self.hub.NOT_ERROR = (*type(self.hub).NOT_ERROR, Exception)
+
+    def __exit__(self, *exc_info: object) -> None:
+        del self.hub.NOT_ERROR

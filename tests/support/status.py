@@ -1,0 +1,88 @@
+"""A site with a status listener, and the fixture that starts one."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+
+from support.ports import free_port
+from support.processes import wait_until
+from support.serve import Client, Response
+from support.site import Site
+
+StartSite = Callable[..., Site]
+
+SLEEP = "/run?sql=SELECT+SLEEP({})"
+
+
+class Status:
+    """A site and its status listener."""
+
+    def __init__(self, site: Site, address: Any) -> None:
+        self.site = site
+        self.address = address
+
+    def get(self, path: str = "/", method: str = "GET", **headers: str) -> Response:
+        with closing(Client(self.address)) as client:
+            return client.request(method, path, headers=headers)
+
+    def stats(self) -> dict[str, Any]:
+        answer = self.get("/stats.json")
+        assert answer.status == 200
+        stats: dict[str, Any] = answer.json()
+        return stats
+
+    def pool(self, alias: str = "default") -> dict[str, Any]:
+        pool: dict[str, Any] = self.stats()["pools"][alias]
+        return pool
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first numbers of which it is true. Whom a worker that ends hangs up on asks again."""
+
+        def found() -> dict[str, Any]:
+            with suppress(OSError, http.client.HTTPException):
+                stats = self.stats()
+                return stats if condition(stats) else {}
+            return {}
+
+        return wait_until(found)
+
+    def pool_at_rest(self) -> dict[str, Any]:
+        """Once all connections are idle: they are cleaned, and come back, after the answer. What
+        is being cleaned is not in use any more, and not idle yet."""
+
+        def rests(pool: dict[str, Any]) -> bool:
+            there = pool["opened_total"] - sum(pool["closed_total"].values())
+            return bool(pool["idle"] == there and pool["waiting"] == 0)
+
+        stats = self.wait_for(lambda stats: all(map(rests, stats["pools"].values())))
+        pool: dict[str, Any] = stats["pools"]["default"]
+        return pool
+
+
+StartStatus = Callable[..., Status]
+
+
+@pytest.fixture
+def status(site: StartSite) -> StartStatus:
+    """Starts a site with a status listener; the arguments are those of `site`."""
+
+    def start(*args: str, **options: Any) -> Status:
+        address = ("127.0.0.1", free_port())
+        served = site("--status", "{}:{}".format(*address), *args, **options)
+        return Status(served, address)
+
+    return start
+
+
+@pytest.fixture
+def no_thread_left() -> Iterator[None]:
+    """Of the test's own: its requests have ended, whatever came of them."""
+    threads = threading.active_count()
+    yield
+    assert threading.active_count() == threads
