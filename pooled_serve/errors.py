@@ -80,11 +80,13 @@ class PoolError(Exception):
 
 
 class PoolTimeout(PoolError):
-    """No connection could be handed out before the deadline.
+    """No connection could be handed out before the deadline. Or, if ``shed``, the wait was ended
+    before it, because requests arrive faster than connections come back.
 
-    The counts are from the moment the wait ended: connections in use (handed out), idle, being
-    opened, and being reset or closed. ``state`` says the same in words; ``last_error`` is the error
-    of the pool's last failed connect, if it has not connected since.
+    ``seconds`` is what the wait was allowed, or what it took if it was ended early. The counts are
+    from the moment when it ended: connections in use (handed out), idle, being opened, and being
+    reset or closed. ``state`` says the same in words; ``last_error`` is the error of the pool's
+    last failed connect, if it has not connected since.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class PoolTimeout(PoolError):
         connecting: int = 0,
         closing: int = 0,
         last_error: BaseException | None = None,
+        shed: bool = False,
     ) -> None:
         self.pool = pool
         self.seconds = seconds
@@ -111,8 +114,14 @@ class PoolTimeout(PoolError):
         self.cap = cap
         self.state = state
         self.last_error = last_error
+        self.shed = shed
+        said = f"no connection within {seconds:g}s"
+        if shed:
+            said = (
+                f"refused after {seconds:.1f}s: requests arrive faster than connections come back"
+            )
         why = f"; last connect error: {last_error}" if last_error is not None else ""
-        super().__init__(f"pool {pool!r}: no connection within {seconds:g}s ({state}){why}")
+        super().__init__(f"pool {pool!r}: {said} ({state}){why}")
 
 
 class PoolClosed(PoolError):

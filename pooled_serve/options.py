@@ -232,6 +232,15 @@ class PoolOptions:
         "it; the session always; or open transactions only.",
         "auto",
     )
+    overload: str = _option(
+        "--pool-overload",
+        "pool_overload",
+        one_of("shed", "wait"),
+        "shed|wait",
+        "What happens when requests arrive faster than connections come back: late ones get 503 "
+        "early, so that the others are served in time; or all wait for pool-timeout.",
+        "shed",
+    )
     aliases: tuple[AliasSize, ...] = _option(
         "--pool",
         "pool_aliases",
@@ -298,6 +307,7 @@ class PoolPlan:
     max_age: float  # infinity: never
     mode: str
     reset: str
+    overload: str
     size_explicit: bool = False
     cap_explicit: bool = False
     age_explicit: bool = False

@@ -190,6 +190,7 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "dirty_apps": ("a:B", ["a:B"]),
         "pool_aliases": ("a:1", (options.AliasSize("a", 1),)),
         "pool_mode": ("transaction", "transaction"),
+        "pool_overload": ("wait", "wait"),
         "pool_reset": ("always", "always"),
         "pool_status": (":8001", ":8001"),
     }

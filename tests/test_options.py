@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "conn_max_age": (("20", 20.0), ("none", math.inf)),
     "pool_mode": (("request", "request"), ("transaction", "transaction")),
     "pool_reset": (("rollback", "rollback"), ("always", "always")),
+    "pool_overload": (("wait", "wait"), ("shed", "shed")),
     "pool_aliases": (("a:5", (AliasSize("a", 5),)), ("a:5:9", (AliasSize("a", 5, 9),))),
     "pool_replicas": (("2", 2), ("3", 3)),
     "pool_leak_threshold": (("2.5", 2.5), ("7", 7.0)),

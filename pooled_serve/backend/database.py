@@ -164,6 +164,7 @@ class PooledDatabase:
             size=plan.size,
             max_outstanding=None if plan.cap == math.inf else int(plan.cap),
             timeout=plan.timeout,
+            shed=plan.overload == "shed",
             max_age=max_age,
             check=MySQLConnection.alive,
             ping=MySQLConnection.ping,

@@ -28,7 +28,8 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
     if exc.pool in databases:
-        databases[exc.pool].log.refused(str(exc))  # the exception itself refers to the request
+        # The exception itself refers to the request.
+        databases[exc.pool].log.refused(str(exc), early=exc.shed)
     response = HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,

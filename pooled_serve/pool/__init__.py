@@ -5,6 +5,7 @@
 * base.py: a pool's parameters, its numbers, and its description in words
 * entry.py: one unit of the cap, and its states
 * waiters.py: the queue, and direct hand-off
+* overload.py: which waiters are refused when requests arrive faster than connections come back
 * backoff.py: when to try to connect again
 * lease.py: a connection for a ``with`` block
 * listener.py: the events that a pool announces

@@ -18,6 +18,7 @@ from pooled_serve.pool import stats
 from pooled_serve.pool.backoff import Backoff
 from pooled_serve.pool.entry import C, Entries, Entry
 from pooled_serve.pool.listener import PoolListener
+from pooled_serve.pool.overload import Overload
 from pooled_serve.pool.stats import Row
 from pooled_serve.pool.waiters import Waiters
 
@@ -39,6 +40,7 @@ class PoolBase(Generic[C]):
     :param size: how many idle connections are kept.
     :param max_outstanding: the most connections that may exist at once; None for no limit.
     :param timeout: seconds that :meth:`acquire` may take in total.
+    :param shed: whether waiters are refused sooner than that under overload; see overload.py.
     :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
         for never; or a callable that returns either for a connection.
     :param check: returns at each hand-out, without I/O, whether an idle connection looks alive.
@@ -66,7 +68,7 @@ class PoolBase(Generic[C]):
         *("_abandon", "_holder", "_listeners", "_clock", "_hub", "_keep_idle", "_closed"),
         *("_entries", "_idle", "_leased", "_waiters", "_queue", "_connecting_for_queue"),
         *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
-        "_failed_over_at",
+        *("_failed_over_at", "_shed", "_overload"),
     )
 
     def __init__(
@@ -76,6 +78,7 @@ class PoolBase(Generic[C]):
         size: int = 4,
         max_outstanding: int | None = 12,
         timeout: float = 10.0,
+        shed: bool = True,
         max_age: float | Callable[[C], float | None] | None = None,
         check: Callable[[C], bool] = lambda conn: True,
         ping: Callable[[C], None] = lambda conn: None,
@@ -97,6 +100,7 @@ class PoolBase(Generic[C]):
         self.size = size
         self.cap = cap
         self.timeout = timeout
+        self._shed = shed
         self._open = connect
         self._max_age = max_age
         self._check = check
@@ -131,6 +135,7 @@ class PoolBase(Generic[C]):
         self._age_timer: Any = None
         self._next_expiry = math.inf  # when the age timer fires
         self._failed_over_at = -math.inf
+        self._overload = Overload() if self._shed else None
         self.row: Row = stats.new_row()
         self.row[stats.SIZE], self.row[stats.CAP] = self.size, self.cap
 
@@ -155,6 +160,11 @@ class PoolBase(Generic[C]):
     def waiting(self) -> int:
         """The number of callers in the queue."""
         return len(self._queue)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether late waiters are refused."""
+        return self._overload is not None and self._overload.on and bool(self._queue)
 
     def longest_wait(self) -> float:
         """Returns the seconds that the head of the queue has waited; 0 if the queue is empty."""

@@ -3,8 +3,9 @@
 The rules:
 
 * Leased + idle + connecting + resetting + closing never exceed ``max_outstanding``.
-* Waiters are served first come, first served, by direct hand-off (waiters.py). Idle connections
-  are taken last in, first out, so that the surplus of a spike ages and retires.
+* Waiters are served first come, first served, by direct hand-off (waiters.py); under overload,
+  late ones are refused (overload.py). Idle connections are taken last in, first out, so that the
+  surplus of a spike ages and retires.
 * An entry is reserved before ``connect`` may switch greenlets, and given back whatever happens. A
   caller that need not queue opens the connection itself; for queued callers, a greenlet owned by
   the pool does.
@@ -186,6 +187,11 @@ class ConnectionPool(RetiringPool[C]):
     def _wait(self, began: float, timeout: float, *, first: bool) -> Entry[C]:
         """Queue, and return the entry that is handed over."""
         waiter: Waiter[C] = Waiter(began, timeout)
+        if self._overload is not None:
+            alone, out = not self._queue, self._backoff.failures > 0
+            entered = self._overload.enter(self._clock(), self.timeout, alone=alone, out=out)
+            if not first:  # one who has had a turn already is not refused
+                waiter.entered = entered
         self._waiters.enter(waiter, first=first)
         for listener in self._listeners:
             listener.queued()
@@ -201,12 +207,14 @@ class ConnectionPool(RetiringPool[C]):
     def _expired(self, waiter: Waiter[C]) -> PoolTimeout:
         return self._timed_out(waiter.timeout)
 
-    def _timed_out(self, timeout: float) -> PoolTimeout:
+    def _timed_out(
+        self, seconds: float, *, state: str | None = None, shed: bool = False
+    ) -> PoolTimeout:
         self.count(stats.TIMEOUTS)
         entries = self._entries
         return PoolTimeout(
             self.name,
-            timeout,
+            seconds,
             in_use=len(entries.leased),
             idle=len(entries.idle),
             connecting=len(entries.connecting),
@@ -214,7 +222,8 @@ class ConnectionPool(RetiringPool[C]):
             waiting=len(self._queue),
             cap=self.cap,
             last_error=self._backoff.last_error,
-            state=self.describe(),
+            state=self.describe() if state is None else state,
+            shed=shed,
         )
 
     def _usable(self, entry: Entry[C], now: float, deadline: float) -> bool:
@@ -312,6 +321,8 @@ class ConnectionPool(RetiringPool[C]):
         for listener in self._listeners:
             listener.connect_failed(error)
         self._backoff.failed(error)
+        if self._overload is not None:
+            self._overload.connect_failed(self._clock(), self.timeout)
         self._stop_retry()
         self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
 
@@ -381,7 +392,7 @@ class ConnectionPool(RetiringPool[C]):
             self._discard(entry, fault or "age")
         elif self._queue:
             entry.idle_since = entry.leased_at = now
-            self._waiters.answer_head(entry)
+            self._hand_over(entry, now)
         elif len(self._idle) >= self._keep_idle:  # none, once the pool drains or is closed
             kept = "surplus" if self._keep_idle else "drain"
             self._discard(entry, "closed" if self._closed else kept)
@@ -393,6 +404,22 @@ class ConnectionPool(RetiringPool[C]):
             self._idle.append(entry)
             if entry.expires < self._next_expiry:
                 self._retire_at(entry.expires, now)
+
+    def _hand_over(self, entry: Entry[C], now: float) -> None:
+        """Answer the first waiter; under overload, the first that is not late."""
+        late = 0
+        if self._overload is not None:
+            late = self._overload.late(self._queue, now, self.timeout)
+        if not late:
+            self._waiters.answer_head(entry)
+            return
+        state = self.describe()  # once: they may be thousands
+
+        def refuse(waiter: Waiter[C]) -> PoolTimeout:
+            self.count(stats.SHED)
+            return self._timed_out(now - waiter.since, state=state, shed=True)
+
+        self._waiters.answer_behind(late, entry, refuse)
 
     def _adopt_orphans(self) -> None:
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""

@@ -125,6 +125,11 @@ WAITED = _declare(Kind.COUNTER, "waited_total", "Connections handed out after a 
 TIMEOUTS = _declare(
     Kind.COUNTER, "timeouts_total", "Requests that were refused a connection.", otel="timeouts"
 )
+SHED = _declare(
+    Kind.COUNTER,
+    "shed_total",
+    "Requests that were refused early, because they arrive faster than connections come back.",
+)
 OPENED = _declare(Kind.COUNTER, "opened_total", "Connections opened.")
 CONNECT_ERRORS = _declare(Kind.COUNTER, "connect_errors_total", "Failed attempts to connect.")
 RESET = _declare(Kind.COUNTER, "reset_total", "Sessions reset for the next user.")

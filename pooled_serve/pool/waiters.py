@@ -11,8 +11,10 @@ error, its deadline or a kill.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from typing import Generic
 
 import gevent
@@ -29,7 +31,7 @@ class Waiter(Generic[C]):
     :param timeout: seconds that it may take from then on.
     """
 
-    __slots__ = ("_hub_waiter", "_loop", "answer", "since", "timeout")
+    __slots__ = ("_hub_waiter", "_loop", "answer", "entered", "since", "timeout")
 
     def __init__(self, since: float, timeout: float) -> None:
         hub = gevent.get_hub()
@@ -37,6 +39,7 @@ class Waiter(Generic[C]):
         self._loop = hub.loop
         self.since = since
         self.timeout = timeout
+        self.entered = math.inf  # see Overload; never late
         self.answer: Entry[C] | Exception | None = None
 
     def wake(self, answer: Entry[C] | Exception) -> None:
@@ -105,6 +108,22 @@ class Waiters(Generic[C]):
         """Take the head out of the queue, and wake it with this answer."""
         waiter, _ = self.queue.popitem(last=False)
         waiter.wake(answer)
+
+    def answer_behind(
+        self, refused: int, answer: Entry[C], refuse: Callable[[Waiter[C]], Exception]
+    ) -> None:
+        """Give the answer to the first waiter behind so many, and refuse these.
+
+        Served is woken before refused: refusals can be many, and the connection must not lie idle
+        for as long as they take.
+        """
+        waiter = next(islice(self.queue, refused, None))
+        del self.queue[waiter]
+        waiter.wake(answer)
+        for _ in range(refused):
+            head = next(iter(self.queue))
+            error = refuse(head)
+            self.answer_head(error)
 
     def _expire(self, waiter: Waiter[C], refuse: Callable[[Waiter[C]], Exception]) -> None:
         # The timer may fire after the waiter was answered, but before it ran.

@@ -199,6 +199,7 @@ def _pool_plan(
         age_explicit=age is not None,
         mode=options.mode,
         reset=options.reset,
+        overload=options.overload,
         leak_threshold=options.leak_threshold,
     )
     if plan.size > plan.cap:

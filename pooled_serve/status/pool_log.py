@@ -74,8 +74,8 @@ class PoolLog(PoolListener):
         self._alias = alias
         self._watcher: gevent.Greenlet | None = None  # truthy while it runs
         self._pressure_logged = False
-        self._refused = 0  # requests, since the pressure began
-        self._unlogged = 0  # of these
+        self._refused = self._early = 0  # requests, and of these early, since the pressure began
+        self._unlogged = self._unlogged_early = 0  # of these
         self._last_refusal = ""
         self._pressure_lines, self._refusal_lines, self._relief_lines = (Repeats() for _ in "123")
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
@@ -87,13 +87,16 @@ class PoolLog(PoolListener):
         if not self._watcher:
             self._watcher = gevent.spawn(self._watch)
 
-    def refused(self, error: str) -> None:
+    def refused(self, error: str, *, early: bool = False) -> None:
         """A request was answered with 503.
 
         :param error: why, for the log.
+        :param early: under overload, before its deadline.
         """
         self._refused += 1
         self._unlogged += 1
+        self._early += early
+        self._unlogged_early += early
         self._last_refusal = error
         self._log_refusals()
         self.queued()
@@ -141,21 +144,29 @@ class PoolLog(PoolListener):
                 logging.WARNING if self._refused else logging.INFO,
                 "pool %r%s: %s; the first has waited %.1fs",
                 self._alias,
-                " is at its cap" if self.pool.full else ": requests wait for the database",
+                self._pressure(),
                 self.pool.describe(),
                 self.pool.longest_wait(),
             )
+
+    def _pressure(self) -> str:
+        if self.pool.overloaded:
+            return " is overloaded, late requests get 503"
+        return " is at its cap" if self.pool.full else ": requests wait for the database"
 
     def _log_refusals(self) -> None:
         if self._unlogged and self._refusal_lines.due(time.monotonic()):
             self._pressure_logged = True
             times = f", {self._unlogged} times" if self._unlogged > 1 else ""
-            self._unlogged = 0
+            if self._unlogged > self._unlogged_early > 0:
+                times += f", {self._unlogged_early} of them early"
+            self._unlogged = self._unlogged_early = 0
             log.warning("503 Service Unavailable%s: %s", times, self._last_refusal)
 
     def _log_relief(self, lasted: float, calm: int) -> None:
         refused, logged = self._refused, self._pressure_logged or self._unlogged
-        self._refused = self._unlogged = 0
+        early = f", {self._early} of them early" if self._early else ""
+        self._refused = self._unlogged = self._early = self._unlogged_early = 0
         self._pressure_logged = False
         self._watcher = None  # first: a log handler may switch, and another queue form
         if logged:
@@ -163,12 +174,13 @@ class PoolLog(PoolListener):
             log.log(
                 logging.WARNING if refused else logging.INFO,
                 "pool %r: the pressure is over, no wait above %gs in the last %ds; "
-                "requests that got 503 in %.0fs: %d",
+                "requests that got 503 in %.0fs: %d%s",
                 self._alias,
                 LONG_WAIT_SECONDS,
                 calm,
                 lasted,
                 refused,
+                early,
             )
 
     # --- The database --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ able to tell the same story twice. A rule that finds nobody to happen to does no
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from pooled_serve.errors import PoolTimeout
+from pooled_serve.pool.overload import LATE, STALL, Overload
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
 from support.torture import TORTURE
 
@@ -50,6 +52,7 @@ class User:
         self.machine = machine
         self.timeout = timeout
         self.served = False
+        self.began = machine.pool._clock()
         self.greenlet = gevent.spawn(self.run_lease if lease else self.run)
 
     def waits(self) -> bool:
@@ -58,7 +61,10 @@ class User:
     def run(self) -> None:
         try:
             self.connection = self.machine.pool.acquire(timeout=self.timeout)
-        except (PoolTimeout, DriverError):
+        except PoolTimeout as error:
+            self.machine.refused(self, error)
+            return
+        except DriverError:
             return
         try:
             self.use(self.connection)
@@ -69,14 +75,17 @@ class User:
                 self.machine.pool.release(connection)
 
     def run_lease(self) -> None:
-        with (
-            suppress(PoolTimeout, DriverError),
-            self.machine.pool.lease(timeout=self.timeout) as connection,
-        ):
-            try:
-                self.use(connection)
-            finally:
-                connection.user = None
+        try:
+            with (
+                suppress(DriverError),
+                self.machine.pool.lease(timeout=self.timeout) as connection,
+            ):
+                try:
+                    self.use(connection)
+                finally:
+                    connection.user = None
+        except PoolTimeout as error:
+            self.machine.refused(self, error)
 
     def use(self, connection: FakeConnection) -> None:
         self.served = True
@@ -84,6 +93,21 @@ class User:
             self.machine.scandals.append(f"{connection} was handed out: {vars(connection)}")
         connection.user = self
         self.stop.wait()
+
+
+class WatchedOverload(Overload):
+    """Tells what may not be: somebody refused who is not late, or nobody served."""
+
+    def __init__(self, machine: PoolMachine) -> None:
+        super().__init__()
+        self.machine = machine
+
+    def late(self, queue: Collection[Any], now: float, timeout: float) -> int:
+        late = super().late(queue, now, timeout)
+        waits = [now - waiter.since for waiter in queue]
+        if late >= len(waits) or (late and min(waits[:late]) <= timeout * LATE):
+            self.machine.scandals.append(f"of these, {late} were refused: {waits}")
+        return late
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -99,6 +123,8 @@ class PoolMachine(RuleBasedStateMachine):
             ping_after=20.0,
             clock=lambda: gevent.get_hub().loop.now() + self.now,
         )
+        self.pool._overload = WatchedOverload(self)
+        self.shed = 0
         self.users: list[User] = []
         self.stalled: list[Event] = []
         self.scandals: list[str] = []
@@ -205,7 +231,29 @@ class PoolMachine(RuleBasedStateMachine):
     def much_time_passes(self, seconds: float) -> None:
         self.now += seconds
 
+    @rule(turns=strategies.integers(3, 8))
+    def requests_arrive_faster_than_connections_come_back(self, turns: int) -> None:
+        for _ in range(turns):
+            self.some_come(many=3, timeout=60.0, lease=False)
+            gevent.sleep(0)
+            self.now += self.pool.timeout * STALL
+            holders = [user for user in self.users if user.connection is not None]
+            for user in holders[:1]:
+                user.stop.set()
+            gevent.sleep(0)
+
     # --- What must hold
+
+    def refused(self, user: User, error: PoolTimeout) -> None:
+        """Somebody got no connection in time."""
+        self.shed += error.shed
+        if error.shed and user.connection is not None:
+            self.scandals.append(f"{user.connection} was handed to one who was refused")
+
+    @invariant()
+    def refusals_are_counted(self) -> None:
+        stats = self.pool.stats()
+        assert self.shed <= stats["shed_total"] <= stats["timeouts_total"], "or killed meanwhile"
 
     @invariant()
     def each_entry_is_in_exactly_one_state(self) -> None:

@@ -261,6 +261,7 @@ def a_pool(**changes: Any) -> dict[str, Any]:
         "waiting": 0,
         "acquired_total": 0,
         "timeouts_total": 0,
+        "shed_total": 0,
         "connect_errors_total": 0,
         "oldest_wait_seconds": 0.0,
         "oldest_held_seconds": 0.0,
@@ -364,6 +365,15 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         "2 requests wait for a connection, the longest 250 ms.",
     ),
     ({"timeouts_total": 3}, "Nobody waits any more, 3 timed out in the last 10 s."),
+    (
+        {"timeouts_total": 3, "shed_total": 3},
+        "Nobody waits any more, 3 refused early in the last 10 s.",
+    ),
+    (
+        {"waiting": 2, "oldest_wait_seconds": 0.25, "timeouts_total": 9, "shed_total": 7},
+        "2 requests wait for a connection, the longest 250 ms, 2 timed out and 7 refused early"
+        " in the last 10 s.",
+    ),
     ({"connect_errors_total": 5}, "Connecting to default failed in the last 10 s, 5 times."),
     ({"connect_errors_total": 1}, "Connecting to default failed in the last 10 s, once."),
     (

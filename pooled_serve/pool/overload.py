@@ -1,0 +1,100 @@
+"""Which waiters are refused when requests arrive faster than connections come back. Pure: it
+imports nothing, so that ``examples/benchmark/overload.py`` simulates this very code.
+
+First come, first served, to the deadline, serves everybody too late once requests arrive faster
+than they can be served: the queue grows until all wait for nearly the whole timeout, most clients
+have given up by then, and the database works for nobody. So, once the head of the queue has waited
+for half of the timeout, late waiters are refused, those that still have time are served, and that
+goes on until the queue is empty.
+
+A queue that is long for a moment is no overload. What waiters have waited is measured by a clock
+that runs only while the queue moves: it stands still during an outage, and from a quarter of the
+timeout after the last hand-over on. A table that is locked for some seconds, or a restart of the
+server, thus costs nobody the place in the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+# Shares of the timeout. The simulation has compared others, and says what became of them.
+
+ONSET = 1 / 2
+"""When the head has waited for so long, requests arrive faster than connections come back. Below
+it, spikes of up to half of the timeout's work are served whole."""
+
+LATE = 1 / 20
+"""From then on, who has waited for longer is refused."""
+
+STALL = 1 / 4
+"""So long after the last hand-over, the queue does not move: no fault of the arrivals."""
+
+
+class Queued(Protocol):
+    """A waiter."""
+
+    entered: float
+    """What :meth:`Overload.enter` returned."""
+
+
+class Overload:
+    """Whether a pool is overloaded, and since when each waiter has waited in a queue that moves.
+
+    Times are seconds of the pool's clock; each call takes the pool's timeout, which may change.
+    """
+
+    __slots__ = ("_behind", "_moved", "_out", "on")
+
+    def __init__(self) -> None:
+        self.on = False
+        """Late waiters are refused. Stays set when the queue empties, until the next one forms."""
+        self._moved = 0.0  # when the queue last did
+        self._behind = 0.0  # the pool's clock less this one
+        self._out = False  # no connection has come back since a connect failed
+
+    def enter(self, now: float, timeout: float, *, alone: bool, out: bool) -> float:
+        """Somebody queues. Returns the time to keep in ``Queued.entered``.
+
+        :param alone: the queue was empty.
+        :param out: the last attempt to connect failed.
+        """
+        if alone:
+            self.on = False
+            self._moved = now
+            self._out = out
+        return self._read(now, timeout)
+
+    def connect_failed(self, now: float, timeout: float) -> None:
+        """From now until a connection comes back, nobody could be served."""
+        self._move(now, timeout)
+        self._out = True
+
+    def late(self, queue: Collection[Queued], now: float, timeout: float) -> int:
+        """A connection is handed over. Returns how many at the head of the queue to refuse before
+        one is served; the last in the queue is never one of them.
+
+        :param queue: not empty, in the order of service.
+        """
+        time = self._move(now, timeout)
+        if not self.on:
+            self.on = time - next(iter(queue)).entered >= timeout * ONSET
+            if not self.on:
+                return 0
+        late = 0
+        for waiter in queue:
+            if time - waiter.entered <= timeout * LATE:
+                return late
+            late += 1
+        return late - 1
+
+    def _move(self, now: float, timeout: float) -> float:
+        time = self._read(now, timeout)
+        self._behind = now - time
+        self._moved = now
+        self._out = False
+        return time
+
+    def _read(self, now: float, timeout: float) -> float:
+        latest = self._moved if self._out else min(now, self._moved + timeout * STALL)
+        return latest - self._behind
