@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from support.client import gate
-from support.load import hammer
+from support.load import Hammer, hammer
 from support.processes import wait_until
 from support.site import SLACK, Site
 
@@ -20,19 +20,56 @@ REFUSED = re.compile(
     r"\[WARNING\] 503 Service Unavailable.*: pool 'default': no connection within 1s "
     r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s by GET /run\)"
 )
+EARLY = re.compile(
+    r"\[WARNING\] 503 Service Unavailable.*: pool 'default': refused after \d+\.\ds: requests "
+    r"arrive faster than connections come back \((\d+) in use, 0 idle, \d+ waiting, cap 4, "
+    r"longest held \d+\.\ds by GET /run\)"
+)
 RECOVERED = re.compile(
     r"\[WARNING\] pool 'default': the pressure is over, .+; requests that got 503 "
-    r"in \d+s: (\d+)$",
+    r"in \d+s: (\d+)(?:, \d+ of them early)?$",
     re.MULTILINE,
 )
 
 
 @pytest.mark.timing
-def test_at_twice_the_capacity_every_request_is_answered_by_its_deadline(site: StartSite) -> None:
+def test_at_twice_the_capacity_most_of_it_is_answered_while_users_wait(site: StartSite) -> None:
+    # Four connections at a tenth of a second each serve 40 requests a second. First come, first
+    # served, all would wait for nearly two seconds.
+    capacity, patience, seconds, settled = 40, 1.0, 20, 5
+    shop = site("--pool-timeout", "2", cap=4)
+    path = "/run?sql=SELECT+SLEEP(0.1)"
+    with Hammer(
+        shop.server.port, path, clients=200, every=200 / (2 * capacity), seconds=seconds
+    ) as load:
+        wait_until(lambda: shop.pool()["shed_total"] > 0)
+        answers = [shop.run("SELECT SLEEP(0.1)") for _ in range(20)]
+        outcomes = load.finish()
+    refused = [answer for answer in answers if answer.status == 503]
+    assert refused, "about half of them"
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert {outcome.result for outcome in outcomes} == {200, 503}
+    later = [outcome for outcome in outcomes if settled <= outcome.at < seconds]
+    served = [outcome for outcome in later if outcome.result == 200 and outcome.seconds < patience]
+    assert len(served) >= 0.75 * capacity * (seconds - settled)
+
+    stats = shop.pool()
+    assert 0 < stats["shed_total"] <= stats["timeouts_total"]
+    got_503 = len(refused) + sum(outcome.result == 503 for outcome in outcomes)
+    wait_until(lambda: sum(map(int, RECOVERED.findall(shop.server.log))) == got_503)
+    said = [match[1] for match in EARLY.finditer(shop.server.log)]
+    assert said
+    assert max(map(int, said)) == shop.cap
+    assert "Traceback" not in shop.server.log
+    shop.assert_whole()
+
+
+@pytest.mark.timing
+def test_who_wants_to_wait_is_answered_by_the_deadline(site: StartSite) -> None:
     # Two connections at a tenth of a second each serve 20 requests a second. Of 40 clients, half
     # are served at once or wait for up to a second, and the others are told at its end.
     timeout, seconds = 1, 4
-    shop = site("--pool-timeout", str(timeout), cap=2)
+    shop = site("--pool-timeout", str(timeout), "--pool-overload", "wait", cap=2)
     path = "/run?sql=SELECT+SLEEP(0.1)"
     outcomes = hammer(shop.server.port, path, clients=40, seconds=seconds)
     took = max(outcome.at + outcome.seconds for outcome in outcomes)

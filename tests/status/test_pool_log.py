@@ -168,6 +168,39 @@ def test_refusals_are_counted_though_not_each_is_told(
     )
 
 
+def test_refusals_under_overload_are_told_from_timeouts(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.5)
+    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.1))
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
+    it.log.refused("too late")
+    for _ in range(3):
+        it.log.refused("too many", early=True)
+    it.log.refused("too late")
+    settle(lambda: bool(it.with_text("503")[1:]))
+    assert it.lines[1].text == "503 Service Unavailable, 4 times, 3 of them early: too late"
+    settle(lambda: bool(it.with_text(OVER)))
+    assert it.lines[-1].text.endswith(": 5, 3 of them early")
+
+
+def test_a_pool_is_called_overloaded_while_it_is(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.1))
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.1)
+    users = [gevent.spawn(it.use, 4 * LONG_WAIT_SECONDS) for _ in range(2)]
+    settle(lambda: bool(it.with_text("is at its cap")))
+    assert it.pool._overload
+    it.pool._overload.on = True  # as when the first has waited for half of the timeout
+    settle(lambda: bool(it.with_text("is overloaded, late requests get 503: 1 in use")))
+    gevent.joinall(users, raise_error=True)
+    told = len(it.with_text("is overloaded"))
+    it.use_all(2, 2 * LONG_WAIT_SECONDS)
+    assert "is at its cap" in it.lines[-1].text
+    assert len(it.with_text("is overloaded")) == told
+
+
 # --- The database ------------------------------------------------------------------------------
 
 NO_SERVER = OperationalError(2003, "Can't connect to MySQL server")

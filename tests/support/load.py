@@ -35,9 +35,10 @@ class Hammer:
             outcomes = hammer.finish()
 
     Each client sends `requests` requests, or as many as it can in `seconds`, one after the other,
-    or no more than one `every` so many seconds. In the block they have begun; `stop()` ends it
-    sooner. Once it is finished,
-    `start` is the moment of the first request, in seconds of time.monotonic().
+    or no more than one `every` so many seconds; then the first ones are spread over that time, so
+    that as long as no answer takes longer, requests arrive at an even rate. In the block they have
+    begun; `stop()` ends it sooner. Once it is finished, `start` is the moment of the first request,
+    in seconds of time.monotonic().
     """
 
     start: float
@@ -125,6 +126,8 @@ def _run(
         connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
         together.wait()
         sent = 0
+        if every:
+            stopped.wait(every * number / clients)
         while not stopped.is_set() and (
             sent < requests if requests else time.monotonic() < start + (seconds or 0)
         ):
