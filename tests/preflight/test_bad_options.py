@@ -56,6 +56,7 @@ BAD_VALUES = {
     "pool_timeout": ("0", "-1", "soon", "inf", "nan"),
     "conn_max_age": ("0", "-0.5", "never", "inf", "nan"),
     "pool_mode": ("session", "statement"),
+    "pool_overload": ("never", "0"),
     "pool_reset": ("never",),
     "pool_aliases": ("replica", "replica:0", "replica:x", ":4", "replica:4:0", "a:1:2:3"),
     "pool_replicas": ("0", "two"),
