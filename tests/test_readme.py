@@ -328,7 +328,7 @@ def test_the_example_of_a_single_test_finds_tests() -> None:
 
 
 def test_what_pins_a_lease_is_what_the_code_says() -> None:
-    from pooled_serve.pool.stats import PIN_REASONS
+    from pooled_serve.pool.metrics import PIN_REASONS
 
     table = README.partition("| what pins a connection | reason |\n|---|---|\n")[2]
     told = {row.strip("| ").split(" | ")[-1] for row in table.partition("\n\n")[0].splitlines()}

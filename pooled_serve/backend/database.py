@@ -18,7 +18,7 @@ from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.errors import PoolClosed, PoolTimeout
 from pooled_serve.options import PoolPlan
-from pooled_serve.pool import ConnectionPool, stats
+from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.scoreboard import PoolRow
@@ -136,9 +136,9 @@ class PooledDatabase:
         if pool_row is None:
             return
         if self._pool is not None:
-            row = stats.new_row()
+            row = metrics.new_row()
             self._pool.attach_row(row)
-            for i in range(stats.FIRST_GAUGE):
+            for i in range(metrics.FIRST_GAUGE):
                 row[i] = 0.0  # these counts stay in the row on the scoreboard
         if free:
             pool_row.free()

@@ -24,7 +24,7 @@ from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.statements import LASTING, classify
 from pooled_serve.pool import ConnectionPool
-from pooled_serve.pool.stats import PINNED
+from pooled_serve.pool.metrics import PINNED
 from pooled_serve.status.leaks import WatchedLease
 
 

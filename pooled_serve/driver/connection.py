@@ -295,7 +295,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Have it closed when it comes back, because no reset undoes what its user may have done.
         Until then it stays usable.
 
-        :param reason: one of :data:`pooled_serve.pool.stats.CLOSE_REASONS`.
+        :param reason: one of :data:`pooled_serve.pool.metrics.CLOSE_REASONS`.
         """
         self._fault = self._fault or reason
 

@@ -9,7 +9,7 @@
 * backoff.py: when to try to connect again
 * lease.py: a connection for a ``with`` block
 * listener.py: the events that a pool announces
-* stats.py: counters, gauges and histograms, each declared once
+* metrics.py: counters, gauges and histograms, each declared once
 """
 
 from pooled_serve.pool.base import DIRTY, FAILED_OVER, get_thread

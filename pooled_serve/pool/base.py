@@ -14,12 +14,12 @@ from typing import Any, Generic
 import gevent
 from gevent.monkey import get_original
 
-from pooled_serve.pool import stats
+from pooled_serve.pool import metrics
 from pooled_serve.pool.backoff import Backoff
 from pooled_serve.pool.entry import C, Entries, Entry
 from pooled_serve.pool.listener import PoolListener
+from pooled_serve.pool.metrics import Row
 from pooled_serve.pool.overload import Overload
-from pooled_serve.pool.stats import Row
 from pooled_serve.pool.waiters import Waiters
 
 get_thread = get_original("_thread", "get_ident")
@@ -136,15 +136,15 @@ class PoolBase(Generic[C]):
         self._next_expiry = math.inf  # when the age timer fires
         self._failed_over_at = -math.inf
         self._overload = Overload() if self._shed else None
-        self.row: Row = stats.new_row()
-        self.row[stats.SIZE], self.row[stats.CAP] = self.size, self.cap
+        self.row: Row = metrics.new_row()
+        self.row[metrics.SIZE], self.row[metrics.CAP] = self.size, self.cap
 
     # --- Counting ------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Gauges of this moment and counters since the start; the keys of ``/stats.json``."""
         self.refresh_gauges()
-        return stats.by_name(list(self.row), self._clock())
+        return metrics.by_name(list(self.row), self._clock())
 
     @property
     def empty(self) -> bool:
@@ -186,13 +186,13 @@ class PoolBase(Generic[C]):
         return ", ".join(words)
 
     def count(self, metric: int) -> None:
-        """Add one to a counter of stats.py."""
+        """Add one to a counter of metrics.py."""
         self.row[metric] += 1.0
 
     def attach_row(self, row: Row) -> None:
         """Count into another row from now on, on top of what both rows hold."""
         for i, number in enumerate(self.row):
-            row[i] = number + (row[i] if i < stats.FIRST_GAUGE else 0.0)
+            row[i] = number + (row[i] if i < metrics.FIRST_GAUGE else 0.0)
         self.row = row
 
     def refresh_gauges(self) -> None:
@@ -200,18 +200,18 @@ class PoolBase(Generic[C]):
         expensive part of a hand-out."""
         row, entries = self.row, self._entries
         oldest, head = entries.oldest_lease(), self._waiters.head
-        row[stats.IN_USE] = len(entries.leased)
-        row[stats.IDLE] = len(entries.idle)
-        row[stats.CONNECTING] = len(entries.connecting)
-        row[stats.CLOSING] = len(entries.resetting) + len(entries.closing)
-        row[stats.WAITING] = len(self._queue)
-        row[stats.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
-        row[stats.OLDEST_WAIT] = head.since if head else 0.0
+        row[metrics.IN_USE] = len(entries.leased)
+        row[metrics.IDLE] = len(entries.idle)
+        row[metrics.CONNECTING] = len(entries.connecting)
+        row[metrics.CLOSING] = len(entries.resetting) + len(entries.closing)
+        row[metrics.WAITING] = len(self._queue)
+        row[metrics.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
+        row[metrics.OLDEST_WAIT] = head.since if head else 0.0
 
     def _observe(self, total: int, seconds: float) -> None:
         """Count a duration in a histogram: its sum, and one of the buckets behind that."""
         self.row[total] += seconds
-        self.row[total + 1 + bisect_left(stats.BUCKET_BOUNDS_SECONDS, seconds)] += 1
+        self.row[total + 1 + bisect_left(metrics.BUCKET_BOUNDS_SECONDS, seconds)] += 1
 
     # --- Timers and forks ----------------------------------------------------------------------
 

@@ -31,12 +31,12 @@ from bisect import bisect_left
 import gevent
 
 from pooled_serve.errors import PoolClosed, PoolTimeout
-from pooled_serve.pool import stats
+from pooled_serve.pool import metrics
 from pooled_serve.pool.base import DIRTY, FAILED_OVER
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.lease import Lease
+from pooled_serve.pool.metrics import ACQUIRED, BUCKET_BOUNDS_SECONDS, HELD_BUCKETS, HELD_SECONDS
 from pooled_serve.pool.retiring import RetiringPool
-from pooled_serve.pool.stats import ACQUIRED, BUCKET_BOUNDS_SECONDS, HELD_BUCKETS, HELD_SECONDS
 from pooled_serve.pool.waiters import Waiter
 
 PING_TIMEOUT_SECONDS = 2.0
@@ -157,13 +157,13 @@ class ConnectionPool(RetiringPool[C]):
         except BaseException as error:
             # Waits in vain count, too: of callers killed, refused, or failed with the connect.
             if waited or isinstance(error, PoolTimeout):
-                self._observe(stats.WAIT_SECONDS, self._clock() - began)
+                self._observe(metrics.WAIT_SECONDS, self._clock() - began)
             raise
         now = entry.leased_at = self._clock()
         self.count(ACQUIRED)
         if waited:
-            self.count(stats.WAITED)
-            self._observe(stats.WAIT_SECONDS, now - began)
+            self.count(metrics.WAITED)
+            self._observe(metrics.WAIT_SECONDS, now - began)
         return entry.conn
 
     def _take(self) -> Entry[C] | None:
@@ -210,7 +210,7 @@ class ConnectionPool(RetiringPool[C]):
     def _timed_out(
         self, seconds: float, *, state: str | None = None, shed: bool = False
     ) -> PoolTimeout:
-        self.count(stats.TIMEOUTS)
+        self.count(metrics.TIMEOUTS)
         entries = self._entries
         return PoolTimeout(
             self.name,
@@ -298,8 +298,8 @@ class ConnectionPool(RetiringPool[C]):
         if entry not in self._entries.connecting:
             self._inherit(conn)  # forked meanwhile: it is the parent's
             return False
-        self.count(stats.OPENED)
-        self._observe(stats.CREATE_SECONDS, self._clock() - began)
+        self.count(metrics.OPENED)
+        self._observe(metrics.CREATE_SECONDS, self._clock() - began)
         self._opened(entry, conn)
         return True
 
@@ -317,7 +317,7 @@ class ConnectionPool(RetiringPool[C]):
             self._serve_waiters()  # only one was let through to try
 
     def _connect_failed(self, error: Exception) -> None:
-        self.count(stats.CONNECT_ERRORS)
+        self.count(metrics.CONNECT_ERRORS)
         for listener in self._listeners:
             listener.connect_failed(error)
         self._backoff.failed(error)
@@ -373,7 +373,7 @@ class ConnectionPool(RetiringPool[C]):
         failed = None
         try:
             self._reset(entry.conn)
-            self.count(stats.RESET)
+            self.count(metrics.RESET)
         except Exception:
             failed = "reset failed"
         except BaseException:
@@ -416,7 +416,7 @@ class ConnectionPool(RetiringPool[C]):
         state = self.describe()  # once: they may be thousands
 
         def refuse(waiter: Waiter[C]) -> PoolTimeout:
-            self.count(stats.SHED)
+            self.count(metrics.SHED)
             return self._timed_out(now - waiter.since, state=state, shed=True)
 
         self._waiters.answer_behind(late, entry, refuse)

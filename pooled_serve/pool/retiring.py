@@ -12,7 +12,7 @@ from pooled_serve.errors import PoolClosed
 from pooled_serve.pool.backoff import LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.base import FAILED_OVER, PoolBase
 from pooled_serve.pool.entry import C, Entry
-from pooled_serve.pool.stats import CLOSED
+from pooled_serve.pool.metrics import CLOSED
 
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a driver's ``close()`` may take before its entry becomes free regardless."""

@@ -22,6 +22,7 @@ one, which any free worker can accept.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -78,10 +79,10 @@ class Turns:
     def _take_back(self, loop: Any) -> None:
         self._timer.close()
         most = len(self._yielded)
-        due = self._accepted
+        due: float = self._accepted
         if self._accepted == self._accepted_before:
             # The backlog is empty, or left to other workers. That may end soon: then one at a time.
-            due, most = self._yielded[-1].due, 1 if self.pauses else most
+            most, due = (1 if self.pauses else most), math.inf
         while most and self._yielded[0].due <= due:
             most -= 1
             # By a callback: clients just accepted start from one, too, and come first. Switching to

@@ -15,7 +15,7 @@ import gevent
 from gevent.hub import Hub
 
 from pooled_serve.pool import ConnectionPool
-from pooled_serve.pool.stats import LEAKED
+from pooled_serve.pool.metrics import LEAKED
 
 log = logging.getLogger("gunicorn.error")
 

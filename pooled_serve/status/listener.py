@@ -18,7 +18,7 @@ from gunicorn.config import Config
 from gunicorn.http.parser import RequestParser
 
 from pooled_serve import __version__
-from pooled_serve.pool import ConnectionPool, stats
+from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.status.clients import Client, ClientServer
 from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.scoreboard import Scoreboard, Snapshot
@@ -126,7 +126,9 @@ class StatusServer:
     def _readyz(self) -> Answer:
         if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        lost = {r.alias for r in self._scoreboard.read() if r.current[stats.REACHABLE] == stats.NO}
+        lost = {
+            r.alias for r in self._scoreboard.read() if r.current[metrics.REACHABLE] == metrics.NO
+        }
         if lost:
             names = ", ".join(sorted(lost))
             return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
@@ -203,14 +205,14 @@ def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float)
 
     def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
         server = {"engine": snapshot.engine, "server": snapshot.server}
-        return server | stats.by_name(row, now)
+        return server | metrics.by_name(row, now)
 
     snapshots = list(snapshots)
     pools = {}
     for alias in sorted({r.alias for r in snapshots}):
         of_alias = [r for r in snapshots if r.alias == alias]
         known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        pools[alias] = as_pool(known, stats.total(r.row for r in of_alias))
+        pools[alias] = as_pool(known, metrics.total(r.row for r in of_alias))
     return {
         "workers": [
             {

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 
 from pooled_serve.pool import ConnectionPool, PoolListener
-from pooled_serve.pool.stats import BUCKET_BOUNDS_SECONDS, WAIT_BUCKETS
+from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, WAIT_BUCKETS
 
 log = logging.getLogger("gunicorn.error")
 

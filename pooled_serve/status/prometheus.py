@@ -1,7 +1,7 @@
 """``/metrics``: the numbers of all workers in Prometheus' form.
 
 The names are those of OpenTelemetry's semantic conventions for database clients, where they have
-one. All of it, help texts included, derives from the declarations in ``pool/stats.py``.
+one. All of it, help texts included, derives from the declarations in ``pool/metrics.py``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from pooled_serve.pool import stats
-from pooled_serve.pool.stats import Kind, Metric
+from pooled_serve.pool import metrics
+from pooled_serve.pool.metrics import Kind, Metric
 from pooled_serve.status.scoreboard import Snapshot
 
 POOL, WORKER, STATE, REASON = (
@@ -42,7 +42,7 @@ class Collector:
         """Returns all metrics, as they are declared."""
         families: dict[str, Any] = {}
         now = time.monotonic()
-        for metric in stats.METRICS:
+        for metric in metrics.METRICS:
             family = families.get(metric.family)
             if family is None:
                 labels = [POOL, WORKER]
@@ -58,17 +58,17 @@ def _add(family: Any, metric: Metric, snapshot: Snapshot, now: float) -> None:
     row, labels = snapshot.row, [snapshot.alias, str(snapshot.slot)]
     value = row[metric.start]
     if metric.kind is Kind.HISTOGRAM:
-        family.add_metric(labels, list(stats.buckets(metric, row).items()), value)
+        family.add_metric(labels, list(metrics.buckets(metric, row).items()), value)
     elif metric.reasons:
-        for reason, count in stats.by_reason(metric, row):
+        for reason, count in metrics.by_reason(metric, row):
             family.add_metric([*labels, reason], count)
     elif metric.kind is Kind.COUNTER:
         family.add_metric(labels, value)
     elif snapshot.pid:  # a dead worker has no gauges
         if metric.kind is Kind.REACHABLE:
-            if value == stats.UNKNOWN:
+            if value == metrics.UNKNOWN:
                 return
-            value = float(value == stats.YES)
+            value = float(value == metrics.YES)
         elif metric.kind is Kind.SINCE:
-            value = stats.age(value, now)
+            value = metrics.age(value, now)
         family.add_metric([*labels, metric.state] if metric.state else labels, value)

@@ -17,7 +17,7 @@ from pooled_serve.driver.error_codes import NOT_REACHED, code_of
 from pooled_serve.errors import PoolClosed
 from pooled_serve.pool import PING_TIMEOUT_SECONDS, ConnectionPool, PoolListener
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
-from pooled_serve.pool.stats import NO, REACHABLE, YES
+from pooled_serve.pool.metrics import NO, REACHABLE, YES
 from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
 
 

@@ -5,7 +5,7 @@ is locked: each number has one writer, and is written as one word. A worker has 
 master allocates before the fork, with a row for each of a few pools. A row holds
 
 * the alias of the database, and what is known of its server, as text;
-* ``current``: the numbers of the worker's pool (see pool/stats.py), written by the worker;
+* ``current``: the numbers of the worker's pool (see pool/metrics.py), written by the worker;
 * ``retired``: the counters of the slot's former workers, which the master adds up when one dies,
   however it died. So neither the totals nor the counters of a slot ever shrink.
 
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pooled_serve.pool import stats
+from pooled_serve.pool import metrics
 
 log = logging.getLogger("gunicorn.error")
 
@@ -43,7 +43,9 @@ _HEAD_BYTES = (MAX_WORKERS + 2) * _WORD  # sequence number; each slot's process 
 _HIGHEST_SLOT = MAX_WORKERS + 1
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
-_POOL_ROW_BYTES = _TEXTS.size + (stats.ROW_LENGTH + stats.FIRST_GAUGE + 1) * _WORD  # +1: permanent
+_POOL_ROW_BYTES = (
+    _TEXTS.size + (metrics.ROW_LENGTH + metrics.FIRST_GAUGE + 1) * _WORD
+)  # +1: permanent
 _SLOT_BYTES = MAX_POOLS * _POOL_ROW_BYTES
 
 
@@ -63,7 +65,7 @@ class Snapshot:
     def row(self) -> list[float]:
         """The counters of all workers that the slot has had, and the gauges of the present one."""
         counters = [now + former for now, former in zip(self.current, self.retired, strict=False)]
-        return counters + self.current[stats.FIRST_GAUGE :]
+        return counters + self.current[metrics.FIRST_GAUGE :]
 
 
 class PoolRow:
@@ -76,8 +78,8 @@ class PoolRow:
         self._memory = memory
         self._offset = offset
         numbers = memoryview(memory)[offset + _TEXTS.size : offset + _POOL_ROW_BYTES].cast("d")
-        self.current: Any = numbers[: stats.ROW_LENGTH]
-        self.retired: Any = numbers[stats.ROW_LENGTH : -1]
+        self.current: Any = numbers[: metrics.ROW_LENGTH]
+        self.retired: Any = numbers[metrics.ROW_LENGTH : -1]
         self._permanent: Any = numbers[-1:]
 
     @property
@@ -149,11 +151,11 @@ class Scoreboard:
                 row.free()
                 continue
             current = row.current
-            if current[stats.REACHABLE] != stats.UNKNOWN:
-                self._last_reachable[row.texts[0]] = current[stats.REACHABLE]
-            for i in range(stats.FIRST_GAUGE):
+            if current[metrics.REACHABLE] != metrics.UNKNOWN:
+                self._last_reachable[row.texts[0]] = current[metrics.REACHABLE]
+            for i in range(metrics.FIRST_GAUGE):
                 row.retired[i] += current[i]
-            for i in range(stats.ROW_LENGTH):
+            for i in range(metrics.ROW_LENGTH):
                 current[i] = 0.0
         self._words[0] += 1
         self._allocated.discard(slot)
@@ -191,12 +193,12 @@ class Scoreboard:
 
         :param at_start: those that could not be reached before there was any worker.
         """
-        found = {alias: float(stats.NO) for alias in at_start} | self._last_reachable
+        found = {alias: float(metrics.NO) for alias in at_start} | self._last_reachable
         for snapshot in self.read():
-            reachable = snapshot.current[stats.REACHABLE]
-            if reachable != stats.UNKNOWN:
+            reachable = snapshot.current[metrics.REACHABLE]
+            if reachable != metrics.UNKNOWN:
                 found[snapshot.alias] = reachable
-        return [alias for alias, reachable in found.items() if reachable == stats.NO]
+        return [alias for alias, reachable in found.items() if reachable == metrics.NO]
 
     # --- For readers ---------------------------------------------------------------------------
 

@@ -164,3 +164,46 @@ def test_a_greenlet_that_is_killed_while_it_lets_others_go_first_takes_no_turn_a
     assert turns.yielded == 0
     client("d")
     assert done == ["a", "c", "d"]
+
+
+def test_a_backlog_that_others_have_emptied_holds_nobody_up() -> None:
+    turns = Turns()
+    waiting = [30, 0]
+    turns.backlogs.append(lambda: waiting.pop(0) if waiting else 0)
+    done = []
+
+    def client(name: str) -> None:
+        turns.give_up()
+        done.append(name)
+
+    clients = [gevent.spawn(client, "first")]
+    gevent.sleep(0)
+    turns.accepted()  # of the thirty; others take the rest
+    gevent.sleep(0.001)
+    clients.append(gevent.spawn(client, "second"))
+    gevent.joinall(clients, timeout=MAX_WAIT_SECONDS)
+    assert done == ["first", "second"]
+
+
+def test_those_in_the_backlog_come_first_and_a_flood_behind_them_does_not() -> None:
+    turns = Turns()
+    turns.backlogs.append(lambda: 3)  # always
+    arrivals = 0
+    timer = gevent.get_hub().loop.timer(0)
+
+    def arrive() -> None:  # in each poll
+        nonlocal arrivals
+        turns.accepted()
+        arrivals += 1
+        timer.stop()
+        timer.start(arrive)
+
+    client = gevent.spawn(turns.give_up)
+    gevent.sleep(0)
+    timer.start(arrive)
+    try:
+        client.join(MAX_WAIT_SECONDS)
+    finally:
+        timer.close()
+    assert client.dead
+    assert 3 <= arrivals <= 5

@@ -14,7 +14,7 @@ import gevent
 import pytest
 from pymysql.err import OperationalError
 
-from pooled_serve.pool.stats import REACHABLE, YES
+from pooled_serve.pool.metrics import REACHABLE, YES
 from pooled_serve.status import pool_log, reachability
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog, Repeats
 from pooled_serve.status.reachability import Reachability, shortage_behind

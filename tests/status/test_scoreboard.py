@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooled_serve.driver import statements as sql
-from pooled_serve.pool import stats
+from pooled_serve.pool import metrics
 from pooled_serve.status import scoreboard as module
 from pooled_serve.status.listener import as_stats
 from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
@@ -53,9 +53,9 @@ def _count(scoreboard: Scoreboard, slot: int, number: int, alias: str = "default
     row = scoreboard.pool_row(slot, alias)
     assert row is not None
     row.label(alias, "MariaDB 10.11", "127.0.0.1:3306/shop")
-    row.current[stats.ACQUIRED] += number
-    row.current[stats.IN_USE] = 3
-    row.current[stats.CAP] = 10
+    row.current[metrics.ACQUIRED] += number
+    row.current[metrics.IN_USE] = 3
+    row.current[metrics.CAP] = 10
 
 
 def _acquired(scoreboard: Scoreboard) -> dict[str, int]:
@@ -74,8 +74,10 @@ def test_what_a_killed_worker_counted_is_kept() -> None:
     _kill(pid)
     scoreboard.retire(slot)
     (snapshot,) = scoreboard.read()
-    assert snapshot.row[stats.ACQUIRED] == 7
-    assert snapshot.row[stats.IN_USE] == snapshot.row[stats.CAP] == 0, "gauges are of the living"
+    assert snapshot.row[metrics.ACQUIRED] == 7
+    assert snapshot.row[metrics.IN_USE] == snapshot.row[metrics.CAP] == 0, (
+        "gauges are of the living"
+    )
     assert scoreboard.workers() == {}
 
 
@@ -135,7 +137,7 @@ class Slow:
 
     def __setitem__(self, i: int, number: float) -> None:
         self._numbers[i] = number
-        if i == stats.ACQUIRED:
+        if i == metrics.ACQUIRED:
             time.sleep(0.001)
 
 
@@ -204,13 +206,13 @@ def test_any_text_comes_back_as_far_as_it_fits(alias: str, engine: str, server: 
 
 
 def test_the_live_rows_add_up() -> None:
-    rows = [[0.0] * stats.ROW_LENGTH for _ in range(3)]
+    rows = [[0.0] * metrics.ROW_LENGTH for _ in range(3)]
     for n, row in enumerate(rows, start=1):
-        row[stats.ACQUIRED] = row[stats.IN_USE] = n
-        row[stats.OLDEST_HELD] = 100.0 - n
-    rows[1][stats.REACHABLE], rows[2][stats.REACHABLE] = stats.NO, stats.YES
-    rows[0][stats.OLDEST_HELD] = 0.0  # nobody holds one there
-    summed = stats.by_name(stats.total(rows), now=100.0)
+        row[metrics.ACQUIRED] = row[metrics.IN_USE] = n
+        row[metrics.OLDEST_HELD] = 100.0 - n
+    rows[1][metrics.REACHABLE], rows[2][metrics.REACHABLE] = metrics.NO, metrics.YES
+    rows[0][metrics.OLDEST_HELD] = 0.0  # nobody holds one there
+    summed = metrics.by_name(metrics.total(rows), now=100.0)
     assert summed["acquired_total"] == summed["in_use"] == 6
     assert summed["oldest_held_seconds"] == 3.0
     assert summed["reachable"] is False
@@ -226,33 +228,33 @@ def test_histograms_are_cumulative_and_count_everybody(
 ) -> None:
     from bisect import bisect_left
 
-    row = [0.0] * stats.ROW_LENGTH
-    row[stats.ACQUIRED], row[stats.WAITED] = len(served) + at_once, len(served)
+    row = [0.0] * metrics.ROW_LENGTH
+    row[metrics.ACQUIRED], row[metrics.WAITED] = len(served) + at_once, len(served)
     waits = served + in_vain
     for seconds in waits:
-        row[stats.WAIT_BUCKETS + bisect_left(stats.BUCKET_BOUNDS_SECONDS, seconds)] += 1
-    (metric,) = (metric for metric in stats.METRICS if metric.key == "wait_seconds")
-    counts = stats.buckets(metric, row)
+        row[metrics.WAIT_BUCKETS + bisect_left(metrics.BUCKET_BOUNDS_SECONDS, seconds)] += 1
+    (metric,) = (metric for metric in metrics.METRICS if metric.key == "wait_seconds")
+    counts = metrics.buckets(metric, row)
     assert counts["+Inf"] == len(waits) + at_once
-    for bound in stats.BUCKET_BOUNDS_SECONDS:
+    for bound in metrics.BUCKET_BOUNDS_SECONDS:
         assert counts[f"{bound:g}"] == at_once + sum(seconds <= bound for seconds in waits)
 
 
 def test_counters_come_before_gauges_and_nothing_overlaps() -> None:
     """A worker that dies leaves the first part of its row, and loses the second."""
-    rows = [n for m in stats.METRICS for n in range(m.start, m.start + m.width)]
-    assert rows == list(range(stats.ROW_LENGTH))
-    lasting = {stats.Kind.COUNTER, stats.Kind.HISTOGRAM}
-    for metric in stats.METRICS:
-        assert (metric.kind in lasting) == (metric.start < stats.FIRST_GAUGE), metric.key
-    assert len({metric.key for metric in stats.METRICS}) == len(stats.METRICS)
+    rows = [n for m in metrics.METRICS for n in range(m.start, m.start + m.width)]
+    assert rows == list(range(metrics.ROW_LENGTH))
+    lasting = {metrics.Kind.COUNTER, metrics.Kind.HISTOGRAM}
+    for metric in metrics.METRICS:
+        assert (metric.kind in lasting) == (metric.start < metrics.FIRST_GAUGE), metric.key
+    assert len({metric.key for metric in metrics.METRICS}) == len(metrics.METRICS)
 
 
 def test_every_reason_has_a_place() -> None:
     reasons = sql.REASONS | {
         *("several statements", "several results", "unbuffered cursor", "direct use", "unknown")
     }
-    assert reasons <= set(stats.PIN_REASONS)
+    assert reasons <= set(metrics.PIN_REASONS)
 
 
 def test_a_pool_row_is_whole_words() -> None:
@@ -276,10 +278,10 @@ def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
     assert scoreboard.unreachable(["a", "b"]) == ["a", "b"]
     slot = _allocated(scoreboard)
     scoreboard.register(slot)
-    for alias, reachable in (("a", stats.YES), ("c", stats.NO)):
+    for alias, reachable in (("a", metrics.YES), ("c", metrics.NO)):
         row = scoreboard.pool_row(slot, alias)
         assert row is not None
-        row.current[stats.REACHABLE] = reachable
+        row.current[metrics.REACHABLE] = reachable
     assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
     scoreboard.retire(slot)
     assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
