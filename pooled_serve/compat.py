@@ -2,7 +2,9 @@
 is there.
 
 A release that moves any of it gets one line of explanation before a worker starts, not a TypeError
-in every request. A test compares these tables with what the package uses.
+in every request. A test compares these tables with what the package uses: of Django, that is in
+backend/patch.py, backend/wrappers.py and backend/unavailable.py; of Gunicorn, in serve/; and of
+PyMySQL, in driver/.
 """
 
 from __future__ import annotations

@@ -1,1 +1,9 @@
-"""The Django side: the patch, one pooled database per alias, leases, the 503."""
+"""The Django side: the patch, one pooled database per alias, leases, the 503.
+
+* patch.py: the functions of Django that are replaced, and what the worker calls
+* wrappers.py: Django's connection wrappers, made to lease
+* registry.py: the pooled databases of this process; database.py: one of them
+* lease.py: the DB-API connection of a wrapper; cursors.py and direct.py: other ways to reach it
+* scope.py: the request of a greenlet, and how long its leases last
+* unavailable.py: the 503
+"""

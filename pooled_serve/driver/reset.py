@@ -3,7 +3,9 @@
 COM_RESET_CONNECTION ends the transaction and drops variables, temporary tables, locks and prepared
 statements. It does not restore the first database, nor the first role; and everything else gets the
 server's own defaults, not what the client asked for when it connected: character set, sql_mode,
-isolation level, init_command. So all of that is replayed. Found with MariaDB 10.11 and MySQL 9.7.
+isolation level, init_command. So all of that is replayed: what connection.py records while the
+connection is set up, and what login.py finds that a login sets. Found with MariaDB 10.11 and MySQL
+9.7.
 """
 
 from __future__ import annotations

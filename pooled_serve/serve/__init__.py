@@ -1,1 +1,8 @@
-"""Gunicorn, embedded: application, settings and hooks, worker."""
+"""Gunicorn, embedded: application, settings and hooks, worker.
+
+* app.py: the application, with the preflight before the start
+* config.py: settings and Gunicorn's hooks
+* worker.py: the worker; signals.py: what ends it
+* accept.py, balance.py, turns.py: which client is served next, and by which worker
+* addresses.py: where it listens
+"""
