@@ -153,7 +153,9 @@ def simulate(
                 serve(request, now)
             else:
                 if overload:
-                    request.entered = overload.enter(now, TIMEOUT, alone=not queue, out=False)
+                    if not queue:
+                        overload.begin(now, out=False)
+                    request.entered = overload.enter(now, TIMEOUT)
                 request.leaves = request.came + leave
                 queue.append(request)
             continue
@@ -189,10 +191,9 @@ def simulate(
 class NeverEmpty(rule.Overload):  # type: ignore[name-defined, misc]
     """Overload is a queue that has not been empty for half of the timeout."""
 
-    def enter(self, now: float, timeout: float, *, alone: bool, out: bool) -> float:
-        if alone:
-            self.formed = now
-        return float(super().enter(now, timeout, alone=alone, out=out))
+    def begin(self, now: float, *, out: bool) -> None:
+        super().begin(now, out=out)
+        self.formed = now
 
     def late(self, queue: Collection[Any], now: float, timeout: float) -> int:
         self.on = self.on or now - self.formed >= timeout * rule.ONSET
@@ -204,10 +205,9 @@ class Lasting(rule.Overload):  # type: ignore[name-defined, misc]
 
     last = -TIMEOUT
 
-    def enter(self, now: float, timeout: float, *, alone: bool, out: bool) -> float:
-        entered = float(super().enter(now, timeout, alone=alone, out=out))
-        self.on = self.on or (alone and now - self.last < timeout)
-        return entered
+    def begin(self, now: float, *, out: bool) -> None:
+        super().begin(now, out=out)
+        self.on = now - self.last < TIMEOUT
 
     def late(self, queue: Collection[Any], now: float, timeout: float) -> int:
         late = int(super().late(queue, now, timeout))

@@ -53,21 +53,25 @@ class Overload:
         self._behind = 0.0  # the pool's clock less this one
         self._out = False  # no connection has come back since a connect failed
 
-    def enter(self, now: float, timeout: float, *, alone: bool, out: bool) -> float:
-        """Somebody queues. Returns the time to keep in ``Queued.entered``.
+    def begin(self, now: float, *, out: bool) -> None:
+        """A queue forms.
 
-        :param alone: the queue was empty.
         :param out: the last attempt to connect failed.
         """
-        if alone:
-            self.on = False
-            self._moved = now
-            self._out = out
-        return self._read(now, timeout)
+        self.on = False
+        self._moved = now
+        self._out = out
+
+    def enter(self, now: float, timeout: float) -> float:
+        """Somebody queues. Returns the time to keep in ``Queued.entered``."""
+        if self._out or now - self._moved > timeout * STALL:
+            return self._read(now, timeout)
+        return now - self._behind
 
     def connect_failed(self, now: float, timeout: float) -> None:
         """From now until a connection comes back, nobody could be served."""
-        self._move(now, timeout)
+        self._behind = now - self._read(now, timeout)
+        self._moved = now
         self._out = True
 
     def late(self, queue: Collection[Queued], now: float, timeout: float) -> int:
@@ -76,24 +80,21 @@ class Overload:
 
         :param queue: not empty, in the order of service.
         """
-        time = self._move(now, timeout)
+        if self._out or now - self._moved > timeout * STALL:
+            self._behind = now - self._read(now, timeout)
+            self._out = False
+        self._moved = now
+        time = now - self._behind
         if not self.on:
-            self.on = time - next(iter(queue)).entered >= timeout * ONSET
-            if not self.on:
+            if time - next(iter(queue)).entered < timeout * ONSET:
                 return 0
+            self.on = True
         late = 0
         for waiter in queue:
             if time - waiter.entered <= timeout * LATE:
                 return late
             late += 1
         return late - 1
-
-    def _move(self, now: float, timeout: float) -> float:
-        time = self._read(now, timeout)
-        self._behind = now - time
-        self._moved = now
-        self._out = False
-        return time
 
     def _read(self, now: float, timeout: float) -> float:
         latest = self._moved if self._out else min(now, self._moved + timeout * STALL)

@@ -187,16 +187,18 @@ class ConnectionPool(RetiringPool[C]):
     def _wait(self, began: float, timeout: float, *, first: bool) -> Entry[C]:
         """Queue, and return the entry that is handed over."""
         waiter: Waiter[C] = Waiter(began, timeout)
-        if self._overload is not None:
-            alone, out = not self._queue, self._backoff.failures > 0
-            entered = self._overload.enter(self._clock(), self.timeout, alone=alone, out=out)
+        now = self._clock()
+        overload = self._overload
+        if overload is not None:
+            if not self._queue:
+                overload.begin(now, out=self._backoff.failures > 0)
             if not first:  # one who has had a turn already is not refused
-                waiter.entered = entered
+                waiter.entered = overload.enter(now, self.timeout)
         self._waiters.enter(waiter, first=first)
         for listener in self._listeners:
             listener.queued()
         try:
-            return self._waiters.park(waiter, began + timeout - self._clock(), self._expired)
+            return self._waiters.park(waiter, began + timeout - now, self._expired)
         except BaseException:
             # Refused, or killed. If killed, an entry handed over meanwhile goes on to the next.
             entry = waiter.answer
@@ -392,7 +394,12 @@ class ConnectionPool(RetiringPool[C]):
             self._discard(entry, fault or "age")
         elif self._queue:
             entry.idle_since = entry.leased_at = now
-            self._hand_over(entry, now)
+            overload = self._overload
+            late = 0 if overload is None else overload.late(self._queue, now, self.timeout)
+            if late:
+                self._shed_head(late, entry, now)
+            else:
+                self._waiters.answer_head(entry)
         elif len(self._idle) >= self._keep_idle:  # none, once the pool drains or is closed
             kept = "surplus" if self._keep_idle else "drain"
             self._discard(entry, "closed" if self._closed else kept)
@@ -405,14 +412,8 @@ class ConnectionPool(RetiringPool[C]):
             if entry.expires < self._next_expiry:
                 self._retire_at(entry.expires, now)
 
-    def _hand_over(self, entry: Entry[C], now: float) -> None:
-        """Answer the first waiter; under overload, the first that is not late."""
-        late = 0
-        if self._overload is not None:
-            late = self._overload.late(self._queue, now, self.timeout)
-        if not late:
-            self._waiters.answer_head(entry)
-            return
+    def _shed_head(self, late: int, entry: Entry[C], now: float) -> None:
+        """Refuse so many waiters, and hand over to the first behind them."""
         state = self.describe()  # once: they may be thousands
 
         def refuse(waiter: Waiter[C]) -> PoolTimeout:

@@ -207,7 +207,7 @@ def test_a_turn_that_brought_nothing_does_not_count_against_its_user(make: MakeA
     it.come_back()
     settle(lambda: it.driver.connecting == 1)
     assert it.pool.waiting == 2, "it is the first again"
-    it.now += TIMEOUT * LATE
+    it.now += TIMEOUT * LATE * 1.1
     opened.set()
     settle(lambda: bool(it.holding))
     assert list(it.served) == [0, 1]
@@ -363,6 +363,18 @@ steps = st.lists(
 )
 
 
+def test_after_an_outage_time_counts_again() -> None:
+    rule = Overload()
+    rule.begin(0.0, out=False)
+    rule.connect_failed(1.0, TIMEOUT)
+    first = Queued(2.0, rule.enter(2.0, TIMEOUT))
+    assert rule.late([first], 20.0, TIMEOUT) == 0  # it is over
+    second = Queued(20.0, rule.enter(20.0, TIMEOUT))
+    others = [Queued(21.0, 21.0) for _ in range(2)]
+    late = [rule.late([second, *others], 20.0 + second_, TIMEOUT) for second_ in range(1, 7)]
+    assert [bool(n) for n in late] == [False] * 4 + [True] * 2
+
+
 @given(steps)
 def test_whatever_happens(story: list[tuple[str, float]]) -> None:
     rule = Overload()
@@ -371,7 +383,9 @@ def test_whatever_happens(story: list[tuple[str, float]]) -> None:
     for what, seconds in story:
         now += seconds
         if what == "come":
-            entered = rule.enter(now, TIMEOUT, alone=not queue, out=False)
+            if not queue:
+                rule.begin(now, out=False)
+            entered = rule.enter(now, TIMEOUT)
             assert not queue or entered >= queue[-1].entered - 1e-9, "the order of arrival"
             queue.append(Queued(now, entered))
         elif what == "connect fails":
