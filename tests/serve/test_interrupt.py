@@ -117,6 +117,7 @@ import os, signal, sys, weakref
 from pooled_serve.serve import signals
 signals.keep_what_handlers_raise()
 signal.signal(signal.SIGTERM, signals.leave)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if run in the background
 class Module: pass
 module = Module()
 watched = weakref.ref(module, lambda _: os.kill(os.getpid(), {number}))
