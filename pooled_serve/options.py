@@ -312,6 +312,7 @@ class PoolPlan:
     cap_explicit: bool = False
     age_explicit: bool = False
     leak_threshold: float | None = None  # seconds; None: off
+    named: str = ""  # the alias whose --pool sets size and cap, which wins over the options for all
 
     def safe_age(self, wait_timeout: float | None) -> float:
         """The age limit of connections to a server with this ``wait_timeout``, in seconds."""

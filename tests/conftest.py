@@ -23,7 +23,7 @@ from support.site import VIEWS, Site
 from support.torture import TORTURE
 
 # Fixtures of one folder each.
-pytest_plugins = ("support.connections", "support.pools", "support.status")
+pytest_plugins = ("support.connections", "support.deploy", "support.pools", "support.status")
 
 # How long an example takes says more of what else the machine does than of what is tested.
 hypothesis.settings.register_profile(

@@ -201,6 +201,7 @@ def _pool_plan(
         reset=options.reset,
         overload=options.overload,
         leak_threshold=options.leak_threshold,
+        named=alias if own else "",
     )
     if plan.size > plan.cap:
         if plan.size_explicit:
@@ -324,10 +325,13 @@ def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -
         who = f"{row.replicas} replicas × {who}"
     if unlimited:
         who += " (no cap: one per greenlet, --worker-connections)"
-    too_big = any(p.size_explicit and p.size > per_worker for p in plans)
+    too_big = any(p.size_explicit and p.size > per_worker for p in plans if not p.named)
     size = f"--pool-size {per_worker} " if too_big else ""
     # Only what would help: nobody can use less than one connection.
-    uses = [f"{size}--max-outstanding {per_worker}"] if per_worker else []
+    fitting = [f"--pool {plan.named}:{per_worker}:{per_worker}" for plan in plans if plan.named]
+    if len(fitting) < len(plans):
+        fitting.append(f"{size}--max-outstanding {per_worker}")
+    uses = [" ".join(fitting)] if per_worker else []
     uses += [f"--workers {workers}"] if workers else []
     uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
     in_use, verb = f"{row.in_use} in use", "are"

@@ -20,7 +20,6 @@ import pytest
 import yaml
 
 import pooled_serve
-from conftest import MakeProject
 from pooled_serve.options import OPTIONS
 from support import command
 from support.deploy import (
@@ -33,24 +32,12 @@ from support.deploy import (
     text,
     unit,
     variables,
-    write_myproject,
 )
 from support.ports import free_port
 from support.processes import MAX_WAIT_SECONDS, wait_until
 from support.serve import Client, Serve, environment
 from support.servers import EXAMPLES, ROOT, Server
 from support.torture import torture
-
-
-@pytest.fixture
-def myproject(project: MakeProject) -> Path:
-    return write_myproject(project)
-
-
-@pytest.fixture
-def env(mariadb: Server, tmp_path: Path) -> dict[str, str]:
-    return variables(mariadb.create_database(), tmp_path)
-
 
 # --- Dockerfile --------------------------------------------------------------------------------
 

@@ -15,22 +15,12 @@ from pathlib import Path
 import pytest
 from gunicorn.config import Keepalive
 
-from conftest import MakeProject, StartServe
-from support.deploy import POOL_TIMEOUT, installed, seconds, text, unit, variables, write_myproject
+from conftest import StartServe
+from support.deploy import POOL_TIMEOUT, installed, seconds, text, unit
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
-from support.servers import Server, tied_to_us
-
-
-@pytest.fixture
-def myproject(project: MakeProject) -> Path:
-    return write_myproject(project)
-
-
-@pytest.fixture
-def env(mariadb: Server, tmp_path: Path) -> dict[str, str]:
-    return variables(mariadb.create_database(), tmp_path)
+from support.servers import tied_to_us
 
 
 def nginx_seconds(name: str) -> list[float]:

@@ -11,27 +11,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import pytest
 import yaml
 
-from conftest import MakeProject, StartServe
-from support.deploy import DEPLOY, installed, text, variables, write_myproject
+from conftest import StartServe
+from support.deploy import DEPLOY, installed, text
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client
-from support.servers import Server, tied_to_us
+from support.servers import tied_to_us
 from support.torture import torture
-
-
-@pytest.fixture
-def myproject(project: MakeProject) -> Path:
-    return write_myproject(project)
-
-
-@pytest.fixture
-def env(mariadb: Server, tmp_path: Path) -> dict[str, str]:
-    return variables(mariadb.create_database(), tmp_path)
-
 
 LABELS = {"db_client_connection_pool_name", "db_client_connection_state", "worker"}
 NAME = "db_client_connection_"

@@ -207,6 +207,21 @@ def test_remedies_that_would_not_help_are_not_named() -> None:
     )
 
 
+def test_a_remedy_for_a_pool_with_an_option_of_its_own_is_that_option() -> None:
+    """The options for all pools would change nothing."""
+    own = (AliasSize("a", 5, 20),)
+    finding = the(plan_for(database("a", limit=12), workers=4, aliases=own), Level.FAIL)
+    assert finding.hint == "use --pool a:3:3, or raise max_connections"
+    two = database("a", limit=40), database("b", limit=40)
+    finding = the(plan_for(*two, workers=4, size=9, cap=20, aliases=own), Level.FAIL)
+    assert finding.hint == (
+        "use --pool a:5:5 --pool-size 5 --max-outstanding 5, or --workers 1, "
+        "or raise max_connections"
+    )
+    finding = the(plan_for(database("a"), aliases=(AliasSize("a", 5, 3),)), Level.FAIL)
+    assert finding.hint == "use --pool a:3:3, or --pool a:5:5"
+
+
 def test_hosts_multiply() -> None:
     plan = plan_for(database(limit=100), workers=2, replicas=5, cap=11)
     assert plan.budget[0].most == 110

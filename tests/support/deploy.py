@@ -12,7 +12,7 @@ from gunicorn.config import GracefulTimeout
 from conftest import MakeProject
 from pooled_serve.options import OPTIONS
 from support import debian
-from support.servers import EXAMPLES, ROOT, Database
+from support.servers import EXAMPLES, ROOT, Database, Server
 from support.text import find
 
 DEPLOY = EXAMPLES / "deploy"
@@ -72,3 +72,16 @@ def write_myproject(project: MakeProject) -> Path:
         databases={},
         settings=f"{head}{SETTINGS}\nALLOWED_HOSTS.append('')\n",
     )
+
+
+# --- Fixtures ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def myproject(project: MakeProject) -> Path:
+    return write_myproject(project)
+
+
+@pytest.fixture
+def env(mariadb: Server, tmp_path: Path) -> dict[str, str]:
+    return variables(mariadb.create_database(), tmp_path)
