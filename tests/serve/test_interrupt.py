@@ -112,26 +112,9 @@ def test_while_a_worker_loads_the_project(site: Path, within: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_a_handler_raises_in_a_callback_is_raised_behind_it(number: int) -> None:
     """The command imports a lot, with a callback of a weak reference for each module."""
-    source = f"""
-import os, signal, sys, weakref
-from pooled_serve.serve import signals
-signals.keep_what_handlers_raise()
-signal.signal(signal.SIGTERM, signals.leave)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if run in the background
-class Module: pass
-module = Module()
-watched = weakref.ref(module, lambda _: os.kill(os.getpid(), {number}))
-def go_on(): print("went on")
-try:
-    del module
-    go_on()
-except BaseException as error:
-    print(type(error).__name__.strip("_"), sys.getprofile())
-watched = weakref.ref(go_on, lambda _: 1 / 0)
-del go_on
-"""
     done = subprocess.run(
-        [sys.executable, "-c", source],
+        [sys.executable, Path(__file__).with_name("interrupt_script.py"), str(int(number))],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=STOP_TIMEOUT,
