@@ -11,7 +11,7 @@ import pytest
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import conversions
 from pymysql.cursors import SSCursor
-from pymysql.err import InterfaceError
+from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 from support.connections import KINDS, Connect, run, stuff
 from support.netproxy import NetProxy
@@ -57,6 +57,56 @@ def test_a_query_that_is_interrupted_while_it_is_sent_closes_it(
     assert connection.condition() == "lost"
     with pytest.raises(InterfaceError):
         run(connection, "SELECT 1")
+
+
+# --- Two statements in one write ---------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cooperative")
+@pytest.mark.parametrize("answers", [0, 1])
+@pytest.mark.parametrize("how", ["killed", "timed out"])
+def test_a_query_behind_another_that_is_interrupted_closes_it(
+    connect: Connect, proxy: NetProxy, how: str, answers: int
+) -> None:
+    connection = connect(port=proxy.port)
+    connection.forget_key_first = True
+    if not answers:
+        proxy.freeze()
+    interrupt(lambda: run(connection, "SELECT SLEEP(2)"), how)
+    assert connection.condition() == "lost"
+
+
+def test_a_query_behind_another_gets_its_own_answer_or_none(
+    connect: Connect, proxy: NetProxy
+) -> None:
+    cut = 0
+    while True:
+        cut += 1
+        connection = connect(port=proxy.port)
+        connection.forget_key_first = True
+        proxy.cut_after(cut)
+        try:
+            rows = run(connection, "SELECT 'own'")
+        except OperationalError:
+            assert connection.condition() == "lost"
+            continue
+        finally:
+            proxy.cut_after(1 << 30)
+        assert rows == [("own",)]
+        break
+    assert cut > 11, "the first answer alone has as many bytes"
+
+
+def test_an_error_of_a_query_behind_another_is_the_only_one_to_come(connect: Connect) -> None:
+    connection = connect()
+    connection.forget_key_first = True
+    with pytest.raises(ProgrammingError, match="no_such_table"):
+        run(connection, "SELECT * FROM no_such_table")
+    assert run(connection, "SELECT 1") == [(1,)]
+    assert connection.condition() != "lost"
+
+
+# --- Transactions and rows ----------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cooperative")
