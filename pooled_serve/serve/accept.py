@@ -70,9 +70,14 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         super().close()
 
     def _part_of_backlog(self) -> int:
-        """Returns how many of the waiting connections this worker accepts if all accept alike."""
-        waiting = 0 if self.closed else backlog(self.socket)
-        return math.ceil(waiting / self._share.workers()) if waiting else 0
+        """Returns how many of the waiting connections this worker accepts if all accept alike.
+
+        A single worker accepts all of them in one poll, so nobody has to wait for that.
+        """
+        workers = self._share.workers()
+        if workers == 1 or self.closed:
+            return 0
+        return math.ceil(backlog(self.socket) / workers)
 
     def do_read(self) -> Any:
         """Accept a connection. Overrides gevent's.
