@@ -72,12 +72,11 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
     def _part_of_backlog(self) -> int:
         """Returns how many of the waiting connections this worker accepts if all accept alike.
 
-        A single worker accepts all of them in one poll, so nobody has to wait for that.
+        A worker that accepts many in one poll has accepted them before any turn ends.
         """
-        workers = self._share.workers()
-        if workers == 1 or self.closed:
+        if self._at_least > 1 or self.closed:
             return 0
-        return math.ceil(backlog(self.socket) / workers)
+        return math.ceil(backlog(self.socket) / self._share.workers())
 
     def do_read(self) -> Any:
         """Accept a connection. Overrides gevent's.
