@@ -99,6 +99,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_WORKER}.init_signals", "self"),
         (f"{_WORKER}.handle_exit", "self, sig, frame"),
         (f"{_WORKER}.handle_quit", "self, sig, frame"),
+        (f"{_WORKER}.handle", "self, listener, client, addr"),
         (f"{_WORKER}.handle_request", "self, listener_name, req, sock, addr"),
         (f"{_WORKER}.handle_http2_request", "self, listener_name, req, sock, addr, h2_conn"),
         (f"{_WORKER}.notify", "self"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gunicorn.workers import ggevent
@@ -13,6 +13,16 @@ from pooled_serve.serve import accept, signals, turns
 from pooled_serve.serve.balance import Balance
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import response
+
+
+class _Listener(NamedTuple):
+    """What gunicorn asks a listener for when it begins to serve a client."""
+
+    name: Any
+
+    def getsockname(self) -> Any:
+        """Returns the address, also after the socket was closed, as a socket does not."""
+        return self.name
 
 
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -63,6 +73,15 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             gevent.sleep(delay)
         signals.leave()
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve the requests of a client.
+
+        A worker that stops closes its listeners first. The greenlet of a client that was accepted
+        before may begin only then, and Gunicorn, which asks the listener for its address, would
+        fail and reset the connection.
+        """
+        super().handle(self._listeners[listener], client, addr)
+
     def handle_request(self, listener: Any, req: Any, *args: Any) -> Any:
         """Serve one request of HTTP/1."""
         return self._one_request(super().handle_request, listener, req, *args)
@@ -103,6 +122,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Serve until stopped, finish the requests in flight, and close idle connections."""
         status = self._start_status()
+        self._listeners = {each: _Listener(each.getsockname()) for each in self.sockets}
         try:
             super().run()
         finally:

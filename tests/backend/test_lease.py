@@ -9,6 +9,7 @@ import pytest
 
 from support.script import run_function
 from support.servers import Database, Server
+from support.torture import torture
 
 SCRIPTS = "backend/lease_scripts.py"
 MODES = ["request", "transaction"]
@@ -84,6 +85,7 @@ def test_statements_inside_of_others_do_what_they_do_in_plain_django(
 # --- Direct use --------------------------------------------------------------------------------
 
 
+@torture
 @pytest.mark.parametrize("mode", MODES)
 def test_what_was_used_directly_is_closed(project: Any, mode: str) -> None:
     run_function(

@@ -8,6 +8,7 @@ from typing import Any
 
 from support.script import run_function
 from support.servers import Database, Server
+from support.torture import torture
 
 SCRIPTS = "backend/registry_scripts.py"
 
@@ -54,6 +55,7 @@ def engine(folder: Path, source: str) -> None:
     (package / "base.py").write_text(dedent(source))
 
 
+@torture
 def test_an_engine_built_on_djangos_is_pooled_and_keeps_its_ways(
     project: Any, database: Database
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_server_that_does_not_tell_its_wait_timeout_is_no_obstacle(
     assert connection.condition() is None
 
 
+@torture
 def test_twenty_connections_build_one_tls_context(
     connect: Connect, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_client_counts_answers_and_failures(load: Callable[..., Mapping[str,
     assert found["p50_ms"] is found["server_cpu_ms"] is None
 
 
+@torture
 @pytest.mark.parametrize(
     ("turns", "timed"),
     [

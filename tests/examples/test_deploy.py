@@ -384,6 +384,7 @@ class Activated:
         return True
 
 
+@torture
 def test_the_unit_on_sockets_of_systemd(
     myproject: Path, env: dict[str, str], tmp_path: Path
 ) -> None:

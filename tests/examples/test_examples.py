@@ -122,6 +122,7 @@ def test_the_shops_own_tests_pass_on_mariadb(mariadb: Server, how: list[str]) ->
     assert "\nOK\n" in done.stderr
 
 
+@torture
 def test_seeding_shows_how_far_it_is(shop: Shop) -> None:
     assert f"[{'#' * 30}] {PRODUCTS}/{PRODUCTS}" in shop.seed_showed
     assert f"{PRODUCTS} products in 20 categories." in shop.seed_showed

@@ -10,6 +10,7 @@ import pytest
 
 from support.script import run_function
 from support.servers import Database, Server
+from support.torture import torture
 
 LAST_QUERIES = Path(__file__).with_name("last_queries_views.py")
 LAST_HOOKS = """
@@ -60,6 +61,7 @@ def test_hooks_and_exit_handlers_can_query_and_say_goodbye(
     assert "Traceback" not in web.log
 
 
+@torture
 @pytest.mark.parametrize("mode", ["request", "transaction"])
 def test_threads_that_never_end_do_not_keep_the_process(
     last_queries: Path, serve: Any, mode: str, database: Database, mariadb: Server, no_aborts: None

@@ -14,6 +14,7 @@ from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Database, Server
 from support.site import SLACK, Site
+from support.torture import torture
 
 StartSite = Callable[..., Site]
 
@@ -32,6 +33,7 @@ def far(mariadb: Server, proxy: NetProxy) -> Database:
     return mariadb.create_database().via(proxy.port)
 
 
+@torture
 @pytest.mark.timing
 def test_connects_that_are_never_answered_end_at_the_deadline(
     site: StartSite, proxy: NetProxy, far: Database
@@ -106,6 +108,7 @@ def test_a_query_that_freezes_ends_at_the_read_timeout(
     shop.assert_whole()
 
 
+@torture
 @pytest.mark.timing
 def test_idle_connections_that_a_firewall_forgot_cost_one_wait_for_all(
     site: StartSite, proxy: NetProxy, far: Database

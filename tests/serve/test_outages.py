@@ -20,6 +20,7 @@ from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Database, Server
 from support.site import SLACK, Site
+from support.torture import torture
 
 StartSite = Callable[..., Site]
 
@@ -130,6 +131,7 @@ def test_a_restart_under_load_costs_requests_only_while_it_lasts(
     shop.assert_whole()
 
 
+@torture
 @pytest.mark.timing
 def test_in_a_long_outage_requests_fail_fast_and_the_server_is_not_stormed(
     site: StartSite, mariadb: Server

@@ -13,6 +13,7 @@ from support.client import gate
 from support.load import Hammer, hammer
 from support.processes import wait_until
 from support.site import SLACK, Site
+from support.torture import torture
 
 StartSite = Callable[..., Site]
 
@@ -32,6 +33,7 @@ RECOVERED = re.compile(
 )
 
 
+@torture
 @pytest.mark.timing
 def test_at_twice_the_capacity_most_of_it_is_answered_while_users_wait(site: StartSite) -> None:
     # Four connections at a tenth of a second each serve 40 requests a second. First come, first
@@ -65,6 +67,7 @@ def test_at_twice_the_capacity_most_of_it_is_answered_while_users_wait(site: Sta
     shop.assert_whole()
 
 
+@torture
 @pytest.mark.timing
 def test_who_wants_to_wait_is_answered_by_the_deadline(site: StartSite) -> None:
     # Two connections at a tenth of a second each serve 20 requests a second. Of 40 clients, half

@@ -23,6 +23,7 @@ from support.haproxy import haproxy, needs_haproxy
 from support.processes import wait_until
 from support.servers import ROOT, Database, Server
 from support.site import VIEWS, Site
+from support.torture import torture
 
 StartSite = Callable[..., Site]
 Check = Callable[..., Done]
@@ -184,6 +185,7 @@ def test_the_limit_of_an_account_bounds_the_budget(check: Check, mysql: Server) 
     done.assert_one_problem("PS201", EXIT_PLAN, says, "raise max_user_connections")
 
 
+@torture
 def test_at_the_limit_of_an_account_requests_wait_for_what_comes_back(
     site: StartSite, mysql: Server
 ) -> None:
@@ -277,6 +279,7 @@ def test_a_server_that_requires_tls(check: Check, server: Server, database: Data
     done.assert_one_problem(code, EXIT_DATABASE, remedy="OPTIONS['ssl']")
 
 
+@torture
 def test_an_account_that_requires_a_client_certificate(
     site: StartSite,
     check: Check,
@@ -375,6 +378,7 @@ CONSOLE = """
 """
 
 
+@torture
 def test_a_forgotten_login_without_cryptography(
     project: MakeProject, serve: StartServe, mysql: Server, tmp_path: Path
 ) -> None:

@@ -343,6 +343,7 @@ def test_a_killed_worker_is_replaced(site: Path, serve: Any) -> None:
     assert web.get("/one").json()["pid"] != victim
 
 
+@torture
 def test_max_requests_replaces_workers_without_failing_requests(
     site: Path, no_aborts: None, serve: Any
 ) -> None:

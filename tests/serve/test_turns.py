@@ -16,7 +16,7 @@ import pytest
 from conftest import MakeProject, StartServe
 from pooled_serve.serve.turns import Turns
 from support.processes import MAX_WAIT_SECONDS, resume, suspend, wait_until
-from support.serve import Address, Serve
+from support.serve import Address, Serve, connect
 
 VIEWS = Path(__file__).with_name("turns_views.py")
 
@@ -43,15 +43,6 @@ class Guest(NamedTuple):
 @pytest.fixture
 def folder(project: MakeProject) -> Path:
     return project(VIEWS, databases={})
-
-
-def connect(address: Address) -> socket.socket:
-    if not isinstance(address, str):
-        return socket.create_connection(address, MAX_WAIT_SECONDS)
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(MAX_WAIT_SECONDS)
-    client.connect(address)
-    return client
 
 
 def in_turn(web: Serve, guests: Iterable[Guest]) -> list[str]:

@@ -15,6 +15,7 @@ from pooled_serve.status.clients import MAX_CLIENTS
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
+from support.torture import torture
 
 SILENT = 500
 FILES = 60  # open files of a worker that serves nobody, and some
@@ -93,6 +94,7 @@ def connect() -> Iterator[Callable[[int, bytes], socket.socket]]:
         yield connect
 
 
+@torture
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     "said",

@@ -20,6 +20,7 @@ from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Server
 from support.status import SLEEP, StartStatus
+from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -155,6 +156,7 @@ def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None
     assert it.site.server.wait() == 0
 
 
+@torture
 def test_more_connections_refused_while_some_are_open_is_no_outage(
     status: StartStatus, start_mariadb: Callable[..., Server]
 ) -> None:

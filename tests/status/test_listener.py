@@ -25,6 +25,7 @@ from support.serve import Client, Serve, ServerExited
 from support.servers import Server
 from support.site import VIEWS
 from support.status import StartSite, StartStatus, Status
+from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -252,6 +253,7 @@ def test_inherited_sockets_must_have_one_for_it(
     )
 
 
+@torture
 def test_preload_and_reuse_port_work_with_it(status: StartStatus) -> None:
     for option in ("--preload", "--reuse-port"):
         it = status("-w", "2", option)

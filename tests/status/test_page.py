@@ -22,6 +22,7 @@ from support.processes import wait_until
 from support.serve import Client, Serve
 from support.servers import Database, Server
 from support.site import VIEWS
+from support.torture import torture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -107,6 +108,7 @@ def open_page(chromium: Browser, shop: Shop) -> Iterator[OpenPage]:
 # --- With the numbers of a real server ---
 
 
+@torture
 def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: Shop) -> None:
     wait_until(lambda: len(shop.stats()["workers"]) == WORKERS)
     page = open_page()
@@ -167,6 +169,7 @@ def of_worker(stats: dict[str, Any], pid: int) -> dict[str, Any]:
     return found
 
 
+@torture
 def test_it_survives_a_restart_of_the_server(
     open_page: OpenPage, mariadb: Server, tmp_path: Path
 ) -> None:
@@ -333,6 +336,7 @@ def test_connections_that_are_opened_or_closed_are_not_free_and_not_in_use(
     ]
 
 
+@torture
 def test_the_charts_forget_what_is_older_than_five_minutes(open_page: OpenPage) -> None:
     answers = Answers(in_use=11)
     page = open_page(answers)

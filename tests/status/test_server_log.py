@@ -15,6 +15,7 @@ from support.client import gate
 from support.load import hammer
 from support.processes import wait_until
 from support.status import SLEEP, StartStatus
+from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -92,6 +93,7 @@ def test_the_log_names_no_more_of_a_path_than_two_segments(path: str, short: str
     assert shorten(path) == short
 
 
+@torture
 def test_a_full_pool_is_told_ever_more_rarely_and_that_it_is_over(status: StartStatus) -> None:
     it = status("--pool-timeout", "60", cap=2)
     with ThreadPoolExecutor(5) as threads:

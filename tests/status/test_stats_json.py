@@ -16,6 +16,7 @@ import pytest
 from support.client import gate
 from support.load import Hammer, hammer
 from support.status import SLEEP, StartStatus
+from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -81,6 +82,7 @@ def test_it_shows_who_waits_and_for_how_long(status: StartStatus) -> None:
     assert pool["wait_seconds_buckets"]["1"] == 2, "two were served at once"
 
 
+@torture
 @pytest.mark.parametrize("workers", [2, 4])
 def test_totals_are_the_sum_over_the_workers_and_the_dead(
     status: StartStatus, workers: int

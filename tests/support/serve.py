@@ -104,7 +104,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        self.sock = _connect(self._path, self.timeout)
+        self.sock = connect(self._path, self.timeout)
 
 
 class Serve:
@@ -288,7 +288,7 @@ def _as_option(address: Address) -> str:
     return f"unix:{address}" if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-def _connect(address: Address, timeout: float | None) -> socket.socket:
+def connect(address: Address, timeout: float | None = 30.0) -> socket.socket:
     if not isinstance(address, str):
         return socket.create_connection(address, timeout)
     connection = socket.socket(socket.AF_UNIX)
@@ -307,7 +307,7 @@ def _is_served(address: Address) -> bool:
     A worker hangs up on a client that hangs up without a request, and says nothing of it in its
     log. A request would be one more in the application's counters and in the access log.
     """
-    with suppress(OSError), _connect(address, timeout=0.5) as connection:
+    with suppress(OSError), connect(address, timeout=0.5) as connection:
         connection.shutdown(socket.SHUT_WR)
         return connection.recv(1) == b""
     return False

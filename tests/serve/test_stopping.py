@@ -1,0 +1,54 @@
+"""What a worker still does for the clients that it has accepted when it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+
+import pytest
+
+from conftest import MakeProject, StartServe
+from support.processes import resume, suspend, wait_until
+from support.serve import connect
+
+BUSY = """
+    from time import monotonic
+
+    from django.http import HttpResponse
+
+    def hello(request):
+        return HttpResponse("hello")
+
+    def busy(request):
+        end = monotonic() + 0.03
+        while monotonic() < end:
+            pass
+        return HttpResponse("done")
+"""
+CLIENTS = 70
+"""gevent starts fifty greenlets in a row. That takes longer here than the second between two looks
+of the worker whether to stop, so it closes its listeners before the others start."""
+
+
+@pytest.mark.parametrize("keep_alive", ["0", "60"])
+def test_clients_accepted_before_a_stop_and_begun_after_it_are_served(
+    keep_alive: str, project: MakeProject, serve: StartServe
+) -> None:
+    web = serve(project(BUSY, databases={}), "-w", "1", "--keep-alive", keep_alive)
+    web.get("/hello")
+    (worker,) = web.worker_pids()
+    with ExitStack() as stack:
+        suspend({worker})
+        try:
+            # All are accepted in one poll.
+            clients = [stack.enter_context(connect(web.address)) for _ in range(CLIENTS)]
+            for client in clients:
+                client.sendall(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        finally:
+            resume({worker})
+        assert clients[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        web.signal(signal.SIGTERM)
+        for client in clients[1:]:
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200"), web.log
+    wait_until(lambda: worker not in web.worker_pids())
+    assert "ERROR" not in web.log
