@@ -176,6 +176,7 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gevent.server:StreamServer", "do_close"),
         ("gevent.baseserver:BaseServer._start_accepting_if_started", "started"),
         ("gevent.socket:socket.__init__", "_sock"),
+        ("gevent.socket:socket.accept", "_wait _read_event"),
     ),
 }
 

@@ -11,7 +11,7 @@ from gunicorn import util
 from gunicorn.http import wsgi
 
 from pooled_serve.driver import results
-from pooled_serve.tuning import send
+from pooled_serve.tuning import receive, send
 
 go = Event()
 
@@ -71,5 +71,11 @@ def body(request: HttpRequest) -> HttpResponse:
 def switches(request: HttpRequest) -> HttpResponse:
     kinds = wsgi.Response, util.http_date
     garbage = gc.get_freeze_count() > 0, gc.get_threshold()[0]
-    found = [*(kind.__module__ for kind in kinds), send._direct, results._enabled, *garbage]
+    found = [
+        *(kind.__module__ for kind in kinds),
+        send._direct,
+        receive._direct,
+        results._enabled,
+        *garbage,
+    ]
     return JsonResponse(found, safe=False)

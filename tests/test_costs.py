@@ -18,7 +18,7 @@ import gevent.ssl
 import pytest
 from gunicorn.http.wsgi import Response
 
-from pooled_serve.tuning import response, send
+from pooled_serve.tuning import receive, response, send, switches
 from support.command import run
 from support.django_project import APP, write_project
 from support.netproxy import NetProxy
@@ -215,16 +215,40 @@ def test_what_is_large_encrypted_or_lost_is_left_for_sendall(pair: Any) -> None:
     assert send.unsent(None, b"in vain") == b"in vain"
 
 
+# --- Receives ----------------------------------------------------------------------------------
+
+
+def test_an_answer_is_waited_for_before_it_is_received(pair: Any) -> None:
+    ours, theirs = pair
+    later = gevent.spawn_later(0.01, theirs.sendall, b"answer")
+    receive.wait_for_answer(ours)
+    assert ours._sock.recv(100) == b"answer"  # the kernel's, which waits for nothing
+    later.get()
+    ours.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        receive.wait_for_answer(ours)
+
+
+def test_nobody_waits_for_what_tls_has_received_already(pair: Any) -> None:
+    ours, _ = pair
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with gevent.ssl.SSLSocket(sock=ours, _context=context, do_handshake_on_connect=False) as tls:
+        tls.settimeout(0.01)
+        receive.wait_for_answer(tls)
+    receive.wait_for_answer(None)
+
+
 # --- Off switches ------------------------------------------------------------------------------
 
 
 def test_every_switch_can_be_switched_off(web: Serve, folder: Path) -> None:
     ours: list[Any] = ["pooled_serve.tuning.response", "pooled_serve.tuning.response"]
     stock: list[Any] = ["gunicorn.http.wsgi", "gunicorn.util"]
-    ours += [True, True, True, 5000]
-    stock += [False, False, False, gc.get_threshold()[0]]
+    ours += [True, True, True, True, 5000]
+    stock += [False, False, False, False, gc.get_threshold()[0]]
     assert web.get("/switches").json() == ours
-    off = {"POOLED_SERVE_WITHOUT": "one-send, results date,direct-send,freeze,threshold"}
+    off = {"POOLED_SERVE_WITHOUT": "one-send, results " + ",".join(switches.NAMES)}
     with Serve(APP, cwd=folder, env=off) as server:
         assert server.get("/switches").json() == stock
         assert server.get("/hello").text == "hello"

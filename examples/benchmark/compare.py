@@ -47,6 +47,10 @@ VIEWS = (
     View("one-close", "1 query, closing", "/bench/one", close=True),
     View("ten", "10 queries", "/bench/ten"),
     View("fortunes", "fortunes", "/bench/fortunes"),
+    View("objects-20", "20 rows", "/bench/objects?rows=20"),
+    View("values-20", "20 rows, values()", "/bench/values?rows=20"),
+    View("objects-100", "100 rows", "/bench/objects?rows=100"),
+    View("values-100", "100 rows, values()", "/bench/values?rows=100"),
     View("update", "transaction", "/bench/update"),
     View(
         "outside",
@@ -60,7 +64,7 @@ VIEWS = (
     ),
 )
 QUICK = ("plaintext", "one", "outside")
-CHARTED = ("one", "one-close", "update", "outside")
+CHARTED = ("one", "one-close", "values-100", "update", "outside")
 SUMMARIES = {
     "Requests served per second": "requests/s",
     "CPU time of the web server per request, ms": "CPU ms",

@@ -40,7 +40,7 @@ from pooled_serve.driver.reset import ResettableConnection, limit
 from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
-from pooled_serve.tuning import send
+from pooled_serve.tuning import receive, send
 
 log = logging.getLogger("gunicorn.error")
 
@@ -239,6 +239,10 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             # the server would take the next command for it.
             self._force_close()
             raise
+
+    def wait_for_answer(self) -> None:
+        """Let other greenlets run until the server has sent something."""
+        receive.wait_for_answer(self._sock)
 
     def _force_close(self) -> None:
         result = self._result

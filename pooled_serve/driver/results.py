@@ -128,6 +128,8 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             self._current_timeout = self._read_timeout
         buffer = self.buffer
         try:
+            if buffer.position == len(buffer.data):
+                self.wait_for_answer()
             buffer.fill(size)
         except BaseException as error:
             self._force_close()
@@ -137,6 +139,9 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         if len(buffer.data) < size:
             self._force_close()
             raise OperationalError(CR_SERVER_LOST, _LOST)
+
+    def wait_for_answer(self) -> None:
+        """Overridden where waiting is cheaper than an attempt to receive what is not there yet."""
 
     def _read_packet(self, packet_type: Any = MysqlPacket) -> Any:
         buffer = self.buffer

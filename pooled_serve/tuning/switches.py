@@ -13,6 +13,7 @@ VARIABLE = "POOLED_SERVE_WITHOUT"
 
 NAMES = (
     "date",  # tuning/response.py: the Date header is written once a second
+    "direct-receive",  # tuning/receive.py: an answer is waited for before it is asked for
     "direct-send",  # tuning/send.py: small data goes to the kernel without preparations
     "freeze",  # tuning/gc.py: the collector does not visit the loaded project
     "one-send",  # tuning/response.py: headers travel with the first piece of the body

@@ -9,14 +9,18 @@ from functools import cache
 
 from django.core.exceptions import BadRequest
 from django.db import connection, transaction
-from django.db.models import F, Max
+from django.db.models import F, Max, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, render
 from django.urls import path
 
 from store.models import Category, Product
 
-MAX_MS = 5000
+MAX_NUMBER = 5000
+COLUMNS = (
+    *("id", "category_id", "name", "description", "price", "weight", "stock"),
+    *("category__id", "category__name", "category__slug"),
+)
 
 
 @cache
@@ -36,13 +40,18 @@ def random_product() -> dict[str, object]:
     return get_object_or_404(Product.objects.values("id", "name", "stock"), pk=random_id())
 
 
-def seconds(request: HttpRequest, name: str, default: int) -> float:
-    """?name=MILLISECONDS as seconds; capped, so that nobody can hang the server with it."""
+def number(request: HttpRequest, name: str, default: int) -> int:
+    """?name=NUMBER; capped, so that nobody can hang the server with it."""
     try:
-        ms = int(request.GET.get(name, default))
+        wanted = int(request.GET.get(name, default))
     except ValueError:
-        raise BadRequest(f"{name} is a whole number of milliseconds") from None
-    return min(max(ms, 0), MAX_MS) / 1000
+        raise BadRequest(f"{name} is a whole number") from None
+    return min(max(wanted, 0), MAX_NUMBER)
+
+
+def seconds(request: HttpRequest, name: str, default: int) -> float:
+    """?name=MILLISECONDS as seconds."""
+    return number(request, name, default) / 1000
 
 
 def plaintext(request: HttpRequest) -> HttpResponse:
@@ -66,6 +75,26 @@ def fortunes(request: HttpRequest) -> HttpResponse:
     rows = [*Category.objects.order_by(), Category(id=0, name="<script>alert('one more')</script>")]
     rows.sort(key=lambda row: row.name)
     return render(request, "store/fortunes.html", {"rows": rows})
+
+
+def some_products(request: HttpRequest) -> QuerySet[Product]:
+    """?rows= of them, ten columns each with their categories', from a random place on."""
+    rows = number(request, "rows", default=20)
+    first = random.randint(1, max(last_product_id() - rows, 1))
+    return Product.objects.select_related("category").filter(pk__gte=first).order_by("pk")[:rows]
+
+
+def objects(request: HttpRequest) -> HttpResponse:
+    """A query of ?rows=20 rows of ten columns, as model instances."""
+    rows = [[each.name, each.category.name, each.stock] for each in some_products(request)]
+    return JsonResponse(rows, safe=False)
+
+
+def values(request: HttpRequest) -> HttpResponse:
+    """The same query, as dicts."""
+    rows = some_products(request).values(*COLUMNS)
+    answer = [[each["name"], each["category__name"], each["stock"]] for each in rows]
+    return JsonResponse(answer, safe=False)
 
 
 def update(request: HttpRequest) -> HttpResponse:
@@ -102,5 +131,5 @@ def sleep(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path(view.__name__, view, name=f"bench_{view.__name__}")
-    for view in (plaintext, one, ten, fortunes, update, outside, sleep)
+    for view in (plaintext, one, ten, fortunes, objects, values, update, outside, sleep)
 ]

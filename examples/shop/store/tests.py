@@ -3,6 +3,7 @@
 import io
 import logging
 from decimal import Decimal
+from unittest import mock
 
 from django.core.management import call_command
 from django.test import TestCase, override_settings
@@ -131,12 +132,22 @@ class BenchTests(TestCase):
             "plaintext": 0,
             "one": 1,
             "ten": 10,
+            "objects": 1,
+            "values?rows=7": 1,
             "update": 4,  # two of them SAVEPOINTs, as a test runs in a transaction
             "outside?ms=1": 2,
             "outside?ms=1&spread=5": 2,
         }.items():
             with self.subTest(path), self.assertNumQueries(queries):
                 self.assertEqual(self.client.get(f"/bench/{path}").status_code, 200)
+
+    def test_rows_are_the_same_as_objects_and_as_dicts(self) -> None:
+        with mock.patch("random.randint", return_value=5), self.assertNumQueries(3):
+            rows = self.client.get("/bench/objects").json()
+            self.assertEqual(self.client.get("/bench/values?rows=20").json(), rows)
+        self.assertEqual(len(rows), 20)
+        self.assertEqual(len(rows[0]), 3)
+        self.assertEqual(self.client.get("/bench/values?rows=many").status_code, 400)
 
     def test_sleep(self) -> None:
         self.assertEqual(self.client.get("/bench/sleep?ms=1").json(), {"slept": 0.001})
