@@ -80,14 +80,15 @@ class PoolError(Exception):
 
 
 class PoolTimeout(PoolError):
-    """No connection could be handed out before the deadline. Or, if ``shed``, the wait was ended
-    before it, because requests arrive faster than connections come back.
+    """No connection could be handed out before the deadline.
 
-    ``seconds`` is what the wait was allowed, or what it took if it was ended early. The counts are
-    from the moment when it ended: connections in use (handed out), idle, being opened, and being
-    reset or closed. ``state`` says the same in words; ``last_error`` is the error of the pool's
-    last failed connect, if it has not connected since.
+    ``seconds`` is what the wait was allowed. The counts are from the moment when it ended:
+    connections in use (handed out), idle, being opened, and being reset or closed. ``state`` says
+    the same in words; ``last_error`` is the error of the pool's last failed connect, if it has not
+    connected since.
     """
+
+    _problem = "no connection within {:g}s"
 
     def __init__(
         self,
@@ -102,7 +103,6 @@ class PoolTimeout(PoolError):
         connecting: int = 0,
         closing: int = 0,
         last_error: BaseException | None = None,
-        shed: bool = False,
     ) -> None:
         self.pool = pool
         self.seconds = seconds
@@ -114,14 +114,22 @@ class PoolTimeout(PoolError):
         self.cap = cap
         self.state = state
         self.last_error = last_error
-        self.shed = shed
-        said = f"no connection within {seconds:g}s"
-        if shed:
-            said = (
-                f"refused after {seconds:.1f}s: requests arrive faster than connections come back"
-            )
         why = f"; last connect error: {last_error}" if last_error is not None else ""
-        super().__init__(f"pool {pool!r}: {said} ({state}){why}")
+        super().__init__(f"pool {pool!r}: {self._problem.format(seconds)} ({state}){why}")
+
+
+class PoolOverloaded(PoolTimeout):
+    """A caller was refused before its deadline, because requests arrive faster than connections
+    come back. ``seconds`` is how long it has waited."""
+
+    _problem = "refused after {:.1f}s: requests arrive faster than connections come back"
+
+
+class PoolOutage(PoolTimeout):
+    """A caller was refused before its deadline, because nobody answers at the server's address.
+    ``seconds`` is for how long."""
+
+    _problem = "refused: the database has not answered for {:.1f}s"
 
 
 class PoolClosed(PoolError):

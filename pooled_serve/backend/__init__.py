@@ -4,6 +4,8 @@
 * wrappers.py: Django's connection wrappers, made to lease
 * registry.py: the pooled databases of this process; database.py: one of them
 * lease.py: the DB-API connection of a wrapper; cursors.py and direct.py: other ways to reach it
+* again.py: when a statement whose connection is dead runs on a fresh one
+* answers.py: what a session is answered that asks about an earlier statement
 * scope.py: the request of a greenlet, and how long its leases last
 * unavailable.py: the 503
 """

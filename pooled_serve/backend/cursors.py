@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from pymysql.err import ProgrammingError
+from pymysql.err import MySQLError, ProgrammingError
 
 if TYPE_CHECKING:
     from pooled_serve.backend.lease import Session
@@ -42,6 +42,14 @@ class _Tracked:
             return method(*args)
         finally:
             session.end_statement()
+
+    def _query(self, q: Any) -> Any:
+        try:
+            return super()._query(q)  # type: ignore[misc]
+        except MySQLError as error:
+            if self.connection is None or not self.connection.runs_again(error):
+                raise
+            return super()._query(q)  # type: ignore[misc]
 
     def _get_db(self) -> Any:
         """Returns what PyMySQL's cursor works on: during a statement, which is announced, the

@@ -15,12 +15,13 @@ from pymysql.cursors import Cursor
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.driver.error_codes import is_outage
 from pooled_serve.driver.login import ConnectAgain
-from pooled_serve.errors import PoolClosed, PoolTimeout
+from pooled_serve.errors import PoolClosed, PoolOutage, PoolOverloaded, PoolTimeout
 from pooled_serve.options import PoolPlan
 from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.status.pool_log import PoolLog
-from pooled_serve.status.reachability import Reachability
+from pooled_serve.status.reachability import Reachability, shortage_behind
 from pooled_serve.status.scoreboard import PoolRow
 
 
@@ -33,6 +34,21 @@ class DatabasePoolTimeout(PoolTimeout, OperationalError):
     def __init__(self, error: PoolTimeout) -> None:
         self.__dict__.update(error.__dict__)
         Exception.__init__(self, str(error))
+
+
+class DatabasePoolOverloaded(PoolOverloaded, DatabasePoolTimeout):
+    """:class:`PoolOverloaded` as one of Django's database errors."""
+
+
+class DatabasePoolOutage(PoolOutage, DatabasePoolTimeout):
+    """:class:`PoolOutage` as one of Django's database errors."""
+
+
+_AS_DJANGOS: dict[type[PoolTimeout], type[DatabasePoolTimeout]] = {
+    PoolTimeout: DatabasePoolTimeout,
+    PoolOverloaded: DatabasePoolOverloaded,
+    PoolOutage: DatabasePoolOutage,
+}
 
 
 class DatabasePoolClosed(PoolClosed, InterfaceError):
@@ -49,7 +65,7 @@ class DatabaseSession(Session):
         try:
             return super()._lease()
         except PoolTimeout as error:
-            raise DatabasePoolTimeout(error) from error.last_error
+            raise _AS_DJANGOS[type(error)](error) from error.last_error
         except PoolClosed as error:
             raise DatabasePoolClosed(str(error)) from None
 
@@ -165,6 +181,7 @@ class PooledDatabase:
             max_outstanding=None if plan.cap == math.inf else int(plan.cap),
             timeout=plan.timeout,
             shed=plan.overload == "shed",
+            is_outage=_is_outage,
             max_age=max_age,
             check=MySQLConnection.alive,
             ping=MySQLConnection.ping,
@@ -230,6 +247,11 @@ class PooledDatabase:
         """See :meth:`ConnectionPool.close`; connections in use are closed, too."""
         if self._pool is not None:
             self._pool.close(in_use=True)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether nobody answers. What this machine lacks is no outage, and may last."""
+    return is_outage(error) and shortage_behind(error) is None
 
 
 def _copied(value: Any) -> Any:

@@ -13,19 +13,27 @@ in advance: that saves a round trip, and a transaction without statements costs 
 
 from __future__ import annotations
 
+import math
+from time import monotonic
 from typing import Any
 
-from pymysql.err import InterfaceError, MySQLError, ProgrammingError
+from pymysql.err import InterfaceError, MySQLError
 
+from pooled_serve.backend.again import may_run_again, replace_connection, replace_if_dead
+from pooled_serve.backend.answers import prepare_answer
 from pooled_serve.backend.cursors import tracked
 from pooled_serve.backend.direct import DirectUse, forward_attributes
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
-from pooled_serve.driver.statements import LASTING, classify
+from pooled_serve.driver.statements import LASTING, Statement, classify
 from pooled_serve.pool import ConnectionPool
 from pooled_serve.pool.metrics import PINNED
 from pooled_serve.status.leaks import WatchedLease
+
+PAUSE_SECONDS = 0.01
+"""Between two statements. After it, a look at the socket shows whether the server has closed it;
+between queries in a row that microsecond would be wasted."""
 
 
 class Session(DirectUse):
@@ -64,6 +72,8 @@ class Session(DirectUse):
         self._depth = 0  # statements under way: a parameter of one may run another
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
+        self._statement = Statement()  # the last one
+        self._look_after = math.inf  # then the server may have closed the connection
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
         self._forget_statements()
@@ -186,13 +196,13 @@ class Session(DirectUse):
         """
         self._depth += 1  # from here on, because the preparations may switch greenlets
         try:
-            statement = classify(template)
+            statement = self._statement = classify(template)
             if statement.asks:
-                self._prepare_answer(template, statement.asks)
+                prepare_answer(self, template, statement.asks)
             self._last_was_question = bool(statement.asks)
-            conn = self._conn
-            if conn is None:
-                conn = self._lease()
+            if self._conn is not None and monotonic() > self._look_after:
+                replace_if_dead(self)
+            conn = self._conn or self._lease()
             if statement.touches:
                 self._touch(conn, statement.touches)
             else:
@@ -200,25 +210,49 @@ class Session(DirectUse):
                     self._pin(statement.keeps)
                 if not self._autocommit:
                     self._begin(conn)
-            if statement.inserts:
-                self._may_have_key = True
-                if statement.returning:
-                    # Its answer does not tell whether it has generated a key.
-                    conn.forget_key_first = conn.stale_key and not self._has_own_key
-                    self._has_own_key = True
-            if statement.numbers:
-                self._used_sequence = True
+                    conn = self._conn or conn  # it may be another
+            if statement.inserts or statement.numbers:
+                self._note_keys(conn, statement)
             self._ran_statement = True
         except BaseException:
             self._depth -= 1
             self.release_if_unneeded()
             raise
 
+    def _note_keys(self, conn: MySQLConnection, statement: Statement) -> None:
+        """Note what the statement may generate."""
+        if statement.inserts:
+            self._may_have_key = True
+            if statement.returning:
+                # Its answer does not tell whether it has generated a key.
+                conn.forget_key_first = conn.stale_key and not self._has_own_key
+                self._has_own_key = True
+        if statement.numbers:
+            self._used_sequence = True
+
+    def runs_again(self, error: MySQLError) -> bool:
+        """The statement under way has failed. Returns whether to run it again, because that does no
+        harm: then a fresh connection is leased.
+
+        :raises PoolTimeout, PoolClosed, MySQLError: there is none.
+        """
+        harmless = self._statement.repeatable
+        if not (self._autocommit and may_run_again(self, error, harmless=harmless)):
+            return False
+        ran = not (self._conn and self._conn.send_failed)
+        if not replace_connection(self, error, ran=ran):
+            return False
+        assert self._conn is not None, "it was just leased"
+        self._ran_statement = True
+        self._note_keys(self._conn, self._statement)
+        return True
+
     def end_statement(self) -> None:
         """Note that the statement has ended, in any way, and give back what it alone needed."""
         self._depth -= 1
         conn = self._conn
         if conn is not None:
+            self._look_after = monotonic() + PAUSE_SECONDS
             last = self._last = conn._result
             if last is not None:
                 if last.insert_id:
@@ -227,51 +261,6 @@ class Session(DirectUse):
                     self._got_rows = True
             if not (self._depth or self._pinned or self._scope.keep_leases):
                 self.release_if_unneeded()
-
-    def _prepare_answer(self, sql: str | bytes, asked: str) -> None:
-        """See that the answer to a question is of this session, or that of a fresh connection.
-
-        :raises ProgrammingError: it may be about a statement on a connection that was given back.
-        """
-        # Then "no key" would be a lie as well: the program may just have inserted a row.
-        may_forget = self._scope.keep_leases and not self._ran_on_earlier_lease
-        conn = self._conn
-        if conn is None or not self._ran_statement:
-            if not may_forget:
-                raise self._refusal(asked)
-            if (conn or self._lease()).reused:
-                self._make_fresh()
-            return
-        last = None if self._last_was_question else conn._result
-        known = self._has_own_key, self._used_sequence, self._got_rows
-        for question in questions.unanswerable(sql, last, *known):
-            if question.forget is None or (question.lasts and not may_forget):
-                raise self._refusal(asked)
-            if conn.reused:
-                conn.query(question.forget)
-
-    def _make_fresh(self) -> None:
-        """Reset the connection, or replace it with a fresh one."""
-        while (conn := self._conn) is not None and conn.reused:
-            try:
-                if self._reset == "rollback":
-                    raise InterfaceError(0, "--pool-reset rollback")  # so take a fresh one
-                conn.dirty_reason = conn.dirty_reason or "question"
-                conn.reset()
-                for sql in questions.AFTER_RESET:
-                    conn.query(sql)
-                conn._result = None
-                return
-            except MySQLError:
-                conn.condemn("reset failed")
-                self._release()
-                self._lease()
-
-    def _refusal(self, asked: str) -> ProgrammingError:
-        return ProgrammingError(
-            f"{asked} asks about the statement before it, which ran on a connection that is back "
-            f"in the pool ({self._scope.rule}): put both inside one transaction.atomic()"
-        )
 
     def _touch(self, conn: MySQLConnection, reason: str) -> None:
         if self._reset != "rollback":
@@ -298,7 +287,14 @@ class Session(DirectUse):
             # BEGIN would end a LOCK TABLES, and forbid a SET TRANSACTION.
             conn.autocommit(False)
         else:
-            conn.begin()
+            try:
+                conn.begin()
+            except MySQLError as error:
+                if not may_run_again(self, error, harmless=True):
+                    raise
+                replace_connection(self, error, ran=False)
+                assert self._conn is not None, "it was just leased"
+                self._conn.begin()
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Run a statement."""

@@ -10,7 +10,7 @@ from django.core.handlers import exception as handlers
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve.backend.registry import databases
-from pooled_serve.errors import PoolTimeout
+from pooled_serve.errors import PoolOverloaded, PoolTimeout
 
 RETRY_AFTER = "1"
 """Seconds after which a client that received a 503 may try again."""
@@ -29,7 +29,7 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
         return _response_for_exception(request, exc)
     if exc.pool in databases:
         # The exception itself refers to the request.
-        databases[exc.pool].log.refused(str(exc), early=exc.shed)
+        databases[exc.pool].log.refused(str(exc), early=isinstance(exc, PoolOverloaded))
     response = HttpResponse(
         b"The server is busy. Please try again.\n",
         status=503,

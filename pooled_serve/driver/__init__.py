@@ -3,6 +3,7 @@
 * connection.py: connecting, liveness, clean hand-back, and what is recorded to be replayed
 * reset.py: what a reset replays; login.py: what a login sets that a reset does not restore
 * statements.py: what a statement leaves behind; questions.py: what it asks about earlier ones
+* reads.py: whether a statement only reads
 * results.py and columns.py: reading results
 * error_codes.py: error codes, and what they mean here
 """

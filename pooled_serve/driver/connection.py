@@ -20,6 +20,7 @@ import math
 import os
 import select
 import ssl
+import time
 from typing import Any, NoReturn
 
 from gevent.monkey import get_original
@@ -66,9 +67,12 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     wait_timeout: int | None = None
     """Seconds after which the server closes an idle connection; None if it is not known."""
 
+    _has_own_id = False  # the server knows it by the id of the handshake
+    opened_at = 0.0  # when it had logged in, monotonic seconds
     _fault: str | None = None  # why it must be closed when it comes back
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
     reused = False  # an earlier lease has used it
+    send_failed = False  # the last command was not sent, or not whole
     in_statement = False  # was given back while another greenlet ran a statement on it
     _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
 
@@ -113,10 +117,12 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
         try:
-            wait_timeout, role, autocommit, *identity = self._ask(
-                "SELECT @@wait_timeout, CURRENT_ROLE(), @@autocommit,"
+            wait_timeout, role, autocommit, number, *identity = self._ask(
+                "SELECT @@wait_timeout, CURRENT_ROLE(), @@autocommit, CONNECTION_ID(),"
                 " @@hostname, @@port, @@server_id, @@init_connect"
             )
+            # As text: OPTIONS may name converters that make anything of a number.
+            self._has_own_id = str(number) == str(self.thread_id())
             self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
             self._identity = tuple(identity)
             self._apply_autocommit(bool(autocommit))
@@ -131,7 +137,37 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             if self._sock is None:
                 raise
         self._status_at_rest = self.server_status & _STATUS_MASK
+        self.opened_at = time.monotonic()
         self._fault, self.transaction_unknown = None, False
+
+    def is_of_server_of(self, other: MySQLConnection) -> bool:
+        """Whether both are connections to the same server, as far as that can be known."""
+        return self._identity == other._identity
+
+    def uptime(self) -> int:
+        """Returns the seconds since the server was started. Asks it.
+
+        :raises MySQLError: it does not answer.
+        """
+        return int(self._ask("SHOW GLOBAL STATUS LIKE 'Uptime'")[1])
+
+    def kill_connection(self, other: MySQLConnection) -> bool:
+        """End what another connection of the same account to this server is doing. Returns False,
+        and does nothing, if the server has no such connection any more.
+
+        Behind a proxy that shares connections an id may be a stranger's: there it is left alone.
+
+        :raises MySQLError: the server does not answer.
+        """
+        if not (self._has_own_id and other._has_own_id):
+            return False
+        with self.cursor(Cursor) as cursor:
+            cursor.execute("SHOW PROCESSLIST")
+            if other.thread_id() not in [row[0] for row in cursor.fetchall()]:
+                return False
+            with contextlib.suppress(MySQLError):  # it may have ended since
+                cursor.execute(f"KILL {other.thread_id()}")
+        return True
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
         with self.cursor(Cursor) as cursor:
@@ -237,6 +273,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         except BaseException:
             # GreenletExit or Timeout after a part of the packet. The rest will never be sent, and
             # the server would take the next command for it.
+            self.send_failed = True
             self._force_close()
             raise
 

@@ -51,6 +51,9 @@ GONE = frozenset(
 NOT_REACHED = frozenset({CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR})
 """Errors of a connect that no server answered; a full server does answer."""
 
+FULL = frozenset({CON_COUNT_ERROR, TOO_MANY_USER_CONNECTIONS, USER_LIMIT_REACHED})
+"""Errors of a connect for which a server or an account has no connection left."""
+
 TLS = frozenset({CR_SSL_CONNECTION_ERROR, SECURE_TRANSPORT_REQUIRED})
 """Errors of a connect without the TLS that the server, or the client, requires."""
 
@@ -61,6 +64,12 @@ def code_of(error: BaseException) -> int:
     """Returns the code of one of PyMySQL's errors; 0 if it has none."""
     code = error.args[0] if error.args else 0
     return code if isinstance(code, int) else 0
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of a connect is one of those that pass by themselves: nobody answers, a
+    proxy in front finds nobody, the server is shutting down, starting, or full."""
+    return code_of(error) in NOT_REACHED | FULL | GONE
 
 
 def is_read_only(code: int, message: str) -> bool:

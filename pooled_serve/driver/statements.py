@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pooled_serve.driver.reads import is_read
+
 Rules = tuple[tuple[re.Pattern[str], str, str], ...]
 
 
@@ -213,6 +215,8 @@ class Statement:
     ``inserts``: it may generate a key. ``returning``: and the answer does not tell which.
 
     ``numbers``: it draws a number from a sequence.
+
+    ``repeatable``: it only reads, so that running it twice does no harm.
     """
 
     touches: str | None = None
@@ -221,6 +225,7 @@ class Statement:
     inserts: bool = False
     returning: bool = False
     numbers: bool = False
+    repeatable: bool = False
 
 
 _MAX_STATEMENTS, _MAX_STATEMENT_BYTES = 1024, 2500
@@ -287,6 +292,7 @@ def _classify(sql: Any) -> Statement:
         inserts,
         inserts and "RETURNING" in bare,
         any(_found(_SEQUENCE, bare)),
+        touches is None and asks is None and keeps is None and is_read(verb, bare),
     )
 
 

@@ -19,6 +19,7 @@ from pooled_serve.pool.backoff import Backoff
 from pooled_serve.pool.entry import C, Entries, Entry
 from pooled_serve.pool.listener import PoolListener
 from pooled_serve.pool.metrics import Row
+from pooled_serve.pool.outage import Outage
 from pooled_serve.pool.overload import Overload
 from pooled_serve.pool.waiters import Waiters
 
@@ -41,6 +42,9 @@ class PoolBase(Generic[C]):
     :param max_outstanding: the most connections that may exist at once; None for no limit.
     :param timeout: seconds that :meth:`acquire` may take in total.
     :param shed: whether waiters are refused sooner than that under overload; see overload.py.
+    :param is_outage: whether an error of ``connect`` means that nobody answers at the address, so
+        that it is worth to wait for a while; see outage.py. An attempt that takes all its time
+        always means that. Other errors are raised at once.
     :param max_age: seconds after which a connection retires (less up to 10 % of jitter); None
         for never; or a callable that returns either for a connection.
     :param check: returns at each hand-out, without I/O, whether an idle connection looks alive.
@@ -68,7 +72,7 @@ class PoolBase(Generic[C]):
         *("_abandon", "_holder", "_listeners", "_clock", "_hub", "_keep_idle", "_closed"),
         *("_entries", "_idle", "_leased", "_waiters", "_queue", "_connecting_for_queue"),
         *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
-        *("_failed_over_at", "_shed", "_overload"),
+        *("_renewed_at", "_shed", "_overload", "_is_outage", "_outage", "_outage_timer"),
     )
 
     def __init__(
@@ -79,6 +83,7 @@ class PoolBase(Generic[C]):
         max_outstanding: int | None = 12,
         timeout: float = 10.0,
         shed: bool = True,
+        is_outage: Callable[[Exception], bool] = lambda error: False,
         max_age: float | Callable[[C], float | None] | None = None,
         check: Callable[[C], bool] = lambda conn: True,
         ping: Callable[[C], None] = lambda conn: None,
@@ -102,6 +107,7 @@ class PoolBase(Generic[C]):
         self.timeout = timeout
         self._shed = shed
         self._open = connect
+        self._is_outage = is_outage
         self._max_age = max_age
         self._check = check
         self._ping = ping
@@ -134,8 +140,10 @@ class PoolBase(Generic[C]):
         self._retry_timer: Any = None
         self._age_timer: Any = None
         self._next_expiry = math.inf  # when the age timer fires
-        self._failed_over_at = -math.inf
+        self._renewed_at = -math.inf
         self._overload = Overload() if self._shed else None
+        self._outage = Outage()
+        self._outage_timer: Any = None
         self.row: Row = metrics.new_row()
         self.row[metrics.SIZE], self.row[metrics.CAP] = self.size, self.cap
 

@@ -18,3 +18,6 @@ class PoolListener:
 
     def connect_failed(self, error: Exception) -> None:
         """An attempt to connect failed."""
+
+    def retried(self, error: Exception) -> None:
+        """A statement found its connection dead, with this error, and ran again."""

@@ -130,6 +130,14 @@ SHED = _declare(
     "shed_total",
     "Requests that were refused early, because they arrive faster than connections come back.",
 )
+OUTAGE_WAITS = _declare(
+    Kind.COUNTER,
+    "outage_waits_total",
+    "Requests that waited for a database that could not be reached.",
+)
+RETRIED = _declare(
+    Kind.COUNTER, "retried_total", "Statements that found their connection dead, and ran again."
+)
 OPENED = _declare(Kind.COUNTER, "opened_total", "Connections opened.")
 CONNECT_ERRORS = _declare(Kind.COUNTER, "connect_errors_total", "Failed attempts to connect.")
 RESET = _declare(Kind.COUNTER, "reset_total", "Sessions reset for the next user.")

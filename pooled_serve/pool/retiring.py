@@ -10,9 +10,9 @@ import gevent
 
 from pooled_serve.errors import PoolClosed
 from pooled_serve.pool.backoff import LONGEST_PAUSE_SECONDS
-from pooled_serve.pool.base import FAILED_OVER, PoolBase
+from pooled_serve.pool.base import PoolBase
 from pooled_serve.pool.entry import C, Entry
-from pooled_serve.pool.metrics import CLOSED
+from pooled_serve.pool.metrics import CLOSED, RETRIED
 
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a driver's ``close()`` may take before its entry becomes free regardless."""
@@ -51,7 +51,7 @@ class RetiringPool(PoolBase[C]):
             come back.
         """
         self._closed = True
-        for timer in (self._retry_timer, self._age_timer):
+        for timer in (self._retry_timer, self._age_timer, self._outage_timer):
             if timer is not None:
                 timer.stop()
         while self._queue:
@@ -62,6 +62,17 @@ class RetiringPool(PoolBase[C]):
             for entry in tuple(self._leased.values()):
                 with contextlib.suppress(Exception):
                     entry.conn.close()
+
+    def renew(self) -> None:
+        """Hand out no connection again that was opened before: a user found that the server has
+        gone. At most once a second; a connection alone may be lost, too."""
+        self._retire_all(self._clock(), "lost")
+
+    def retried(self, error: Exception) -> None:
+        """Count a statement that ran again on another connection, after this error."""
+        self.count(RETRIED)
+        for listener in self._listeners:
+            listener.retried(error)
 
     def clear(self, timeout: float = CLOSE_TIMEOUT_SECONDS) -> None:
         """Close idle connections, and wait until they are closed; the pool goes on.
@@ -117,14 +128,14 @@ class RetiringPool(PoolBase[C]):
         self._next_expiry = expiry
         self._age_timer = self._timer(expiry - now, self._retire_aged)
 
-    def _retire_all(self, now: float) -> None:
+    def _retire_all(self, now: float, reason: str) -> None:
         """Idle ones go now, the others when they come back."""
         # Not for every error: a server may be read-only for long, with nowhere else to go.
-        if now - self._failed_over_at >= LONGEST_PAUSE_SECONDS:
-            self._failed_over_at = now
+        if now - self._renewed_at >= LONGEST_PAUSE_SECONDS:
+            self._renewed_at = now
             for entry in self._entries.open():
                 entry.expires = min(entry.expires, now)
-            self._retire_idle(FAILED_OVER)
+            self._retire_idle(reason)
 
     def _retire_idle(
         self, reason: str, which: Callable[[Entry[C]], bool] = lambda entry: True

@@ -79,6 +79,7 @@ class PoolLog(PoolListener):
         self._last_refusal = ""
         self._pressure_lines, self._refusal_lines, self._relief_lines = (Repeats() for _ in "123")
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
+        self._retry_lines, self._retried = Repeats(), 0
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -203,6 +204,19 @@ class PoolLog(PoolListener):
             seconds,
             failures,
         )
+
+    def retried(self, error: Exception) -> None:
+        """A statement found its connection dead, and ran again."""
+        self._retried += 1
+        if self._retry_lines.due(time.monotonic()):
+            times, self._retried = self._retried, 0
+            _log_later(
+                logging.WARNING,
+                "pool %r: a statement found its connection dead and ran again on a fresh one%s: %s",
+                self._alias,
+                f", {times} times" if times > 1 else "",
+                in_a_line(error),
+            )
 
     def no_more_connections(self, error: Exception) -> None:
         """The server refuses another connection; those that are open go on working."""

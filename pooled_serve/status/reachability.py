@@ -132,6 +132,9 @@ class Reachability(PoolListener):
         while self.lost and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
+            if self.pool.empty:
+                self.pool.probe()  # connected() is called when that has worked
+                continue
             try:
                 # An idle connection proves nothing by itself.
                 with self.pool.lease() as conn, gevent.Timeout(PING_TIMEOUT_SECONDS):

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pooled_serve.errors import PoolTimeout
+from pooled_serve.errors import PoolOverloaded, PoolTimeout
 from pooled_serve.pool.overload import LATE, STALL, Overload
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
 from support.torture import TORTURE
@@ -38,6 +38,10 @@ trouble = strategies.sampled_from([None, "error", "stall", 0.0, 0.002])
 end = strategies.builds(
     lambda make: make(), strategies.sampled_from([GreenletExit, gevent.Timeout])
 )
+
+
+class Unreachable(DriverError):
+    """Nobody answers."""
 
 
 class User:
@@ -121,6 +125,7 @@ class PoolMachine(RuleBasedStateMachine):
             timeout=5.0,
             max_age=100.0,
             ping_after=20.0,
+            is_outage=lambda error: isinstance(error, Unreachable),
             clock=lambda: gevent.get_hub().loop.now() + self.now,
         )
         self.pool._overload = WatchedOverload(self)
@@ -215,8 +220,15 @@ class PoolMachine(RuleBasedStateMachine):
             self.stalled.append(what)
         self.driver.plan[step].append(DriverError(step) if what == "error" else what)
 
+    @rule(error=strategies.sampled_from(["refused", "stall"]))
+    def nobody_answers(self, error: str) -> None:
+        if error == "stall":
+            self.stalled.append(Event())
+        self.driver.always["connect"] = self.stalled[-1] if error == "stall" else Unreachable()
+
     @rule()
     def the_driver_recovers(self) -> None:
+        self.driver.always.clear()
         for event in self.stalled:
             event.set()
         self.stalled.clear()
@@ -246,8 +258,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def refused(self, user: User, error: PoolTimeout) -> None:
         """Somebody got no connection in time."""
-        self.shed += error.shed
-        if error.shed and user.connection is not None:
+        shed = isinstance(error, PoolOverloaded)
+        self.shed += shed
+        if shed and user.connection is not None:
             self.scandals.append(f"{user.connection} was handed to one who was refused")
 
     @invariant()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 
 import pytest
 
@@ -51,7 +52,9 @@ def test_connects_that_are_never_answered_end_at_the_deadline(
     answers = [answer.result() for answer in sent]
     assert {answer.status for answer in answers} == {503}
     assert max(answer.seconds for answer in answers) < timeout + SLACK
-    assert min(answer.seconds for answer in answers) >= timeout, "refused before its deadline"
+    assert answers[0].seconds >= timeout, "refused before its deadline"
+    # By then it is known that nobody answers.
+    assert median(answer.seconds for answer in answers[-20:]) < timeout / 4
     # After the first ones it is one at a time, with pauses. Else each request would try as soon as
     # it is the first in the queue, and a server bans hosts that break off many handshakes.
     attempts = proxy.traffic().accepted - before
@@ -86,8 +89,9 @@ def test_a_query_that_freezes_holds_up_nobody_else(
         assert shop.pool()["in_use"] == 1
         assert not frozen.done()
         proxy.cut()
-        assert frozen.result().status == 500
-    proxy.thaw()
+        proxy.thaw()
+        assert frozen.result().status == 200, "it only reads, and runs again"
+    assert shop.pool()["retried_total"] == 1
     shop.assert_whole()
 
 
@@ -137,7 +141,8 @@ def test_a_connection_cut_within_a_result_is_not_used_again(
     shop = site(database=far)
     (((first,),),) = [shop.run("SELECT CONNECTION_ID()").json()]
     proxy.cut_after(count)
-    assert shop.run("SELECT REPEAT('x', 1000000)").status == 500
+    answer = shop.run("SELECT REPEAT('x', 1000000)")
+    assert answer.json() == [["x" * 1000000]], "it ran again"
     (((second,),),) = [shop.run("SELECT CONNECTION_ID()").json()]
     assert second != first
     assert shop.pool()["closed_total"] == {"lost": 1}

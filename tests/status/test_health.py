@@ -42,10 +42,11 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
                 gevent.sleep(0.02)
             return HttpResponse()
     """
-    it = status("--worker-connections", "5", server=server, views=views)
+    options = ("--worker-connections", "5", "--pool-timeout", "1")
+    it = status(*options, server=server, views=views)
     assert it.site.run("SELECT 1").status == 200
     server.kill()
-    assert it.site.run("SELECT 1").status == 500
+    assert it.site.run("SELECT 1").status == 503
     with ThreadPoolExecutor(8) as threads:
         visitors = [threads.submit(it.site.server.get, "/get_stuck") for _ in range(8)]
         try:
@@ -107,10 +108,10 @@ def test_a_new_worker_knows_that_the_database_is_lost(
     status: StartStatus, start_mariadb: Callable[..., Server]
 ) -> None:
     server = start_mariadb()
-    it = status(server=server)
+    it = status("--pool-timeout", "1", server=server)
     assert it.site.run("SELECT 1").status == 200
     server.kill()
-    assert it.site.run("SELECT 1").status == 500
+    assert it.site.run("SELECT 1").status == 503
     (pid,) = it.site.server.worker_pids()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: it.site.server.worker_pids() not in (set(), {pid}))

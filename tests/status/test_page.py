@@ -196,14 +196,17 @@ def test_it_says_that_the_database_is_down_and_when_it_is_back(
     page = open_page()
     mariadb.stop()
     try:
-        assert shop.run("SELECT 1") == 500
+        assert shop.run("SELECT 1") == 503
         wait_until(lambda: page.sentence == "Database default cannot be reached.")
         assert page.value("server").endswith("cannot be reached")
     finally:
         mariadb.start()
     # Nobody has to ask for anything: the worker that has lost it looks for it.
     wait_until(lambda: not page.value("server").endswith("cannot be reached"))
-    assert page.sentence.startswith("Connecting to default failed")
+    wait_until(lambda: page.sentence.startswith("Nobody waits any more, 1 timed out"))
+    (other,) = page.tab.locator('[data-list="more"] li').all_inner_texts()
+    assert other.startswith("Connecting to default failed")
+    assert page.tab.locator('[data-total="waited for the database"] dd').inner_text() == "1"
 
 
 def test_it_is_allowed_to_load_nothing_but_itself(open_page: OpenPage, shop: Shop) -> None:

@@ -135,6 +135,13 @@ def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> No
     for plan in driver.plan.values():
         plan.clear()
     settle(lambda: pool._entries.busy == 0 and pool._retry_timer is None)
+
+    def reached() -> bool:
+        pool.probe()
+        return pool._outage.since is None
+
+    if pool._outage.since is not None:
+        settle(reached)
     stats = pool.stats()
     assert stats["waiting"] == 0
     assert stats["idle"] == len(driver.open) <= pool.size

@@ -1,0 +1,110 @@
+"""When a statement whose connection is dead runs on a fresh one instead, or runs again, once.
+
+Only where nothing of the session is lost, and nothing can happen twice: the session is untouched,
+no transaction is open, and the statement was not sent, or only reads and got no answer, or is the
+BEGIN of a block. A write that may have arrived never does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pymysql.err import InterfaceError, MySQLError, OperationalError
+
+from pooled_serve.driver.error_codes import (
+    CLIENT_INTERACTION_TIMEOUT,
+    CR_SERVER_GONE_ERROR,
+    GONE,
+    code_of,
+)
+
+if TYPE_CHECKING:
+    from pooled_serve.backend.lease import Session
+    from pooled_serve.driver.connection import MySQLConnection
+
+
+def replace_if_dead(session: Session) -> None:
+    """Before a statement is sent, after a pause in which the server may have closed the connection.
+
+    :raises PoolTimeout, PoolClosed, MySQLError: there is no other connection.
+    """
+    conn = session._conn
+    if conn is not None and not conn.alive() and _is_replaceable(session):
+        conn.close()
+        error = OperationalError(CR_SERVER_GONE_ERROR, "the server has closed the connection")
+        replace_connection(session, error, ran=False)
+
+
+def may_run_again(session: Session, error: MySQLError, *, harmless: bool) -> bool:
+    """Whether the statement under way, which failed with this error, may.
+
+    :param harmless: it may have arrived, too.
+    """
+    conn = session._conn
+    if conn is None or conn.open or not _is_replaceable(session):
+        return False
+    if _was_not_read(conn, error):
+        return True
+    # After a read_timeout the statement goes on at the server, and a second one would take as long.
+    timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
+    return harmless and code_of(error) in GONE and not timed_out
+
+
+def replace_connection(session: Session, error: MySQLError, *, ran: bool = True) -> bool:
+    """Lease a fresh connection in the place of a dead one. Returns False if the statement must not
+    run again after all: the server is there, and has ended it. Somebody has sent a KILL.
+
+    :param ran: whether the statement may have run.
+    :raises PoolTimeout, PoolClosed, MySQLError: there is no other connection.
+    """
+    dead = session._conn
+    assert dead is not None, "nothing is leased"
+    # The server may have gone, and taken those that are idle with it.
+    session._pool.renew()
+    session._release()
+    fresh = session._lease()
+    if ran and not _was_reset(error) and fresh.is_of_server_of(dead):
+        # A server that runs for longer than the connection lasted has not been restarted. If the
+        # statement still runs there, only the link was cut.
+        lasted = time.monotonic() - dead.opened_at
+        if fresh.uptime() >= lasted and not fresh.kill_connection(dead):
+            return False
+    session._pool.retried(error)
+    return True
+
+
+def _is_replaceable(session: Session) -> bool:
+    """Whether the session would lose nothing with its connection."""
+    conn = session._conn
+    return not (
+        conn is None
+        or session._closed
+        or session._depth != 1  # a part of another statement, or the other way round
+        or session._pinned
+        or session._touched_session
+        or session._statement.asks  # about an earlier one
+        or conn.in_transaction()
+    )
+
+
+def _was_not_read(dead: MySQLConnection, error: MySQLError) -> bool:
+    """Whether the server cannot have read the statement."""
+    return (
+        dead.send_failed
+        or isinstance(error, InterfaceError)  # of a connection that was closed before
+        or code_of(error) == CLIENT_INTERACTION_TIMEOUT  # the session had ended
+    )
+
+
+def _was_reset(error: BaseException) -> bool:
+    """Whether a closed socket, or one with unread data that was closed, has answered: not so behind
+    some proxies."""
+    return any(isinstance(cause, ConnectionResetError) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

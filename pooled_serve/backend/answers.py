@@ -1,0 +1,61 @@
+"""Statements that ask about an earlier one: a session gets the answer that a connection of its own
+would give, or is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pymysql.err import InterfaceError, MySQLError, ProgrammingError
+
+from pooled_serve.driver import questions
+
+if TYPE_CHECKING:
+    from pooled_serve.backend.lease import Session
+
+
+def prepare_answer(session: Session, sql: str | bytes, asked: str) -> None:
+    """See that the answer to a question is of this session, or that of a fresh connection.
+
+    :raises ProgrammingError: it may be about a statement on a connection that was given back.
+    """
+    # Then "no key" would be a lie as well: the program may just have inserted a row.
+    may_forget = session._scope.keep_leases and not session._ran_on_earlier_lease
+    conn = session._conn
+    if conn is None or not session._ran_statement:
+        if not may_forget:
+            raise _refusal(session, asked)
+        if (conn or session._lease()).reused:
+            _make_fresh(session)
+        return
+    last = None if session._last_was_question else conn._result
+    known = session._has_own_key, session._used_sequence, session._got_rows
+    for question in questions.unanswerable(sql, last, *known):
+        if question.forget is None or (question.lasts and not may_forget):
+            raise _refusal(session, asked)
+        if conn.reused:
+            conn.query(question.forget)
+
+
+def _make_fresh(session: Session) -> None:
+    """Reset the connection, or replace it with a fresh one."""
+    while (conn := session._conn) is not None and conn.reused:
+        try:
+            if session._reset == "rollback":
+                raise InterfaceError(0, "--pool-reset rollback")  # so take a fresh one
+            conn.dirty_reason = conn.dirty_reason or "question"
+            conn.reset()
+            for sql in questions.AFTER_RESET:
+                conn.query(sql)
+            conn._result = None
+            return
+        except MySQLError:
+            conn.condemn("reset failed")
+            session._release()
+            session._lease()
+
+
+def _refusal(session: Session, asked: str) -> ProgrammingError:
+    return ProgrammingError(
+        f"{asked} asks about the statement before it, which ran on a connection that is back "
+        f"in the pool ({session._scope.rule}): put both inside one transaction.atomic()"
+    )

@@ -1,0 +1,198 @@
+"""How connections begin: attempts, the pauses between them, and what an outage means to waiters."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+
+import gevent
+
+from pooled_serve.errors import PoolOutage, PoolTimeout
+from pooled_serve.pool import metrics
+from pooled_serve.pool.entry import C, Entry
+from pooled_serve.pool.returning import ReturningPool
+
+AGE_JITTER = 0.1
+"""Connections opened together must not retire together: up to this share is cut from their age."""
+
+CONNECT_TIMED_OUT = TimeoutError("the server did not answer")
+"""Recorded for an attempt that took all its time. Never raised: its caller gets a PoolTimeout, and
+others may still have the time for an attempt of their own."""
+
+
+class ConnectingPool(ReturningPool[C]):
+    """The part of a :class:`ConnectionPool` that opens connections."""
+
+    __slots__ = ()
+
+    def _may_connect(self) -> bool:
+        entries = self._entries
+        return len(entries) < self.cap and self._backoff.allows(len(entries.connecting))
+
+    def _connect(self, entry: Entry[C], deadline: float, timeout: float) -> bool:
+        """Open a connection into a reserved entry. Returns False if that failed, but a connection
+        may still come back.
+
+        :param timeout: the caller's whole timeout, of which a part may be spent.
+        """
+        began = self._clock()
+        limit = gevent.Timeout(max(0.0, deadline - began))
+        try:
+            with limit:
+                conn = self._open()
+        except gevent.Timeout as error:
+            # Half of the timeout decides who is at fault. A caller that came here early left the
+            # server enough time: it does not answer, and without a back-off each waiter would try
+            # with the time it has left, for which servers ban hosts. One that came late proves
+            # nothing, unless the server fails anyway.
+            enough = self._clock() - began > timeout / 2
+            if error is limit and (enough or self._backoff.failures):
+                self._connect_failed(CONNECT_TIMED_OUT, began)
+            self._cancel(entry)
+            if error is not limit:
+                raise
+            if entry in self._connecting_for_queue:
+                return False
+            raise self._timed_out(timeout) from None
+        except Exception as error:
+            # A queued caller may still get a connection that comes back, or wait for the server to.
+            # If there is no hope of either, all get the error, each its own copy.
+            self._entries.cancel(entry)
+            self._connect_failed(error, began)
+            if len(self._entries) or self._outage.since is not None:
+                return False
+            while self._queue:
+                self._waiters.answer_head(copy_error(error))
+            raise
+        except BaseException:
+            self._cancel(entry)
+            raise
+        if entry not in self._entries.connecting:
+            self._inherit(conn)  # forked meanwhile: it is the parent's
+            return False
+        self.count(metrics.OPENED)
+        self._observe(metrics.CREATE_SECONDS, self._clock() - began)
+        self._opened(entry, conn)
+        return True
+
+    def _opened(self, entry: Entry[C], conn: C) -> None:
+        age = self._max_age(conn) if callable(self._max_age) else self._max_age
+        now = self._clock()
+        if age is not None:
+            entry.expires = now + age * (1 - AGE_JITTER * random.random())
+        entry.idle_since = now
+        self._entries.opened(entry, conn, now)
+        for listener in self._listeners:
+            listener.connected()
+        self._outage.end()
+        if self._backoff.succeeded():
+            self._stop_retry()
+            self._serve_waiters()  # only one was let through to try
+
+    def _connect_failed(self, error: Exception, began: float) -> None:
+        self.count(metrics.CONNECT_ERRORS)
+        for listener in self._listeners:
+            listener.connect_failed(error)
+        self._backoff.failed(error)
+        now = self._clock()
+        if self._overload is not None:
+            self._overload.connect_failed(now, self.timeout)
+        if error is not CONNECT_TIMED_OUT and not self._is_outage(error):
+            self._outage.end()
+        elif self._outage.failed(began, now):
+            self.row[metrics.OUTAGE_WAITS] += len(self._queue)
+            self._refuse_when_long()
+        else:
+            self._refuse_waiters()
+        self._stop_retry()
+        self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
+
+    def _retry(self) -> None:
+        # The loop's clock and ours may disagree by a little.
+        left = self._backoff.seconds_left
+        self._retry_timer = self._timer(left, self._retry) if left else None
+        self._serve_waiters()
+
+    def _stop_retry(self) -> None:
+        if self._retry_timer is not None:
+            self._retry_timer.stop()
+            self._retry_timer = None
+
+    def _cancel(self, entry: Entry[C]) -> None:
+        """Undo a reservation."""
+        self._entries.cancel(entry)
+        self._serve_waiters()
+
+    def _serve_waiters(self) -> None:
+        """Open connections for the queue while there is room under the cap.
+
+        Greenlets of the pool connect, not the waiters: when a long queue times out, its head has
+        only about the gap between two arrivals left. If connecting takes longer than that, every
+        request would fail although the server is healthy.
+        """
+        while len(self._queue) > len(self._connecting_for_queue) and self._may_connect():
+            self._open_in_background()
+
+    def _open_in_background(self) -> None:
+        entry = self._entries.reserve()
+        self._connecting_for_queue.add(entry)
+        # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
+        gevent.spawn_raw(self._open_for_queue, entry)
+
+    def _open_for_queue(self, entry: Entry[C]) -> None:
+        # The waiters have got the error, or the next attempt follows.
+        with contextlib.suppress(Exception, gevent.Timeout):
+            try:
+                if self._connect(entry, self._clock() + self.timeout, self.timeout):
+                    self._put_back(entry, None, self._clock())
+            finally:
+                self._connecting_for_queue.discard(entry)
+                self._serve_waiters()
+
+    # --- Outages -------------------------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Try to connect in the background, unless the last attempt is too recent, or the pool
+        closed or at its cap. The connection becomes idle."""
+        if not self._closed and self._may_connect():
+            self._open_in_background()
+
+    def _refused_in_outage(self, state: str | None = None) -> PoolTimeout | None:
+        """Returns an error for a caller, if the outage is so long that nobody waits any more."""
+        outage, since = self._outage, self._outage.since
+        now = self._clock()
+        connecting = len(self._entries.connecting) > 0
+        leased = self._leased.values()
+        if since is None or not outage.is_long(now, self.timeout, leased, connecting=connecting):
+            return None
+        return self._timed_out(now - since, PoolOutage, state)
+
+    def _refuse_waiters(self) -> None:
+        """Refuse all who wait, if the outage has become long."""
+        state = self.describe() if self._queue else ""  # once: they may be thousands
+        while self._queue and (error := self._refused_in_outage(state)):
+            self._waiters.answer_head(error)
+
+    def _refuse_when_long(self) -> None:
+        """Refuse all who wait, now or when the outage becomes long."""
+        if self._outage_timer is not None:
+            self._outage_timer.stop()
+            self._outage_timer = None
+        since = self._outage.since
+        if since is None:
+            return
+        left = since + self.timeout - self._clock()
+        if left > 0:
+            self._outage_timer = self._timer(left, self._refuse_when_long)
+        else:
+            self._refuse_waiters()
+
+
+def copy_error(error: Exception) -> Exception:
+    """Returns a copy for another greenlet: one object raised in many mixes their tracebacks."""
+    try:
+        twin = copy.copy(error)
+    except Exception:
+        twin = error
+    return twin.with_traceback(None)

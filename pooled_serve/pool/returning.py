@@ -1,0 +1,106 @@
+"""How connections come back: cleaned, handed to the first waiter, kept idle, or closed."""
+
+from __future__ import annotations
+
+from pooled_serve.errors import PoolOverloaded, PoolTimeout
+from pooled_serve.pool import metrics
+from pooled_serve.pool.base import DIRTY, FAILED_OVER
+from pooled_serve.pool.entry import C, Entry
+from pooled_serve.pool.metrics import HELD_SECONDS
+from pooled_serve.pool.retiring import RetiringPool
+from pooled_serve.pool.waiters import Waiter
+
+
+class ReturningPool(RetiringPool[C]):
+    """The part of a :class:`ConnectionPool` that takes connections back."""
+
+    __slots__ = ()
+
+    def _clean(self, entry: Entry[C]) -> str | None:
+        """Reset a dirty connection. Returns why it must be closed all the same, or None."""
+        self._entries.begin_reset(entry)
+        failed = None
+        try:
+            self._reset(entry.conn)
+            self.count(metrics.RESET)
+        except Exception:
+            failed = "reset failed"
+        except BaseException:
+            self._discard(entry, "killed")
+            raise
+        if entry.conn_id in self._inherited:
+            return None
+        self._entries.end_reset(entry)
+        return failed or self._condition(entry.conn)
+
+    def _put_back(self, entry: Entry[C], fault: str | None, now: float) -> None:
+        """Hand a leased entry to the first waiter, keep it idle, or close it. Does not switch."""
+        if fault is not None or now >= entry.expires:
+            if fault == FAILED_OVER and now < entry.expires:
+                self._retire_all(now, FAILED_OVER)
+            self._discard(entry, fault or "age")
+        elif self._queue:
+            entry.idle_since = entry.leased_at = now
+            self._outage.since = None  # this one works
+            overload = self._overload
+            late = 0 if overload is None else overload.late(self._queue, now, self.timeout)
+            if late:
+                self._shed_head(late, entry, now)
+            else:
+                self._waiters.answer_head(entry)
+        elif len(self._idle) >= self._keep_idle:  # none, once the pool drains or is closed
+            kept = "surplus" if self._keep_idle else "drain"
+            self._discard(entry, "closed" if self._closed else kept)
+        else:
+            # LEASED to IDLE, here and nowhere else. Not a method of Entries: this is the other half
+            # of the fast path, where the call would cost 4 %.
+            del self._leased[entry.conn_id]
+            entry.idle_since = now
+            self._idle.append(entry)
+            if entry.expires < self._next_expiry:
+                self._retire_at(entry.expires, now)
+
+    def _shed_head(self, late: int, entry: Entry[C], now: float) -> None:
+        """Refuse so many waiters, and hand over to the first behind them."""
+        state = self.describe()  # once: they may be thousands
+
+        def refuse(waiter: Waiter[C]) -> PoolTimeout:
+            self.count(metrics.SHED)
+            return self._timed_out(now - waiter.since, PoolOverloaded, state)
+
+        self._waiters.answer_behind(late, entry, refuse)
+
+    def _adopt_orphans(self) -> None:
+        """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
+        while self._orphans:
+            conn = self._orphans.popleft()
+            entry = self._leased.get(id(conn))
+            if entry is None:
+                continue
+            now = self._clock()
+            self._observe(HELD_SECONDS, now - entry.leased_at)
+            fault = self._condition(conn)
+            self._put_back(entry, "abandoned" if fault == DIRTY else fault, now)
+
+    def _timed_out(
+        self, seconds: float, kind: type[PoolTimeout] = PoolTimeout, state: str | None = None
+    ) -> PoolTimeout:
+        """Count a refusal, and return its error.
+
+        :param seconds: what the error says, depending on its kind.
+        :param state: of the pool in words, if there are many refusals at once.
+        """
+        self.count(metrics.TIMEOUTS)
+        entries = self._entries
+        return kind(
+            self.name,
+            seconds,
+            in_use=len(entries.leased),
+            idle=len(entries.idle),
+            connecting=len(entries.connecting),
+            closing=len(entries.resetting) + len(entries.closing),
+            waiting=len(self._queue),
+            cap=self.cap,
+            last_error=self._backoff.last_error,
+            state=self.describe() if state is None else state,
+        )

@@ -1,0 +1,202 @@
+"""What test_again.py runs in a process of its own, under the names of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gevent
+import pymysql
+from django.db import DatabaseError, transaction
+from pymysql.cursors import Cursor
+
+from pooled_serve.pool import PoolListener
+from support.inside import assert_sound, connection, connections, one, patch, pool, run, settle
+
+INSERT = "INSERT INTO t (s) VALUES ('x')"
+CREATE = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, s VARCHAR(9)) ENGINE=InnoDB"
+
+
+def leased() -> Any:
+    """The connection below Django's."""
+    return connection.connection._conn
+
+
+def admin() -> Any:
+    settings = connections.settings["default"]
+    return pymysql.connect(
+        host=settings["HOST"],
+        port=int(settings["PORT"]),
+        user=settings["USER"],
+        password=settings["PASSWORD"],
+        database=settings["NAME"],
+    )
+
+
+def kill() -> None:
+    """End the leased connection, as an operator, a timeout or a restart does."""
+    conn = leased()
+    with admin() as other, other.cursor() as cursor:
+        cursor.execute(f"KILL {conn.thread_id()}")
+    settle(lambda: not conn.alive())
+    gevent.sleep(0.02)
+
+
+def cannot_send() -> None:
+    """The kernel refuses what comes next, and nothing of it arrives."""
+    leased()._sock.shutdown(socket.SHUT_WR)
+
+
+def retried() -> int:
+    return int(pool().stats()["retried_total"])
+
+
+def rows() -> int:
+    return int(one("SELECT COUNT(*) FROM t"))
+
+
+@contextlib.contextmanager
+def request() -> Iterator[None]:
+    """A request is served, in either mode."""
+    patch.begin_request(object())
+    try:
+        yield
+    finally:
+        patch.end_request()
+        connection.close()
+
+
+def what_loses_nothing_runs_on_a_fresh_connection() -> None:
+    with request():
+        run(CREATE)
+    whole = (lambda: one("SELECT 1"), lambda: run(INSERT), atomic_insert)
+    cases = [(end, do) for end in (kill, cannot_send) for do in whole]
+    for done, (end, do) in enumerate([*cases, (kill, insert_many)], 1):
+        with request():
+            run("SELECT 2")
+            end()
+            do()
+        assert retried() == done, (end, do)
+    with request():
+        assert rows() == 6
+    assert_sound()
+
+
+def insert_many() -> None:
+    """Several statements in one: nothing of it may have run."""
+    with connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO t (s) VALUES (%s)", [("x",), ("y",)])
+
+
+def atomic_insert() -> None:
+    with transaction.atomic():
+        run(INSERT)
+
+
+def half_an_atomic_block(end: Callable[[], None]) -> None:
+    with transaction.atomic():
+        run(INSERT)
+        end()
+        run(INSERT)
+
+
+def fails(do: Callable[[], object]) -> None:
+    try:
+        do()
+    except DatabaseError:
+        return
+    raise AssertionError("it ran")
+
+
+def what_would_lose_something_fails() -> None:
+    with request():
+        run(CREATE)
+    for end in (kill, cannot_send):
+        with request():
+            run("SET @x = 1")
+            end()
+            fails(lambda: one("SELECT @x"))
+        with request():
+            run(INSERT)
+            end()
+            fails(lambda: one("SELECT LAST_INSERT_ID()"))
+        with request():
+            fails(partial(half_an_atomic_block, end))
+        with request():
+            connection.ensure_connection()
+            connection.set_autocommit(False)
+            run(INSERT)
+            end()
+            fails(lambda: run("SELECT 1"))
+    assert retried() == 0
+    with request():
+        assert rows() == 2, "of those committed"
+    assert_sound()
+
+
+def after_a_read_timeout_nothing_runs_again() -> None:
+    with request():
+        run("SELECT 1")
+        leased()._read_timeout = 0.2
+        fails(lambda: run("SELECT SLEEP(1)"))
+    assert retried() == 0
+    assert_sound()
+
+
+def who_is_killed_while_a_fresh_one_is_leased_leaves_nothing() -> None:
+    # PyMySQL leaves the socket of an interrupted connect to the garbage collector.
+    warnings.simplefilter("ignore", ResourceWarning)
+    with request():
+        run("SELECT 1")
+    there: list[gevent.Greenlet] = []
+
+    def user() -> None:
+        with request():
+            run("SELECT 1")
+            cannot_send()
+            there.append(gevent.getcurrent())
+            run("SELECT 1")
+
+    for seconds in (0, 0.001, 0.003, 0.01, 0.03):
+        victim = gevent.spawn(user)
+        settle(lambda: there)
+        there.clear()
+        gevent.sleep(seconds)
+        victim.kill()
+        settle(lambda: pool().stats()["in_use"] == 0)
+    assert_sound()
+
+
+def listeners_are_told() -> list[str]:
+    told: list[str] = []
+
+    class Listener(PoolListener):
+        def retried(self, error: Exception) -> None:
+            told.append(str(error))
+
+    with request():
+        run("SELECT 1")
+        pool()._listeners += (Listener(),)
+        kill()
+        run("SELECT 1")
+    return told
+
+
+def cursors_of_one_s_own_class_run_again() -> None:
+    class Own(Cursor):  # type: ignore[misc]  # PyMySQL has no types
+        """Some project's."""
+
+    with request():
+        connection.ensure_connection()
+        session = connection.connection
+        session.cursor(Own).execute("SELECT 1")
+        cannot_send()
+        with session.cursor(Own) as cursor:
+            cursor.execute("SELECT 2")
+            assert cursor.fetchall() == ((2,),)
+    assert retried() == 1
+    assert_sound()

@@ -1,0 +1,215 @@
+"""Nobody answers at the server's address: requests wait for as long as one timeout, then none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from pooled_serve.errors import PoolOutage, PoolTimeout
+from pooled_serve.pool.outage import Outage
+from support.driver import NEVER, DriverError, FakeDriver, leased, settle
+from support.pools import MakePool, Pool
+from support.processes import MAX_WAIT_SECONDS
+
+TIMEOUT = 0.5
+
+
+class Unreachable(DriverError):
+    """Nobody answers."""
+
+
+@pytest.fixture
+def make(make_pool: MakePool) -> Callable[..., Pool]:
+    def made(**options: Any) -> Pool:
+        options = {"timeout": TIMEOUT, **options}
+        return make_pool(is_outage=lambda error: isinstance(error, Unreachable), **options)
+
+    return made
+
+
+def user(pool: Pool) -> gevent.Greenlet:
+    """Somebody who takes a connection and gives it back; it returns the error that he got."""
+
+    def use() -> BaseException | None:
+        try:
+            with leased(pool):
+                return None
+        except Exception as error:
+            return error
+
+    return gevent.spawn(use)
+
+
+def results(users: list[gevent.Greenlet]) -> list[BaseException | None]:
+    gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+    return [each.value for each in users]
+
+
+def go_through(pool: Pool, driver: FakeDriver, error: Any) -> None:
+    """An outage begins, and becomes long."""
+    driver.always["connect"] = error
+    began = time.monotonic()
+    assert all(isinstance(each, PoolTimeout) for each in results([user(pool) for _ in range(3)]))
+    gevent.sleep(began + TIMEOUT + 0.01 - time.monotonic())
+
+
+def test_a_restart_costs_nobody_an_error(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    pool = make(timeout=MAX_WAIT_SECONDS)
+    driver.always["connect"] = Unreachable("refused")
+    users = [user(pool) for _ in range(20)]
+    gevent.sleep(0.3)
+    assert pool.stats()["waiting"] == 20
+    del driver.always["connect"]
+    assert results(users) == [None] * 20
+    stats = pool.stats()
+    assert stats["outage_waits_total"] == 20
+    assert stats["timeouts_total"] == 0
+
+
+def test_who_waits_when_it_has_become_long_is_refused_and_so_is_who_comes(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    pool = make(name="default")
+    driver.always["connect"] = Unreachable("refused")
+    first = user(pool)
+    gevent.sleep(TIMEOUT * 0.6)
+    late = user(pool)
+    began = time.monotonic()
+    (_, error) = results([first, late])
+    assert time.monotonic() - began < TIMEOUT * 0.8, "its own deadline is later"
+    assert isinstance(error, PoolOutage)
+    assert str(error).startswith(
+        "pool 'default': refused: the database has not answered for 0.5s (0 in use, 0 idle, "
+    )
+    assert str(error).endswith("; last connect error: refused")
+    for _ in range(20):
+        began = time.monotonic()
+        with pytest.raises(PoolOutage):
+            pool.acquire()
+        assert time.monotonic() - began < TIMEOUT / 2
+        gevent.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [Unreachable("refused"), NEVER])
+def test_a_long_outage_ends_with_the_first_attempt_that_works(
+    make: Callable[..., Pool], driver: FakeDriver, error: Any
+) -> None:
+    pool = make()
+    go_through(pool, driver, error)
+    frozen = time.monotonic()
+    assert isinstance(results([user(pool)])[0], PoolOutage)
+    assert time.monotonic() - frozen < TIMEOUT / 2, "others try, in the background"
+    driver.always.clear()
+
+    def served() -> bool:
+        return results([user(pool)])[0] is None
+
+    settle(served)
+    assert results([user(pool) for _ in range(20)]) == [None] * 20
+
+
+def test_attempts_are_few_however_many_requests_come(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    pool = make()
+    go_through(pool, driver, Unreachable("refused"))
+    before, began = driver.calls["connect"], time.monotonic()
+    for _ in range(100):
+        results([user(pool)])
+        gevent.sleep(0.005)
+    assert 1 <= driver.calls["connect"] - before <= 2 + 2 * (time.monotonic() - began)
+
+
+def test_what_was_leased_before_and_comes_back_is_handed_on(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    """The server is full, or a firewall lets no new connection through: those there are work."""
+    pool = make(size=1, max_outstanding=3)
+    mine = pool.acquire()
+    driver.always["connect"] = Unreachable("(1040, 'Too many connections')")
+    waiting = user(pool)
+    gevent.sleep(TIMEOUT / 4)
+    pool.release(mine)
+    assert results([waiting]) == [None]
+    gevent.sleep(TIMEOUT)
+    mine = pool.acquire()  # handed out since the outage began, so it may come back
+    waiting = user(pool)
+    gevent.sleep(TIMEOUT / 4)
+    assert not waiting.ready()
+    pool.release(mine)
+    assert results([waiting]) == [None]
+
+
+def test_what_is_known_of_an_outage_expires(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    later = 0.0
+    pool = make(clock=lambda: time.monotonic() + later)
+    driver.always["connect"] = Unreachable("refused")
+    waiting = user(pool)
+    settle(lambda: driver.calls["connect"] > 1)
+    waiting.kill()
+    later = 3600.0
+    driver.always.clear()
+    assert results([user(pool)]) == [None], "it was not refused for what was an hour ago"
+
+
+def test_another_error_is_raised_at_once(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    pool = make()
+    driver.always["connect"] = Unreachable("refused")
+    users = [user(pool) for _ in range(3)]
+    settle(lambda: pool.stats()["waiting"] == 3)
+    driver.always["connect"] = DriverError("(1045, 'Access denied')")
+    assert [str(error) for error in results(users)] == ["(1045, 'Access denied')"] * 3
+    assert [str(error) for error in results([user(pool)])] == ["(1045, 'Access denied')"]
+
+
+def test_who_is_killed_while_it_is_waited_out_leaves_nothing(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    pool = make(timeout=MAX_WAIT_SECONDS)
+    driver.always["connect"] = Unreachable("refused")
+    users = [user(pool) for _ in range(10)]
+    settle(lambda: pool.stats()["waiting"] == 10)
+    for each in users[::2]:
+        each.kill()
+    driver.always.clear()
+    assert results(users[1::2]) == [None] * 5
+
+
+def test_a_probe_opens_one_connection_and_no_more_than_the_cap(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    pool = make(size=1, max_outstanding=1)
+    gate = driver.always["connect"] = Event()
+    pool.probe()
+    pool.probe()
+    settle(lambda: driver.connecting == 1)
+    gate.set()
+    settle(lambda: pool.stats()["idle"] == 1)
+    pool.probe()
+    assert driver.calls["connect"] == 1
+    pool.close()
+    pool.probe()
+    assert driver.calls["connect"] == 1
+
+
+def test_the_rule() -> None:
+    outage = Outage()
+
+    class Entry:
+        leased_at = 3.0
+
+    assert not outage.is_long(100.0, 10.0, [], connecting=False)
+    assert outage.failed(2.0, 2.0)
+    assert not outage.failed(11.0, 11.0)
+    assert not outage.is_long(11.9, 10.0, [], connecting=False)
+    assert outage.is_long(12.0, 10.0, [], connecting=False)
+    assert not outage.is_long(12.0, 10.0, [Entry()], connecting=False)
+    assert not outage.is_long(21.0, 10.0, [], connecting=False)
+    assert outage.is_long(21.0, 10.0, [], connecting=True)
+    outage.end()
+    assert not outage.is_long(12.0, 10.0, [], connecting=True)
