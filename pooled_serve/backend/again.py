@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
+from pooled_serve.driver.abandoned import uptime, was_running
 from pooled_serve.driver.error_codes import (
     CLIENT_INTERACTION_TIMEOUT,
     CR_SERVER_GONE_ERROR,
@@ -65,11 +66,13 @@ def replace_connection(session: Session, error: MySQLError, *, ran: bool = True)
     session._pool.renew()
     session._release()
     fresh = session._lease()
-    if ran and not _was_reset(error) and fresh.is_of_server_of(dead):
-        # A server that runs for longer than the connection lasted has not been restarted. If the
-        # statement still runs there, only the link was cut.
-        lasted = time.monotonic() - dead.opened_at
-        if fresh.uptime() >= lasted and not fresh.kill_connection(dead):
+    if ran and not _was_reset(error):
+        # If it is the same server, and not restarted: does the statement still run there? Then only
+        # the link was cut.
+        is_there = fresh.identity == dead.identity and uptime(fresh) >= (
+            time.monotonic() - dead.opened_at
+        )
+        if is_there and not (fresh.has_own_id and was_running(fresh, dead)):
             return False
     session._pool.retried(error)
     return True

@@ -14,6 +14,7 @@ from pymysql.cursors import Cursor
 
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope
+from pooled_serve.driver.abandoned import finish
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.error_codes import is_outage
 from pooled_serve.driver.login import ConnectAgain
@@ -187,6 +188,8 @@ class PooledDatabase:
             ping=MySQLConnection.ping,
             condition=MySQLConnection.condition,
             reset=MySQLConnection.reset,
+            unfinished=MySQLConnection.unfinished,
+            finish=finish,
             abandon=MySQLConnection.abandon,
             holder=MySQLConnection.holder,
             listeners=(self.log, self.reachability),

@@ -1,6 +1,7 @@
 """Everything that speaks to MySQL: connecting, results, reset and replay, statements.
 
 * connection.py: connecting, liveness, clean hand-back, and what is recorded to be replayed
+* abandoned.py: ending what a server still does for a connection that is gone
 * reset.py: what a reset replays; login.py: what a login sets that a reset does not restore
 * statements.py: what a statement leaves behind; questions.py: what it asks about earlier ones
 * reads.py: whether a statement only reads

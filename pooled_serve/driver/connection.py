@@ -67,7 +67,10 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     wait_timeout: int | None = None
     """Seconds after which the server closes an idle connection; None if it is not known."""
 
-    _has_own_id = False  # the server knows it by the id of the handshake
+    _unanswered = False  # it was closed when a command had no answer yet
+    has_own_id = False
+    """Whether the server knows it by the id of the handshake, and no proxy shares connections."""
+    was_killed = False  # by another connection, see abandoned.py
     opened_at = 0.0  # when it had logged in, monotonic seconds
     _fault: str | None = None  # why it must be closed when it comes back
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
@@ -122,9 +125,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 " @@hostname, @@port, @@server_id, @@init_connect"
             )
             # As text: OPTIONS may name converters that make anything of a number.
-            self._has_own_id = str(number) == str(self.thread_id())
+            self.has_own_id = str(number) == str(self.thread_id())
             self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
-            self._identity = tuple(identity)
+            self.identity = tuple(identity)
             self._apply_autocommit(bool(autocommit))
         except MySQLError:
             # Proxies and old servers may lack roles or one of the variables, and the connection
@@ -139,35 +142,6 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         self._status_at_rest = self.server_status & _STATUS_MASK
         self.opened_at = time.monotonic()
         self._fault, self.transaction_unknown = None, False
-
-    def is_of_server_of(self, other: MySQLConnection) -> bool:
-        """Whether both are connections to the same server, as far as that can be known."""
-        return self._identity == other._identity
-
-    def uptime(self) -> int:
-        """Returns the seconds since the server was started. Asks it.
-
-        :raises MySQLError: it does not answer.
-        """
-        return int(self._ask("SHOW GLOBAL STATUS LIKE 'Uptime'")[1])
-
-    def kill_connection(self, other: MySQLConnection) -> bool:
-        """End what another connection of the same account to this server is doing. Returns False,
-        and does nothing, if the server has no such connection any more.
-
-        Behind a proxy that shares connections an id may be a stranger's: there it is left alone.
-
-        :raises MySQLError: the server does not answer.
-        """
-        if not (self._has_own_id and other._has_own_id):
-            return False
-        with self.cursor(Cursor) as cursor:
-            cursor.execute("SHOW PROCESSLIST")
-            if other.thread_id() not in [row[0] for row in cursor.fetchall()]:
-                return False
-            with contextlib.suppress(MySQLError):  # it may have ended since
-                cursor.execute(f"KILL {other.thread_id()}")
-        return True
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
         with self.cursor(Cursor) as cursor:
@@ -292,11 +266,13 @@ class MySQLConnection(ResettableConnection, BulkConnection):
 
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, MySQLError):
+            self._unanswered = not self.send_failed
             self._force_close()  # the rest of the answer would be read as that of the next command
             return
         self.transaction_unknown = True  # a procedure may open a transaction and fail after it
         code = code_of(error)
         if code in GONE or isinstance(error, InterfaceError):
+            self._unanswered |= code in GONE and not self.send_failed
             self._force_close()
         elif is_read_only(code, str(error)):
             self._fault = FAILED_OVER
@@ -349,6 +325,11 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Whether the last statement has left rows or results unread."""
         result = self._result
         return result is not None and bool(result.unbuffered_active or result.has_next)
+
+    def unfinished(self) -> bool:
+        """Whether the server may still be at work for it, though it is closed: it notices that only
+        when it has an answer to send."""
+        return self._unanswered or self.in_statement
 
     def holder(self) -> str:
         """Returns the request that leases it, in words; "" if none does. The pool, which knows no

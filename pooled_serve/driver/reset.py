@@ -52,7 +52,8 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
     # The client's charset and collation, and Python's name of the encoding.
     _charset_names: tuple[str, str | None, str] | None = None
     _role: str | None = None  # as SET ROLE takes it; None where there are no roles
-    _identity: tuple[Any, ...] = ()  # of the server, with its init_connect
+    identity: tuple[Any, ...] = ()
+    """Of the server, with its init_connect; empty if it is not known."""
     _login: Login | None = None
     _logged_obstacles: set[tuple[str, str]] = set()  # noqa: RUF012 - shared, per process
 
@@ -100,7 +101,7 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             self._replay,
             self._status_at_rest,
         )
-        return (*place, *self._identity, *asked)
+        return (*place, *self.identity, *asked)
 
     def _as_role(self, role: str | None) -> str:
         """Returns CURRENT_ROLE() as SET ROLE takes it. MySQL quotes it, in one of two ways, and may

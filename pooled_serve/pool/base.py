@@ -55,6 +55,11 @@ class PoolBase(Generic[C]):
         the next user, :data:`DIRTY` when ``reset`` can make it so, else a word that says why it
         must be closed; :data:`FAILED_OVER` closes the others too.
     :param reset: makes a dirty connection fit; may do I/O and raise.
+    :param unfinished: whether the server may still be at work for a connection that was closed in
+        the middle of a command. Its place under the cap is then kept until it is not.
+    :param finish: called with the connection that takes that place, and the closed one: ends what
+        the server does for that, waits until it has let go, and returns True; None if there was
+        nothing to end, False if that is not possible. May do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. The pool then keeps the objects for ever, so that no
         finalizer sends anything.
@@ -69,6 +74,7 @@ class PoolBase(Generic[C]):
     __slots__ = (
         *("name", "size", "cap", "timeout", "row", "__weakref__"),
         *("_open", "_max_age", "_check", "_ping", "_ping_after", "_condition", "_reset"),
+        *("_unfinished", "_finish", "_to_replace", "_replacing"),
         *("_abandon", "_holder", "_listeners", "_clock", "_hub", "_keep_idle", "_closed"),
         *("_entries", "_idle", "_leased", "_waiters", "_queue", "_connecting_for_queue"),
         *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
@@ -90,6 +96,8 @@ class PoolBase(Generic[C]):
         ping_after: float = 30.0,
         condition: Callable[[C], str | None] = lambda conn: None,
         reset: Callable[[C], None] = lambda conn: None,
+        unfinished: Callable[[C], bool] = lambda conn: False,
+        finish: Callable[[C, C], bool | None] = lambda conn, closed: None,
         abandon: Callable[[C], None] = lambda conn: None,
         holder: Callable[[C], str] = lambda conn: "",
         listeners: Iterable[PoolListener] = (),
@@ -114,6 +122,8 @@ class PoolBase(Generic[C]):
         self._ping_after = ping_after
         self._condition = condition
         self._reset = reset
+        self._unfinished = unfinished
+        self._finish = finish
         self._abandon = abandon
         self._holder = holder
         self._listeners = tuple(listeners)
@@ -136,6 +146,8 @@ class PoolBase(Generic[C]):
         self._waiters: Waiters[C] = Waiters()
         self._queue = self._waiters.queue  # empty whenever there is an idle entry
         self._orphans: deque[C] = deque()
+        self._to_replace: deque[Entry[C]] = deque()  # closing, and not yet finished at the server
+        self._replacing = False  # one after the other
         self._backoff = Backoff(self._clock)
         self._retry_timer: Any = None
         self._age_timer: Any = None

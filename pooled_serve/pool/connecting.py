@@ -16,6 +16,10 @@ from pooled_serve.pool.returning import ReturningPool
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
 
+FINISH_TIMEOUT_SECONDS = 2.0
+"""The time that a server may take to let go of a connection that was closed in the middle of a
+command. Then its place is given on, and the server may have one more for a while."""
+
 CONNECT_TIMED_OUT = TimeoutError("the server did not answer")
 """Recorded for an attempt that took all its time. Never raised: its caller gets a PoolTimeout, and
 others may still have the time for an attempt of their own."""
@@ -149,6 +153,60 @@ class ConnectingPool(ReturningPool[C]):
             finally:
                 self._connecting_for_queue.discard(entry)
                 self._serve_waiters()
+
+    # --- Abandoned work ------------------------------------------------------------------------
+
+    def _replace_unfinished(self) -> None:
+        """Replace the connections that the server is still at work for, one after the other, so
+        that the server never has more than one beyond the cap."""
+        if self._to_replace and not self._replacing:
+            self._replacing = True
+            # Raw: a Greenlet could be killed, and the entries would be lost.
+            gevent.spawn_raw(self._replace_each)
+
+    def _replace_each(self) -> None:
+        queue = self._to_replace
+        try:
+            while queue:
+                self._replace(queue.popleft())
+        finally:
+            if queue is self._to_replace:  # not so in a forked child
+                self._replacing = False
+
+    def _replace(self, entry: Entry[C]) -> None:
+        """Open a connection in the place of a closed one, and end what the server does for that."""
+        closed = entry.conn
+        if entry not in self._entries.closing:
+            return  # forked meanwhile
+        self._entries.replace(entry)
+        if self._backoff.failures:  # the server has other worries
+            self._cancel(entry)
+            return
+        connected = False
+        with contextlib.suppress(Exception, gevent.Timeout):
+            connected = self._connect(entry, self._clock() + self.timeout, self.timeout)
+        if not connected:
+            return
+        conn, finished = entry.conn, None
+        limit = gevent.Timeout(FINISH_TIMEOUT_SECONDS)
+        try:
+            with limit:
+                finished = self._finish(conn, closed)
+        except gevent.Timeout:
+            finished = False
+        except Exception:
+            finished = None  # the connection is lost
+        if entry.conn_id not in self._leased:
+            return  # forked meanwhile
+        if finished:
+            self.count(metrics.KILLED)
+        elif finished is not None:
+            for listener in self._listeners:
+                listener.not_let_go()
+        if (fault := self._condition(conn)) is None:
+            self._put_back(entry, None, self._clock())
+        else:  # lost, or interrupted; to replace it in its turn could go on for ever
+            self._discard(entry, fault, replace=False)
 
     # --- Outages -------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 
     reserve()                      lease_idle()
         │                        ┌──────────────── IDLE ◄──────┐
-        ▼          opened()      ▼                  │          │ ConnectionPool._put_back()
+        ▼          opened()      ▼                  │          │ ReturningPool._put_back()
     CONNECTING ───────────────► LEASED ─────────────┼──────────┘
         │                       │    ▲  end_reset() │
         │         begin_reset() ▼    │              │ begin_close()
@@ -13,8 +13,8 @@
         └──► gone               └──────────────► CLOSING ──► gone
                                  begin_close()      end_close()
 
-LEASED goes to CLOSING by ``begin_close()``, too. A hand-off from one user to the next is no
-transition: the entry stays LEASED.
+LEASED goes to CLOSING by ``begin_close()``, too, and CLOSING back to CONNECTING by ``replace()``. A
+hand-off from one user to the next is no transition: the entry stays LEASED.
 """
 
 from __future__ import annotations
@@ -135,6 +135,12 @@ class Entries(Generic[C]):
             else:
                 self.idle.remove(entry)
         self.closing.add(entry)
+
+    def replace(self, entry: Entry[C]) -> None:
+        """CLOSING to CONNECTING: the server still has the connection, and a new one ends it."""
+        self.closing.remove(entry)
+        entry.expires = math.inf
+        self.connecting.add(entry)
 
     def end_close(self, entry: Entry[C]) -> None:
         """CLOSING to gone."""

@@ -21,3 +21,7 @@ class PoolListener:
 
     def retried(self, error: Exception) -> None:
         """A statement found its connection dead, with this error, and ran again."""
+
+    def not_let_go(self) -> None:
+        """A connection was closed in the middle of a command, and the server goes on with that: it
+        may have more connections of this pool than the cap, for a while."""

@@ -138,6 +138,9 @@ OUTAGE_WAITS = _declare(
 RETRIED = _declare(
     Kind.COUNTER, "retried_total", "Statements that found their connection dead, and ran again."
 )
+KILLED = _declare(
+    Kind.COUNTER, "killed_total", "Abandoned statements that were ended at the server."
+)
 OPENED = _declare(Kind.COUNTER, "opened_total", "Connections opened.")
 CONNECT_ERRORS = _declare(Kind.COUNTER, "connect_errors_total", "Failed attempts to connect.")
 RESET = _declare(Kind.COUNTER, "reset_total", "Sessions reset for the next user.")

@@ -27,6 +27,10 @@ class RetiringPool(PoolBase[C]):
         """Give free entries to the queue; called when there may be one."""
         raise NotImplementedError
 
+    def _replace_unfinished(self) -> None:
+        """Replace the connections that the server is still at work for."""
+        raise NotImplementedError
+
     # --- The pool ends -------------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -56,6 +60,8 @@ class RetiringPool(PoolBase[C]):
                 timer.stop()
         while self._queue:
             self._waiters.answer_head(PoolClosed(f"pool {self.name!r} is closed"))
+        while self._to_replace:
+            self._entries.end_close(self._to_replace.popleft())
         self.drain()
         self._await_closings(timeout)
         if in_use:
@@ -90,8 +96,9 @@ class RetiringPool(PoolBase[C]):
 
     # --- Connections end -------------------------------------------------------------------------
 
-    def _discard(self, entry: Entry[C], reason: str) -> None:
-        """Close a connection in a greenlet of its own; then its entry is free.
+    def _discard(self, entry: Entry[C], reason: str, *, replace: bool = True) -> None:
+        """Close a connection in a greenlet of its own; then its entry is free, or replaced if the
+        server is still at work for it.
 
         In its own greenlet because some callers run in the hub, and because a close that blocks
         must not hold up the caller, nor a kill of the caller prevent the close. The entry
@@ -102,16 +109,20 @@ class RetiringPool(PoolBase[C]):
         self._entries.begin_close(entry)
         self.count(CLOSED.get(reason, CLOSED["other"]))
         # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
-        gevent.spawn_raw(self._close, entry)
+        gevent.spawn_raw(self._close, entry, replace=replace)
 
-    def _close(self, entry: Entry[C]) -> None:
+    def _close(self, entry: Entry[C], *, replace: bool) -> None:
         try:
             # An error is of no use to anybody: the connection is gone either way.
             with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
                 entry.conn.close()
         finally:
-            self._entries.end_close(entry)
-            self._serve_waiters()
+            if replace and not self._closed and self._unfinished(entry.conn):
+                self._to_replace.append(entry)
+                self._replace_unfinished()
+            else:
+                self._entries.end_close(entry)
+                self._serve_waiters()
 
     def _retire_aged(self) -> None:
         now = self._clock()

@@ -80,6 +80,7 @@ class PoolLog(PoolListener):
         self._pressure_lines, self._refusal_lines, self._relief_lines = (Repeats() for _ in "123")
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
         self._retry_lines, self._retried = Repeats(), 0
+        self._abandoned_lines = Repeats()
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -216,6 +217,17 @@ class PoolLog(PoolListener):
                 self._alias,
                 f", {times} times" if times > 1 else "",
                 in_a_line(error),
+            )
+
+    def not_let_go(self) -> None:
+        """The server goes on with an abandoned statement."""
+        if self._abandoned_lines.due(time.monotonic()):
+            _log_later(
+                logging.WARNING,
+                "pool %r: the server goes on with a statement whose request has gone, and may have "
+                "more than %s connections of this worker until it ends",
+                self._alias,
+                f"{self.pool.cap:g}",
             )
 
     def no_more_connections(self, error: Exception) -> None:

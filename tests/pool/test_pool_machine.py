@@ -201,7 +201,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --- Connections suffer
 
-    @rule(which=index, harm=strategies.sampled_from(["dirty", "lost", "dead"]))
+    @rule(which=index, harm=strategies.sampled_from(["dirty", "lost", "dead", "abandoned"]))
     def a_connection_suffers(self, which: int, harm: str) -> None:
         if not self.driver.open:
             return
@@ -210,10 +210,12 @@ class PoolMachine(RuleBasedStateMachine):
             connection.dirty = True
         elif harm == "lost" and connection.user is not None:
             connection.fault = "lost"
+        elif harm == "abandoned" and connection.user is not None:
+            connection.fault, connection.at_work = "killed", True
         elif harm == "dead":
             connection.alive = False
 
-    @rule(step=strategies.sampled_from(["connect", "ping", "reset", "close"]), what=trouble)
+    @rule(step=strategies.sampled_from([*FakeDriver().plan]), what=trouble)
     def the_driver_gets_in_trouble(self, step: str, what: Any) -> None:
         if what == "stall":
             what = Event()

@@ -19,7 +19,7 @@ from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome
 from support.netproxy import NetProxy
 from support.processes import wait_until
-from support.servers import Database, Server
+from support.servers import Database, Server, create_twin
 from support.site import SLACK, Site
 from support.torture import torture
 
@@ -249,16 +249,6 @@ def test_a_changed_password_fails_new_connections_at_once_until_it_is_changed_ba
 
 
 # --- Failover ----------------------------------------------------------------------------------
-
-
-def create_twin(database: Database, server: Server) -> Database:
-    """A database and user of the same name and password on another server."""
-    server.admin.query(f"CREATE DATABASE {database.name}")
-    for host in ("127.0.0.1", "localhost"):
-        account = f"{database.user}@{host}"
-        server.admin.query(f"CREATE USER {account} IDENTIFIED BY '{database.password}'")
-        server.admin.query(f"GRANT ALL ON {database.name}.* TO {account}")
-    return database.via(server.port)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(pool) >= {
         *("engine", "server", "size", "max_outstanding", "in_use", "idle", "waiting"),
         *("acquired_total", "waited_total", "wait_seconds_total", "held_seconds_total"),
-        *("timeouts_total", "shed_total", "retried_total", "outage_waits_total"),
+        *("timeouts_total", "shed_total", "retried_total", "killed_total", "outage_waits_total"),
         *("opened_total", "connect_errors_total", "closed_total"),
         *("reset_total", "leaked_total", "pinned_total", "oldest_wait_seconds"),
         *("oldest_held_seconds", "wait_seconds_buckets", "held_seconds_buckets"),

@@ -30,6 +30,7 @@ class FakeConnection:
         self.alive = True
         self.closed = False
         self.abandoned = False
+        self.at_work = False  # the server is, for it, though it may be closed
         self.user: object = None  # who uses it now: two at once is the worst of bugs
 
     def __repr__(self) -> str:
@@ -49,7 +50,9 @@ class FakeDriver:
     exception to raise, a number of seconds to take, or an Event to wait for."""
 
     def __init__(self) -> None:
-        self.plan: dict[str, list[Any]] = {"connect": [], "ping": [], "reset": [], "close": []}
+        self.plan: dict[str, list[Any]] = {
+            name: [] for name in ("connect", "ping", "reset", "close", "finish")
+        }
         self.always: dict[str, Any] = {}
         self.calls: dict[str, int] = dict.fromkeys(self.plan, 0)
         self.open: list[FakeConnection] = []
@@ -92,11 +95,27 @@ class FakeDriver:
         self.step("reset")
         connection.dirty = False
 
+    def unfinished(self, connection: FakeConnection) -> bool:
+        return connection.at_work
+
+    def finish(self, connection: FakeConnection, closed: FakeConnection) -> bool:
+        assert closed.closed
+        self.step("finish")
+        closed.at_work = False
+        return True
+
     def abandon(self, connection: FakeConnection) -> None:
         connection.abandoned = True
 
     def pool(self, **options: Any) -> ConnectionPool[FakeConnection]:
-        options = {"size": 2, "max_outstanding": 2, "timeout": MAX_WAIT_SECONDS, **options}
+        options = {
+            "size": 2,
+            "max_outstanding": 2,
+            "timeout": MAX_WAIT_SECONDS,
+            "unfinished": self.unfinished,
+            "finish": self.finish,
+            **options,
+        }
         return ConnectionPool(
             self.connect,
             check=self.check,

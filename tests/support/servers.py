@@ -149,3 +149,13 @@ def _mysql_program() -> Path:
     if done.returncode != 0:
         raise ServerMissing((done.stderr.strip() or "get_mysql.sh failed").splitlines()[-1])
     return folder / "mysqld"
+
+
+def create_twin(database: Database, server: Server) -> Database:
+    """A database and user of the same name and password on another server."""
+    server.admin.query(f"CREATE DATABASE {database.name}")
+    for host in ("127.0.0.1", "localhost"):
+        account = f"{database.user}@{host}"
+        server.admin.query(f"CREATE USER {account} IDENTIFIED BY '{database.password}'")
+        server.admin.query(f"GRANT ALL ON {database.name}.* TO {account}")
+    return database.via(server.port)

@@ -1,0 +1,190 @@
+"""Connections that were closed in the middle of a command: the server may still be at work for
+them, and their place under the cap is kept until it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from pooled_serve.pool import PoolListener, connecting
+from support.driver import FakeConnection, FakeDriver, leased, settle
+from support.pools import MakePool, Pool
+from support.processes import MAX_WAIT_SECONDS
+
+
+class Server:
+    """At work for connections that were closed in the middle of a command, until told to stop."""
+
+    def __init__(self, driver: FakeDriver) -> None:
+        self.driver = driver
+        self.at_work: list[FakeConnection] = []
+        self.answer: Any = True  # or an error, or an Event to wait for
+        self.peak = 0
+
+    def abandon(self, connection: FakeConnection) -> None:
+        connection.fault = "killed"
+        self.at_work.append(connection)
+
+    def unfinished(self, connection: FakeConnection) -> bool:
+        return connection in self.at_work
+
+    def finish(self, connection: FakeConnection, closed: FakeConnection) -> Any:
+        assert connection is not closed
+        assert not connection.closed
+        assert closed.closed
+        self.peak = max(self.peak, len(self.driver.open) + len(self.at_work))
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        if isinstance(self.answer, Event):
+            self.answer.wait()
+        gevent.sleep(0.001)
+        self.at_work.remove(closed)
+        return self.answer
+
+
+@pytest.fixture
+def server(driver: FakeDriver) -> Server:
+    return Server(driver)
+
+
+@pytest.fixture
+def make(make_pool: MakePool, server: Server) -> Callable[..., Pool]:
+    def made(**options: Any) -> Pool:
+        return make_pool(unfinished=server.unfinished, finish=server.finish, **options)
+
+    return made
+
+
+def test_their_replacement_ends_their_work_first(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    pool = make(size=1, max_outstanding=1)
+    go_on = server.answer = Event()
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    waiting = gevent.spawn(lambda: pool.release(pool.acquire()))
+    settle(lambda: server.peak == 2)
+    assert not waiting.ready(), "the server has one too many as it is"
+    assert driver.calls["connect"] == 2
+    go_on.set()
+    waiting.get(timeout=MAX_WAIT_SECONDS)
+    assert server.at_work == []
+    assert pool.stats()["killed_total"] == 1
+
+
+def test_it_becomes_idle_if_nobody_waits(make: Callable[..., Pool], server: Server) -> None:
+    pool = make()
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    settle(lambda: server.at_work == [] and pool.stats()["idle"] == 1)
+
+
+def test_there_is_never_more_than_one_beyond_the_cap(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    pool = make(size=4, max_outstanding=4)
+    for _ in range(10):
+        taken = [pool.acquire() for _ in range(4)]
+        for each in taken:
+            server.abandon(each)
+            pool.release(each)
+        users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(8)]
+        gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+        settle(lambda: server.at_work == [])
+    assert server.peak <= 5
+    assert pool.stats()["killed_total"] == 40
+
+
+def test_what_had_ended_by_itself_is_not_counted(make: Callable[..., Pool], server: Server) -> None:
+    pool = make()
+    server.answer = None
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    settle(lambda: server.at_work == [] and pool.stats()["idle"] == 1)
+    assert pool.stats()["killed_total"] == 0
+
+
+@pytest.mark.parametrize("answer", [False, "never"])
+def test_a_server_that_does_not_let_go_costs_the_cap_and_not_the_place(
+    make: Callable[..., Pool], server: Server, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    monkeypatch.setattr(connecting, "FINISH_TIMEOUT_SECONDS", 0.05)
+    told: list[str] = []
+
+    class Listener(PoolListener):
+        def not_let_go(self) -> None:
+            told.append("not let go")
+
+    pool = make(size=1, max_outstanding=1, listeners=[Listener()])
+    server.answer = Event() if answer == "never" else answer
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    with leased(pool):
+        assert told == ["not let go"]
+    assert pool.stats()["killed_total"] == 0
+
+
+def test_an_error_closes_nothing_but_its_connection(
+    make: Callable[..., Pool], server: Server
+) -> None:
+    pool = make(size=1, max_outstanding=1)
+    server.answer = OSError("lost")
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    with leased(pool):
+        pass
+    assert pool.stats()["closed_total"] == {"killed": 1}
+
+
+def test_a_replacement_that_is_lost_is_not_replaced_in_its_turn(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    pool = make(size=1, max_outstanding=1)
+
+    def finish(connection: FakeConnection, closed: FakeConnection) -> None:
+        server.abandon(connection)
+
+    pool._finish = finish
+    mine = pool.acquire()
+    server.abandon(mine)
+    pool.release(mine)
+    settle(lambda: pool._entries.busy == 0)
+    assert driver.calls["connect"] == 2
+
+
+def test_where_nobody_answers_the_place_is_free_at_once(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    pool = make(size=2, max_outstanding=2)
+    taken = [pool.acquire() for _ in range(2)]
+    driver.always["connect"] = OSError("refused")
+    for mine in taken:
+        server.abandon(mine)
+        pool.release(mine)
+    settle(lambda: pool._entries.busy == 0)
+    assert driver.calls["connect"] == 3, "one attempt is enough"
+
+
+def test_a_pool_that_is_closed_replaces_nothing(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    pool = make(size=2, max_outstanding=2)
+    go_on = server.answer = Event()
+    for mine in [pool.acquire() for _ in range(2)]:
+        server.abandon(mine)
+        pool.release(mine)
+    settle(lambda: server.peak > 0)
+    pool.close(timeout=1.0)
+    go_on.set()
+    settle(lambda: pool._entries.busy == 0)
+    assert driver.calls["connect"] == 3
+    assert not driver.open
