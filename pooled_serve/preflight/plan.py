@@ -20,6 +20,9 @@ from pooled_serve.options import (
     PoolPlan,
 )
 
+PROXY_TIMEOUT_SECONDS = 30
+"""Many proxies give up after it, such as the routers of hosting platforms. nginx waits for 60."""
+
 
 @dataclass(frozen=True)
 class ServerFacts:
@@ -144,6 +147,12 @@ def make_plan(
         plan, found = _pool_plan(options, database.alias, database.conn_max_age)
         pools[database.alias], more = _fit_age(plan, database)
         findings += found + more
+    if pooled and options.timeout > PROXY_TIMEOUT_SECONDS:
+        text = (
+            f"a request may wait {options.timeout:g}s for a connection; most proxies give up after "
+            f"{PROXY_TIMEOUT_SECONDS}s"
+        )
+        findings.append(Finding(Level.NOTE, "", "pool_timeout", text))
     budget = []
     for group in _by_server(pooled):
         limit, limit_name, in_use = _limit(group)

@@ -159,6 +159,18 @@ def test_where_nobody_could_ask_a_default_age_yields_later() -> None:
     assert written.safe_age(50) == 45
 
 
+# --- Waiting -----------------------------------------------------------------------------------
+
+
+def test_to_wait_for_longer_than_proxies_do_is_worth_a_note() -> None:
+    found = the(plan_for(timeout=31.0), Level.NOTE)
+    assert found.label == "pool_timeout"
+    assert found.message == (
+        "a request may wait 31s for a connection; most proxies give up after 30s"
+    )
+    assert Level.NOTE not in levels(plan_for(timeout=30.0))
+
+
 # --- Budget ------------------------------------------------------------------------------------
 
 
