@@ -126,10 +126,10 @@ class PoolOverloaded(PoolTimeout):
 
 
 class PoolOutage(PoolTimeout):
-    """A caller was refused before its deadline, because nobody answers at the server's address.
-    ``seconds`` is for how long."""
+    """A caller was refused before its deadline, because no attempt to connect has worked for
+    ``seconds``."""
 
-    _problem = "refused: the database has not answered for {:.1f}s"
+    _problem = "refused: no connection to the database for {:.1f}s"
 
 
 class PoolClosed(PoolError):

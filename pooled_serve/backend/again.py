@@ -7,13 +7,12 @@ BEGIN of a block. A write that may have arrived never does.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
-from pooled_serve.driver.abandoned import uptime, was_running
+from pooled_serve.driver.abandoned import is_there, knows, was_running
 from pooled_serve.driver.error_codes import (
     CLIENT_INTERACTION_TIMEOUT,
     CR_SERVER_GONE_ERROR,
@@ -66,14 +65,13 @@ def replace_connection(session: Session, error: MySQLError, *, ran: bool = True)
     session._pool.renew()
     session._release()
     fresh = session._lease()
-    if ran and not _was_reset(error):
-        # If it is the same server, and not restarted: does the statement still run there? Then only
-        # the link was cut.
-        is_there = fresh.identity == dead.identity and uptime(fresh) >= (
-            time.monotonic() - dead.opened_at
-        )
-        if is_there and not (fresh.has_own_id and was_running(fresh, dead)):
-            return False
+    if (
+        ran
+        and not (dead.send_failed or _was_reset(error))
+        and is_there(fresh, dead)  # so if the statement still runs, only the link was cut
+        and not (knows(fresh, dead) and was_running(fresh, dead))
+    ):
+        return False
     session._pool.retried(error)
     return True
 
@@ -88,6 +86,7 @@ def _is_replaceable(session: Session) -> bool:
         or session._pinned
         or session._touched_session
         or session._statement.asks  # about an earlier one
+        or conn.unread()
         or conn.in_transaction()
     )
 

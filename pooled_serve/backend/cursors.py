@@ -15,6 +15,7 @@ class _Tracked:
     """A mixin for a cursor that announces each statement to its session."""
 
     connection: Session | None
+    _number = 0  # of the statement
     _many: Any = None
     """The statement of a running executemany(), which calls execute() with parts of it."""
 
@@ -37,7 +38,7 @@ class _Tracked:
         session = self.connection
         if session is None:
             return method(*args)  # raises the error of a closed cursor
-        session.begin_statement(template)
+        self._number = session.begin_statement(template)
         try:
             return method(*args)
         finally:
@@ -47,7 +48,8 @@ class _Tracked:
         try:
             return super()._query(q)  # type: ignore[misc]
         except MySQLError as error:
-            if self.connection is None or not self.connection.runs_again(error):
+            session = self.connection
+            if session is None or not session.runs_again(error, self._number):
                 raise
             return super()._query(q)  # type: ignore[misc]
 

@@ -16,7 +16,7 @@ from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope
 from pooled_serve.driver.abandoned import finish
 from pooled_serve.driver.connection import MySQLConnection
-from pooled_serve.driver.error_codes import is_outage
+from pooled_serve.driver.error_codes import FULL, code_of, is_outage
 from pooled_serve.driver.login import ConnectAgain
 from pooled_serve.errors import PoolClosed, PoolOutage, PoolOverloaded, PoolTimeout
 from pooled_serve.options import PoolPlan
@@ -182,7 +182,7 @@ class PooledDatabase:
             max_outstanding=None if plan.cap == math.inf else int(plan.cap),
             timeout=plan.timeout,
             shed=plan.overload == "shed",
-            is_outage=_is_outage,
+            is_outage=self._is_outage,
             max_age=max_age,
             check=MySQLConnection.alive,
             ping=MySQLConnection.ping,
@@ -229,6 +229,13 @@ class PooledDatabase:
             self._pool_row.label(self.alias, conn.engine, conn.address)
         return conn
 
+    def _is_outage(self, error: Exception) -> bool:
+        """Whether to wait because nobody answers. What this machine lacks may last; and where the
+        server is full, but some of its connections are ours, these will come back."""
+        ours = self._pool is not None and not self._pool.empty
+        full = code_of(error) in FULL
+        return is_outage(error) and not (full and ours) and shortage_behind(error) is None
+
     def drain(self) -> None:
         """See :meth:`ConnectionPool.drain`."""
         self._keeps_idle = False
@@ -250,11 +257,6 @@ class PooledDatabase:
         """See :meth:`ConnectionPool.close`; connections in use are closed, too."""
         if self._pool is not None:
             self._pool.close(in_use=True)
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether nobody answers. What this machine lacks is no outage, and may last."""
-    return is_outage(error) and shortage_behind(error) is None
 
 
 def _copied(value: Any) -> Any:

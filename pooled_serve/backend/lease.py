@@ -32,8 +32,7 @@ from pooled_serve.pool.metrics import PINNED
 from pooled_serve.status.leaks import WatchedLease
 
 PAUSE_SECONDS = 0.01
-"""Between two statements. After it, a look at the socket shows whether the server has closed it;
-between queries in a row that microsecond would be wasted."""
+"""Between two statements, after which a look at the socket is worth its microsecond."""
 
 
 class Session(DirectUse):
@@ -72,7 +71,7 @@ class Session(DirectUse):
         self._depth = 0  # statements under way: a parameter of one may run another
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
-        self._statement = Statement()  # the last one
+        self._statement, self._number = Statement(), 0  # the last one that began
         self._look_after = math.inf  # then the server may have closed the connection
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
@@ -188,14 +187,16 @@ class Session(DirectUse):
 
     # --- Statements ----------------------------------------------------------------------------
 
-    def begin_statement(self, template: str | bytes) -> None:
-        """Prepare the connection for a statement. :meth:`end_statement` must follow.
+    def begin_statement(self, template: str | bytes) -> int:
+        """Prepare the connection for a statement. :meth:`end_statement` must follow. Returns the
+        number of the statement, for :meth:`runs_again`.
 
         :param template: the statement as the program wrote it, without its values.
         :raises ProgrammingError: it asks about an earlier statement that ran on another lease.
         """
         self._depth += 1  # from here on, because the preparations may switch greenlets
         try:
+            number = self._number = self._number + 1
             statement = self._statement = classify(template)
             if statement.asks:
                 prepare_answer(self, template, statement.asks)
@@ -218,6 +219,7 @@ class Session(DirectUse):
             self._depth -= 1
             self.release_if_unneeded()
             raise
+        return number
 
     def _note_keys(self, conn: MySQLConnection, statement: Statement) -> None:
         """Note what the statement may generate."""
@@ -230,21 +232,25 @@ class Session(DirectUse):
         if statement.numbers:
             self._used_sequence = True
 
-    def runs_again(self, error: MySQLError) -> bool:
-        """The statement under way has failed. Returns whether to run it again, because that does no
-        harm: then a fresh connection is leased.
+    def runs_again(self, error: MySQLError, number: int) -> bool:
+        """Whether to run a failed statement again. Then a fresh connection is leased.
 
+        :param number: of the statement. If another one has begun since, for a parameter or in
+            another greenlet, what is known here is about that one.
         :raises PoolTimeout, PoolClosed, MySQLError: there is none.
         """
         harmless = self._statement.repeatable
-        if not (self._autocommit and may_run_again(self, error, harmless=harmless)):
+        if (
+            number != self._number
+            or not self._autocommit
+            or not may_run_again(self, error, harmless=harmless)
+        ):
             return False
-        ran = not (self._conn and self._conn.send_failed)
-        if not replace_connection(self, error, ran=ran):
+        if not replace_connection(self, error):
             return False
-        assert self._conn is not None, "it was just leased"
         self._ran_statement = True
-        self._note_keys(self._conn, self._statement)
+        if self._conn is not None:  # it was just leased
+            self._note_keys(self._conn, self._statement)
         return True
 
     def end_statement(self) -> None:
@@ -293,8 +299,7 @@ class Session(DirectUse):
                 if not may_run_again(self, error, harmless=True):
                     raise
                 replace_connection(self, error, ran=False)
-                assert self._conn is not None, "it was just leased"
-                self._conn.begin()
+                (self._conn or self._lease()).begin()
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Run a statement."""

@@ -10,7 +10,7 @@ several behind a balancer; and it is given anew after a restart.
 
 from __future__ import annotations
 
-import time
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TYPE_CHECKING
 
 import gevent
@@ -21,6 +21,9 @@ from pooled_serve.driver.error_codes import NO_SUCH_THREAD, code_of
 
 if TYPE_CHECKING:
     from pooled_serve.driver.connection import MySQLConnection
+
+MARGIN_SECONDS = 2.0
+"""For clocks that do not agree to the second."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.1
 """Between two looks whether the server has let go."""
@@ -36,7 +39,7 @@ def finish(conn: MySQLConnection, closed: MySQLConnection) -> bool | None:
     """
     if not knows(conn, closed):
         return None
-    found = False
+    found = closed.was_killed
     pause = FIRST_PAUSE_SECONDS
     while True:
         code = _kill(conn, closed)
@@ -50,8 +53,19 @@ def finish(conn: MySQLConnection, closed: MySQLConnection) -> bool | None:
 
 
 def was_running(conn: MySQLConnection, closed: MySQLConnection) -> bool:
-    """Whether the server was still at work for a closed connection. Then that is ended."""
-    return _kill(conn, closed) == 0 or closed.was_killed
+    """Whether the server was still at work for a closed connection, which nobody had ended. Then
+    that is done now.
+
+    :raises MySQLError: the server does not answer.
+    """
+    if closed.was_killed:  # by the pool
+        return True
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute("SHOW PROCESSLIST")
+        commands = {row[0]: row[4] for row in cursor.fetchall()}
+    # A thread that somebody has killed is there for a while.
+    running = commands.get(closed.thread_id(), "Killed") != "Killed"
+    return running and _kill(conn, closed) == 0
 
 
 def knows(conn: MySQLConnection, closed: MySQLConnection) -> bool:
@@ -62,12 +76,21 @@ def knows(conn: MySQLConnection, closed: MySQLConnection) -> bool:
     return (
         conn.has_own_id
         and closed.has_own_id
-        and conn.identity == closed.identity
-        and uptime(conn) >= time.monotonic() - closed.opened_at
+        and is_there(conn, closed, MARGIN_SECONDS)
     )
 
 
-def uptime(conn: MySQLConnection) -> int:
+def is_there(conn: MySQLConnection, closed: MySQLConnection, margin: float = 0.0) -> bool:
+    """Whether both are connections to the same server, which was not restarted in between.
+
+    :param margin: seconds for which it must have run before; its uptime is in whole seconds.
+    :raises MySQLError: the server does not answer.
+    """
+    age = clock_gettime(CLOCK_BOOTTIME) - closed.opened_at
+    return conn.identity == closed.identity and _uptime(conn) >= age + margin
+
+
+def _uptime(conn: MySQLConnection) -> int:
     """Returns the seconds since the server was started.
 
     :raises MySQLError: it does not answer.

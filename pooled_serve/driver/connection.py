@@ -71,7 +71,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     has_own_id = False
     """Whether the server knows it by the id of the handshake, and no proxy shares connections."""
     was_killed = False  # by another connection, see abandoned.py
-    opened_at = 0.0  # when it had logged in, monotonic seconds
+    opened_at = 0.0  # when it had logged in, in seconds since the machine was started
     _fault: str | None = None  # why it must be closed when it comes back
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
     reused = False  # an earlier lease has used it
@@ -140,7 +140,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             if self._sock is None:
                 raise
         self._status_at_rest = self.server_status & _STATUS_MASK
-        self.opened_at = time.monotonic()
+        # It goes on while the machine is suspended, as the server does.
+        self.opened_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._fault, self.transaction_unknown = None, False
 
     def _ask(self, sql: str) -> tuple[Any, ...]:

@@ -292,7 +292,7 @@ def _classify(sql: Any) -> Statement:
         inserts,
         inserts and "RETURNING" in bare,
         any(_found(_SEQUENCE, bare)),
-        touches is None and asks is None and keeps is None and is_read(verb, bare),
+        touches is None and asks is None and keeps is None and is_read(verb, bare, sql),
     )
 
 

@@ -172,6 +172,11 @@ class PoolBase(Generic[C]):
         return not self._entries.open()
 
     @property
+    def out(self) -> bool:
+        """Whether no attempt to connect has worked since one failed for want of an answer."""
+        return self._outage.since is not None
+
+    @property
     def full(self) -> bool:
         """Whether all connections that may exist are in use."""
         return len(self._leased) >= self.cap

@@ -12,13 +12,17 @@ from pooled_serve.errors import PoolOutage, PoolTimeout
 from pooled_serve.pool import metrics
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.returning import ReturningPool
+from pooled_serve.pool.waiters import Waiter
 
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
 
 FINISH_TIMEOUT_SECONDS = 2.0
-"""The time that a server may take to let go of a connection that was closed in the middle of a
-command. Then its place is given on, and the server may have one more for a while."""
+"""After a connection was closed in the middle of a command: for so long the server may take to let
+go of it. Then its place is given on, and the server may have one more for a while."""
+
+SHORTEST_FINISH_SECONDS = 0.2
+"""What each gets at least, if there are many: enough to send the order."""
 
 CONNECT_TIMED_OUT = TimeoutError("the server did not answer")
 """Recorded for an attempt that took all its time. Never raised: its caller gets a PoolTimeout, and
@@ -41,6 +45,7 @@ class ConnectingPool(ReturningPool[C]):
         :param timeout: the caller's whole timeout, of which a part may be spent.
         """
         began = self._clock()
+        self._outage.tried(began, self.timeout)
         limit = gevent.Timeout(max(0.0, deadline - began))
         try:
             with limit:
@@ -105,12 +110,14 @@ class ConnectingPool(ReturningPool[C]):
         if error is not CONNECT_TIMED_OUT and not self._is_outage(error):
             self._outage.end()
         elif self._outage.failed(began, now):
-            self.row[metrics.OUTAGE_WAITS] += len(self._queue)
+            for waiter in self._queue:
+                self._held(waiter)
             self._refuse_when_long()
         else:
             self._refuse_waiters()
         self._stop_retry()
-        self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
+        if not self._closed:  # a timer would keep it alive
+            self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
 
     def _retry(self) -> None:
         # The loop's clock and ours may disagree by a little.
@@ -157,14 +164,13 @@ class ConnectingPool(ReturningPool[C]):
     # --- Abandoned work ------------------------------------------------------------------------
 
     def _replace_unfinished(self) -> None:
-        """Replace the connections that the server is still at work for, one after the other, so
-        that the server never has more than one beyond the cap."""
+        """Replace the connections that the server is still at work for."""
         if self._to_replace and not self._replacing:
             self._replacing = True
             # Raw: a Greenlet could be killed, and the entries would be lost.
-            gevent.spawn_raw(self._replace_each)
+            gevent.spawn_raw(self._replace_all)
 
-    def _replace_each(self) -> None:
+    def _replace_all(self) -> None:
         queue = self._to_replace
         try:
             while queue:
@@ -174,21 +180,41 @@ class ConnectingPool(ReturningPool[C]):
                 self._replacing = False
 
     def _replace(self, entry: Entry[C]) -> None:
-        """Open a connection in the place of a closed one, and end what the server does for that."""
-        closed = entry.conn
+        """Open a connection in the place of a closed one. It ends what the server does for that,
+        and for all others that were closed since. So there is one beyond the cap, never more.
+        """
+        closed, closed_at = entry.conn, entry.idle_since
         if entry not in self._entries.closing:
             return  # forked meanwhile
         self._entries.replace(entry)
         if self._backoff.failures:  # the server has other worries
             self._cancel(entry)
             return
+        self._connecting_for_queue.add(entry)
         connected = False
         with contextlib.suppress(Exception, gevent.Timeout):
-            connected = self._connect(entry, self._clock() + self.timeout, self.timeout)
+            connected = self._connect(entry, closed_at + FINISH_TIMEOUT_SECONDS, self.timeout)
+        self._connecting_for_queue.discard(entry)
         if not connected:
             return
-        conn, finished = entry.conn, None
-        limit = gevent.Timeout(FINISH_TIMEOUT_SECONDS)
+        conn = entry.conn
+        self._finish_one(conn, closed, closed_at)
+        while self._to_replace and self._condition(conn) is None and entry.conn_id in self._leased:
+            other = self._to_replace.popleft()
+            self._finish_one(conn, other.conn, other.idle_since)
+            self._entries.end_close(other)
+            self._serve_waiters()
+        if entry.conn_id not in self._leased:
+            return  # forked meanwhile
+        if (fault := self._condition(conn)) is None:
+            self._put_back(entry, None, self._clock())
+        else:  # lost, or interrupted; to replace it in its turn could go on for ever
+            self._discard(entry, fault, replace=False)
+
+    def _finish_one(self, conn: C, closed: C, closed_at: float) -> None:
+        """End what the server does for one of them, and count it."""
+        left = closed_at + FINISH_TIMEOUT_SECONDS - self._clock()
+        limit = gevent.Timeout(max(left, SHORTEST_FINISH_SECONDS))
         try:
             with limit:
                 finished = self._finish(conn, closed)
@@ -196,19 +222,19 @@ class ConnectingPool(ReturningPool[C]):
             finished = False
         except Exception:
             finished = None  # the connection is lost
-        if entry.conn_id not in self._leased:
-            return  # forked meanwhile
         if finished:
             self.count(metrics.KILLED)
         elif finished is not None:
             for listener in self._listeners:
                 listener.not_let_go()
-        if (fault := self._condition(conn)) is None:
-            self._put_back(entry, None, self._clock())
-        else:  # lost, or interrupted; to replace it in its turn could go on for ever
-            self._discard(entry, fault, replace=False)
 
     # --- Outages -------------------------------------------------------------------------------
+
+    def _held(self, waiter: Waiter[C]) -> None:
+        """Count one who waits in an outage, once."""
+        if not waiter.held:
+            waiter.held = True
+            self.count(metrics.OUTAGE_WAITS)
 
     def probe(self) -> None:
         """Try to connect in the background, unless the last attempt is too recent, or the pool
@@ -238,7 +264,7 @@ class ConnectingPool(ReturningPool[C]):
             self._outage_timer.stop()
             self._outage_timer = None
         since = self._outage.since
-        if since is None:
+        if since is None or self._closed:
             return
         left = since + self.timeout - self._clock()
         if left > 0:

@@ -46,7 +46,7 @@ class Entry(Generic[C]):
 
     def __init__(self) -> None:
         self.expires = math.inf  # when the connection retires
-        self.idle_since = 0.0  # when it last came back, or was handed over
+        self.idle_since = 0.0  # when it last came back, was handed over, or was closed
         self.leased_at = 0.0
 
 

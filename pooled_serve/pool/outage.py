@@ -20,16 +20,21 @@ class Leased(Protocol):
 class Outage:
     """Times are seconds of the pool's clock."""
 
-    __slots__ = ("_last", "since")
+    __slots__ = ("_doubtful", "_last", "since")
 
     def __init__(self) -> None:
         self.since: float | None = None
         """When the first attempt of the present outage began; None if there is none."""
-        self._last = 0.0  # when the last one did
+        self._last = 0.0  # when the last one failed
+        self._doubtful = False  # nobody has tried for long, and now somebody does
+
+    def tried(self, now: float, timeout: float) -> None:
+        """An attempt to connect begins."""
+        self._doubtful = now - self._last >= timeout
 
     def failed(self, began: float, now: float) -> bool:
         """An attempt to connect had no answer. Returns whether an outage begins with it."""
-        self._last = now
+        self._last, self._doubtful = now, False
         if self.since is not None:
             return False
         self.since = began
@@ -42,16 +47,17 @@ class Outage:
     def is_long(
         self, now: float, timeout: float, leased: Iterable[Leased], *, connecting: bool
     ) -> bool:
-        """Whether to refuse requests at once.
+        """Whether to refuse requests at once. Not if the last attempt is long ago: then nothing is
+        known, and the caller should try.
 
         :param leased: if one of them has been handed out during the outage, others may be, too.
-        :param connecting: whether an attempt is under way. If none is, and the last one is long
-            ago, nothing is known: the caller should try.
+        :param connecting: whether an attempt is under way, which may take long.
         """
         since = self.since
         return (
             since is not None
             and now - since >= timeout
+            and not self._doubtful
             and (connecting or now - self._last < timeout)
             and all(entry.leased_at <= since for entry in leased)
         )

@@ -187,7 +187,7 @@ class ConnectionPool(ConnectingPool[C]):
                 waiter.entered = overload.enter(now, self.timeout)
         self._waiters.enter(waiter, first=first)
         if self._outage.since is not None:
-            self.count(metrics.OUTAGE_WAITS)
+            self._held(waiter)
         for listener in self._listeners:
             listener.queued()
         try:

@@ -118,6 +118,7 @@ class RetiringPool(PoolBase[C]):
                 entry.conn.close()
         finally:
             if replace and not self._closed and self._unfinished(entry.conn):
+                entry.idle_since = self._clock()
                 self._to_replace.append(entry)
                 self._replace_unfinished()
             else:

@@ -57,6 +57,7 @@ class ReturningPool(RetiringPool[C]):
             del self._leased[entry.conn_id]
             entry.idle_since = now
             self._idle.append(entry)
+            self._outage.since = None
             if entry.expires < self._next_expiry:
                 self._retire_at(entry.expires, now)
 

@@ -31,7 +31,7 @@ class Waiter(Generic[C]):
     :param timeout: seconds that it may take from then on.
     """
 
-    __slots__ = ("_hub_waiter", "_loop", "answer", "entered", "since", "timeout")
+    __slots__ = ("_hub_waiter", "_loop", "answer", "entered", "held", "since", "timeout")
 
     def __init__(self, since: float, timeout: float) -> None:
         hub = gevent.get_hub()
@@ -40,6 +40,7 @@ class Waiter(Generic[C]):
         self.since = since
         self.timeout = timeout
         self.entered = math.inf  # see Overload; never late
+        self.held = False  # it has waited in an outage, and was counted
         self.answer: Entry[C] | Exception | None = None
 
     def wake(self, answer: Entry[C] | Exception) -> None:

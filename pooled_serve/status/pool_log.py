@@ -213,7 +213,7 @@ class PoolLog(PoolListener):
             times, self._retried = self._retried, 0
             _log_later(
                 logging.WARNING,
-                "pool %r: a statement found its connection dead and ran again on a fresh one%s: %s",
+                "pool %r: a statement found its connection dead, and runs on a fresh one%s: %s",
                 self._alias,
                 f", {times} times" if times > 1 else "",
                 in_a_line(error),

@@ -132,7 +132,7 @@ class Reachability(PoolListener):
         while self.lost and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
-            if self.pool.empty:
+            if self.pool.empty or self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
                 continue
             try:

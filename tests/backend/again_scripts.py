@@ -12,8 +12,9 @@ from typing import Any
 import gevent
 import pymysql
 from django.db import DatabaseError, transaction
-from pymysql.cursors import Cursor
+from pymysql.cursors import Cursor, SSCursor
 
+from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.pool import PoolListener
 from support.inside import assert_sound, connection, connections, one, patch, pool, run, settle
 
@@ -200,3 +201,96 @@ def cursors_of_one_s_own_class_run_again() -> None:
             assert cursor.fetchall() == ((2,),)
     assert retried() == 1
     assert_sound()
+
+
+class Lazy:
+    """A parameter that asks the database for its value."""
+
+    def __str__(self) -> str:
+        return str(one("SELECT 1"))
+
+
+def after_a_statement_in_a_parameter_it_is_not_taken_for_that() -> int:
+    """The server runs the UPDATE, and its answer is lost."""
+    with request():
+        run("CREATE TABLE n (id INT PRIMARY KEY, n INT)")
+        run("INSERT INTO n VALUES (1, 0)")
+    driver: Any = MySQLConnection
+    read = driver._read_query_result
+
+    def lose(self: MySQLConnection, unbuffered: bool = False) -> Any:
+        answer = read(self, unbuffered)
+        if answer == 1 and not self._result.field_count:
+            self._force_close()
+            raise pymysql.OperationalError(2013, "Lost connection to MySQL server during query")
+        return answer
+
+    driver._read_query_result = lose
+    with request():
+        fails(lambda: run("UPDATE n SET n = n + 1 WHERE id = %s", Lazy()))
+    driver._read_query_result = read
+    assert retried() == 0
+    with request():
+        return int(one("SELECT n FROM n"))
+
+
+def rows_that_wait_to_be_read_are_no_sign_of_death() -> None:
+    with request():
+        run("CREATE TABLE s (s VARCHAR(8000))")
+        run("INSERT INTO s SELECT REPEAT('x', 8000) FROM information_schema.COLUMNS LIMIT 300")
+    with request():
+        connection.ensure_connection()
+        with connection.connection.cursor(SSCursor) as unread:
+            unread.execute("SELECT s FROM s")
+            unread.fetchone()
+            gevent.sleep(0.05)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyMySQL reads the rest first, and says so
+                assert one("SELECT 5") == 5
+    assert retried() == 0
+    assert "lost" not in pool().stats()["closed_total"]
+    assert_sound()
+
+
+def what_somebody_ends_does_not_run_again(times: int) -> None:
+    with request():
+        run("CREATE TABLE k (id INT PRIMARY KEY)")
+        run("INSERT INTO k VALUES " + ", ".join(f"({number})" for number in range(600)))
+    join = "SELECT SUM(LENGTH(SHA2(CONCAT(a.id, b.id, c.id), 256))) FROM k a, k b, k c"
+
+    def user() -> None:
+        with request():
+            fails(lambda: run(join))
+
+    for _ in range(times):
+        victim = gevent.spawn(user)
+        settle(lambda: pool()._leased)
+        gevent.sleep(0.15)
+        (entry,) = pool()._leased.values()
+        with admin() as other, other.cursor() as cursor:
+            cursor.execute(f"KILL {entry.conn.thread_id()}")
+        victim.get(timeout=60)
+    assert retried() == 0
+    assert_sound()
+
+
+def functions_that_write(names: list[str]) -> list[str]:
+    """Of these names, those with which a stored function is called, as they stand in a SELECT."""
+    run("CREATE TABLE written (name VARCHAR(99))")
+    found = []
+    for name in names:
+        bare = name.strip("`( ").upper()
+        with contextlib.suppress(DatabaseError, Warning):
+            run(f"DROP FUNCTION IF EXISTS `{bare}`")
+            run(
+                f"CREATE FUNCTION `{bare}`(x INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
+                f"BEGIN INSERT INTO written VALUES ('{bare}'); RETURN x; END"
+            )
+        run("DELETE FROM written")
+        with contextlib.suppress(DatabaseError, Warning):
+            run(f"SELECT {name}1)")
+        if one("SELECT COUNT(*) FROM written"):
+            found.append(name)
+        with contextlib.suppress(DatabaseError, Warning):
+            run(f"DROP FUNCTION IF EXISTS `{bare}`")
+    return found

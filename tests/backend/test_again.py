@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from pooled_serve.driver import reads
 from pooled_serve.driver.statements import classify
 from support.script import run_function
 from support.servers import Database, Server
+from support.torture import TORTURE
 
 SCRIPTS = "backend/again_scripts.py"
 
@@ -48,6 +50,27 @@ def test_cursors_of_ones_own_class_run_again(folder: Any) -> None:
     run_function(folder, SCRIPTS, "cursors_of_one_s_own_class_run_again")
 
 
+def test_after_a_statement_in_a_parameter_it_is_not_taken_for_that(folder: Any) -> None:
+    function = "after_a_statement_in_a_parameter_it_is_not_taken_for_that"
+    assert run_function(folder, SCRIPTS, function) == 1, "it was sent twice"
+
+
+def test_rows_that_wait_to_be_read_are_no_sign_of_death(folder: Any) -> None:
+    run_function(folder, SCRIPTS, "rows_that_wait_to_be_read_are_no_sign_of_death")
+
+
+def test_what_somebody_ends_does_not_run_again(folder: Any) -> None:
+    run_function(folder, SCRIPTS, "what_somebody_ends_does_not_run_again", 10 if TORTURE else 3)
+
+
+def test_no_stored_function_is_taken_for_one_of_the_servers(folder: Any) -> None:
+    names = [f"{name}(" for name in sorted(reads.FUNCTIONS | reads.WORDS)]
+    names += [f"{name} (" for name in sorted(reads.WORDS)]
+    plain = [name for name in names if classify(f"SELECT {name}1)").repeatable]
+    assert len(plain) > 200
+    assert run_function(folder, SCRIPTS, "functions_that_write", plain) == []
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -77,6 +100,10 @@ def test_what_only_reads_is_known(sql: str) -> None:
         "SELECT `f`(1)",
         "SELECT a.f(1)",
         "SELECT COUNT(f (1)) FROM t",
+        "SELECT count (1)",  # without IGNORE_SPACE
+        "SELECT `count`(1)",
+        "SELECT `offset`/* */(1)",
+        'SELECT "in" (1)',
         "SELECT 1 INTO OUTFILE '/tmp/x'",
         "EXPLAIN ANALYZE SELECT 1",
         "SELECT NEXTVAL(s)",

@@ -3,6 +3,7 @@ them, and their place under the cap is kept until it is not."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from pooled_serve.pool import PoolListener, connecting
-from support.driver import FakeConnection, FakeDriver, leased, settle
+from support.driver import NEVER, FakeConnection, FakeDriver, leased, settle
 from support.pools import MakePool, Pool
 from support.processes import MAX_WAIT_SECONDS
 
@@ -98,6 +99,7 @@ def test_there_is_never_more_than_one_beyond_the_cap(
         gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
         settle(lambda: server.at_work == [])
     assert server.peak <= 5
+    assert driver.calls["connect"] <= 4 + 10 * 5, "one of them ends the work of all"
     assert pool.stats()["killed_total"] == 40
 
 
@@ -188,3 +190,34 @@ def test_a_pool_that_is_closed_replaces_nothing(
     settle(lambda: pool._entries.busy == 0)
     assert driver.calls["connect"] == 3
     assert not driver.open
+
+
+def test_many_that_a_server_does_not_let_go_of_cost_no_more_time_than_one(
+    make: Callable[..., Pool], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "FINISH_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(connecting, "SHORTEST_FINISH_SECONDS", 0.01)
+    pool = make(size=6, max_outstanding=6)
+    server.answer = Event()
+    began = time.monotonic()
+    for mine in [pool.acquire() for _ in range(6)]:
+        server.abandon(mine)
+        pool.release(mine)
+    users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(6)]
+    gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+    settle(lambda: pool._entries.busy == 0)
+    assert time.monotonic() - began < 1.0
+    server.at_work.clear()
+
+
+def test_a_replacement_that_is_not_answered_is_no_request(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "FINISH_TIMEOUT_SECONDS", 0.1)
+    pool = make(size=1, max_outstanding=1)
+    mine = pool.acquire()
+    driver.always["connect"] = NEVER
+    server.abandon(mine)
+    pool.release(mine)
+    settle(lambda: pool._entries.busy == 0)
+    assert pool.stats()["timeouts_total"] == 0

@@ -84,7 +84,7 @@ def test_who_waits_when_it_has_become_long_is_refused_and_so_is_who_comes(
     assert time.monotonic() - began < TIMEOUT * 0.8, "its own deadline is later"
     assert isinstance(error, PoolOutage)
     assert str(error).startswith(
-        "pool 'default': refused: the database has not answered for 0.5s (0 in use, 0 idle, "
+        "pool 'default': refused: no connection to the database for 0.5s (0 in use, 0 idle, "
     )
     assert str(error).endswith("; last connect error: refused")
     for _ in range(20):
@@ -157,6 +157,41 @@ def test_what_is_known_of_an_outage_expires(make: Callable[..., Pool], driver: F
     assert results([user(pool)]) == [None], "it was not refused for what was an hour ago"
 
 
+def test_what_is_not_known_refuses_nobody(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    """A failure long ago, quiet since, and then many at once: the first one finds out."""
+    pool = make(size=4, max_outstanding=4)
+    go_through(pool, driver, Unreachable("refused"))
+    gevent.sleep(2 * TIMEOUT)
+    driver.always["connect"] = TIMEOUT / 4  # seconds
+    assert results([user(pool) for _ in range(8)]) == [None] * 8
+
+
+def test_one_that_comes_back_ends_it(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    pool = make(size=4, max_outstanding=4)
+    mine = pool.acquire()
+    driver.plan["connect"] = [Unreachable("refused")]
+    waiting = user(pool)
+    settle(lambda: pool.out)
+    waiting.kill()
+    pool.release(mine)
+    assert not pool.out
+
+
+def test_who_waits_is_counted_once(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    pool = make(size=1, max_outstanding=2, timeout=MAX_WAIT_SECONDS)
+    mine = pool.acquire()
+    driver.always["connect"] = Unreachable("refused")
+    users = [user(pool) for _ in range(10)]
+    for _ in range(5):  # each hand-over ends the outage, and the next attempt begins another
+        pool.release(mine)
+        mine = pool.acquire()
+        gevent.sleep(0.1)
+    driver.always.clear()
+    pool.release(mine)
+    assert results(users) == [None] * 10
+    assert pool.stats()["outage_waits_total"] <= 10 + 5
+
+
 def test_another_error_is_raised_at_once(make: Callable[..., Pool], driver: FakeDriver) -> None:
     pool = make()
     driver.always["connect"] = Unreachable("refused")
@@ -211,5 +246,11 @@ def test_the_rule() -> None:
     assert not outage.is_long(12.0, 10.0, [Entry()], connecting=False)
     assert not outage.is_long(21.0, 10.0, [], connecting=False)
     assert outage.is_long(21.0, 10.0, [], connecting=True)
+    outage.tried(20.0, 10.0)
+    assert outage.is_long(22.0, 10.0, [], connecting=True)
+    outage.tried(30.0, 10.0)  # nothing is known any more
+    assert not outage.is_long(30.0, 10.0, [], connecting=True)
+    outage.failed(30.0, 31.0)
+    assert outage.is_long(31.0, 10.0, [], connecting=False)
     outage.end()
     assert not outage.is_long(12.0, 10.0, [], connecting=True)

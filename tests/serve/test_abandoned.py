@@ -12,6 +12,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from pooled_serve.driver.abandoned import MARGIN_SECONDS
 from support.client import Admin
 from support.haproxy import haproxy, needs_haproxy
 from support.load import hammer
@@ -58,6 +59,7 @@ def test_the_cap_holds_at_the_server(
     kind: str, mode: str, site: StartSite, request: pytest.FixtureRequest
 ) -> None:
     server: Server = request.getfixturevalue(kind)
+    wait_until(lambda: server.admin.status("Uptime") > MARGIN_SECONDS + 1)
     shop = site("--pool-mode", mode, server=server, views=VIEWS)
     with (
         closing(Admin(server.admin_url())) as admin,
