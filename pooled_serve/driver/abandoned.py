@@ -73,11 +73,7 @@ def knows(conn: MySQLConnection, closed: MySQLConnection) -> bool:
 
     :raises MySQLError: the server does not answer.
     """
-    return (
-        conn.has_own_id
-        and closed.has_own_id
-        and is_there(conn, closed, MARGIN_SECONDS)
-    )
+    return conn.has_own_id and closed.has_own_id and is_there(conn, closed, MARGIN_SECONDS)
 
 
 def is_there(conn: MySQLConnection, closed: MySQLConnection, margin: float = 0.0) -> bool:

@@ -19,6 +19,7 @@ from pymysql.constants import CLIENT
 
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.statements import Statement, classify
+from support.processes import wait_until
 from support.servers import Database, Server
 from support.torture import TORTURE
 
@@ -223,6 +224,8 @@ def test_the_harm_is_seen_without_noise(database: Database) -> None:
     for sql in TOUCHING:
         sessions = Sessions(database, "", "utf8mb4")
         sql = sql.replace("@ v", "@v")
+        # The session before may still be ending, and have the lock.
+        wait_until(lambda: sessions.run(sessions.fresh, "SELECT IS_FREE_LOCK('x')") == [((1,),)])
         before = sessions.state()
         sessions.run(sessions.used, sql)
         assert sessions.state() != before, sql
