@@ -164,6 +164,9 @@ class Sessions:
             if connection.open:
                 connection.close()
 
+    def lock_is_free(self) -> bool:
+        return bool(self.run(self.fresh, "SELECT IS_FREE_LOCK('x')") == [((1,),)])
+
     @staticmethod
     def run(connection: Any, sql: str) -> Any:
         """Rows of all its results, or the error."""
@@ -224,8 +227,7 @@ def test_the_harm_is_seen_without_noise(database: Database) -> None:
     for sql in TOUCHING:
         sessions = Sessions(database, "", "utf8mb4")
         sql = sql.replace("@ v", "@v")
-        # The session before may still be ending, and have the lock.
-        wait_until(lambda: sessions.run(sessions.fresh, "SELECT IS_FREE_LOCK('x')") == [((1,),)])
+        wait_until(sessions.lock_is_free)  # an earlier one may still be ending
         before = sessions.state()
         sessions.run(sessions.used, sql)
         assert sessions.state() != before, sql
