@@ -82,6 +82,7 @@ def is_there(conn: MySQLConnection, closed: MySQLConnection, margin: float = 0.0
     :param margin: seconds for which it must have run before; its uptime is in whole seconds.
     :raises MySQLError: the server does not answer.
     """
+    conn.reused = True  # or a request that asks about the statement before it would see these
     age = clock_gettime(CLOCK_BOOTTIME) - closed.opened_at
     return conn.identity == closed.identity and _uptime(conn) >= age + margin
 

@@ -181,7 +181,7 @@ _MAY_ASK = _rules(
     (r"\bPREVIOUS\W+(?:\w+\W+){0,3}VALUE\b", "PREVIOUS"),
     (r"\bGET\W+(?:\w+\W+){0,3}DIAGNOSTICS\b", "DIAGNOSTICS"),
     (r"\bSHOW\W+(?:\w+\W+){0,3}(?:WARNINGS|ERRORS)\b", "SHOW"),
-    (r"@@.{0,50}?\bIDENTITY\b", "IDENTITY"),
+    (r"@@[\s\S]{0,50}?\bIDENTITY\b", "IDENTITY"),
     (r"\bSESSION_(?:STATUS|VARIABLES)\b", "SESSION_"),
     (r"^[^A-Z]*SHOW\W+(?:\w+\W+){0,3}(?:STATUS|VARIABLES|PROFILES?)\b", "SHOW"),
 )

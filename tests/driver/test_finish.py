@@ -58,6 +58,7 @@ def test_it_is_ended_once(
     assert finish(conn, abandoned) is True
     assert not asleep()
     assert was_running(conn, abandoned), "it was when it was ended"
+    assert conn.reused, "a request may ask about the statement before"
     assert conn.condition() is None
 
 
@@ -65,6 +66,7 @@ def test_what_has_ended_needs_no_end(connect: Connect) -> None:
     conn, gone = connect(), connect()
     gone.close()
     wait_until(lambda: finish(conn, gone) is None)
+    assert conn.reused
     assert conn.condition() is None
 
 

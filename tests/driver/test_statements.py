@@ -160,6 +160,7 @@ ASKING = {
     "SELECT @@warning_count": "@@WARNING_COUNT",
     "SELECT @@session.last_insert_id": "@@SESSION.LAST_INSERT_ID",
     "SELECT @@local . identity": "@@LOCAL . IDENTITY",
+    "--\x01\nSELECT @@local#\n. identity": "@@LOCAL# . IDENTITY",
     "SELECT @@`last_insert_id`": "@@ LAST_INSERT_ID",
     "SELECT @@`lást_insert_ïd`": "LAST_INSERT_ID",
     "SELECT @@wärning_count": "WARNING_COUNT",
