@@ -70,7 +70,8 @@ def test_the_cap_holds_at_the_server(
         )
         assert {outcome.result for outcome in outcomes} == {200}
         wait_until(lambda: not sleepers(shop))
-    assert shop.cap <= most[0] <= shop.cap + 1
+    # One takes over, and one that was told to quit may not have gone yet.
+    assert shop.cap <= most[0] <= shop.cap + 2
     stats = shop.pool()
     assert stats["killed_total"] > KILLS / 4
     shop.assert_whole()
