@@ -107,14 +107,10 @@ class ConnectingPool(ReturningPool[C]):
         now = self._clock()
         if self._overload is not None:
             self._overload.connect_failed(now, self.timeout)
-        if error is not CONNECT_TIMED_OUT and not self._is_outage(error):
+        if not self._means_outage(error):
             self._outage.end()
-        elif self._outage.failed(began, now):
-            for waiter in self._queue:
-                self._held(waiter)
-            self._refuse_when_long()
         else:
-            self._refuse_waiters()
+            self._outage_found(began)
         self._stop_retry()
         if not self._closed:  # a timer would keep it alive
             self._retry_timer = self._timer(self._backoff.seconds_left, self._retry)
@@ -229,6 +225,18 @@ class ConnectingPool(ReturningPool[C]):
                 listener.not_let_go()
 
     # --- Outages -------------------------------------------------------------------------------
+
+    def _means_outage(self, error: Exception) -> bool:
+        return error is CONNECT_TIMED_OUT or self._is_outage(error)
+
+    def _outage_found(self, began: float) -> None:
+        """Nobody has answered an attempt that began then."""
+        if self._outage.failed(began, self._clock()):
+            for waiter in self._queue:
+                self._held(waiter)
+            self._refuse_when_long()
+        else:
+            self._refuse_waiters()
 
     def _held(self, waiter: Waiter[C]) -> None:
         """Count one who waits in an outage, once."""

@@ -172,7 +172,10 @@ class ConnectionPool(ConnectingPool[C]):
             return self._entries.reserve()
         error = self._backoff.last_error
         if error is not None and self._outage.since is None and not self._entries.busy:
-            raise copy_error(error)
+            if not self._means_outage(error):
+                raise copy_error(error)
+            # It was none while there was a connection to wait for. Now there is not.
+            self._outage_found(self._clock())
         return None
 
     def _wait(self, began: float, timeout: float, *, first: bool) -> Entry[C]:

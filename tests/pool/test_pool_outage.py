@@ -11,6 +11,7 @@ import pytest
 from gevent.event import Event
 
 from pooled_serve.errors import PoolOutage, PoolTimeout
+from pooled_serve.pool import backoff
 from pooled_serve.pool.outage import Outage
 from support.driver import NEVER, DriverError, FakeDriver, leased, settle
 from support.pools import MakePool, Pool
@@ -143,6 +144,44 @@ def test_what_was_leased_before_and_comes_back_is_handed_on(
     assert not waiting.ready()
     pool.release(mine)
     assert results([waiting]) == [None]
+
+
+def test_a_full_server_is_waited_for_also_when_ours_have_gone_meanwhile(
+    make_pool: MakePool, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as some of the server's connections are ours, that it is full is no outage."""
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_SECONDS", 1.0)  # the next attempt is some time off
+    pool: Pool = make_pool(size=1, max_outstanding=3, is_outage=lambda error: pool.empty)
+    mine = pool.acquire()
+    driver.always["connect"] = Unreachable("(1040, 'Too many connections')")
+    users = [user(pool)]
+    settle(lambda: driver.calls["connect"] == 2)
+    assert not pool.out
+    mine.fault = "lost"
+    pool.release(mine)
+    settle(lambda: pool._entries.busy == 0)
+    users[0].kill()
+    users = [user(pool) for _ in range(3)]
+    gevent.sleep(0.05)
+    driver.always.clear()
+    assert results(users) == [None] * 3
+
+
+def test_that_a_server_did_not_answer_is_never_the_error_of_a_request(
+    make: Callable[..., Pool], driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_SECONDS", 1.0)
+    pool = make(size=1, max_outstanding=2)
+    mine = pool.acquire()
+    driver.plan["connect"] = [NEVER]
+    results([user(pool)])
+    pool.release(mine)  # which ends the outage
+    mine = pool.acquire()
+    mine.fault = "lost"
+    pool.release(mine)
+    settle(lambda: pool._entries.busy == 0)
+    error = results([user(pool)])[0]
+    assert error is None or isinstance(error, PoolTimeout)
 
 
 def test_what_is_known_of_an_outage_expires(make: Callable[..., Pool], driver: FakeDriver) -> None:

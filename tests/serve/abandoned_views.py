@@ -1,24 +1,38 @@
 """The view of test_abandoned.py: a statement that is left in the middle."""
 
 import random
+from typing import Any
 
 import gevent
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 
 
-def sleep(seconds: float) -> None:
+def run(sql: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT SLEEP(%s)", [seconds])
+        cursor.execute(sql)
 
 
 def abandon(request: HttpRequest) -> HttpResponse:
-    seconds = random.choice((0.03, 0.1))
-    if random.random() < 0.5:
+    seconds = random.choice((0, 0.001, 0.01, 0.05))
+    run("SELECT 1")
+    session: Any = connection.connection
+    if session._conn is not None and random.random() < 0.5:  # the view keeps it
         with gevent.Timeout(seconds, False):
-            sleep(60)
-    else:
-        greenlet = gevent.spawn(sleep, 60)
-        gevent.sleep(seconds)
-        greenlet.kill()
+            run("SELECT SLEEP(60)")
+        return HttpResponse()
+    sessions: list[Any] = []
+
+    def work() -> None:
+        connection.ensure_connection()
+        sessions.append(connection.connection)
+        run("SELECT SLEEP(60)")
+
+    connection.close()  # nobody may wait for himself
+    greenlet = gevent.spawn(work)
+    # From the moment when it has a connection to the send nothing switches: it is in the middle.
+    while not (sessions and sessions[0]._conn) and not greenlet.dead:
+        gevent.sleep(0.001)
+    gevent.sleep(seconds)
+    greenlet.kill(random.choice((gevent.GreenletExit, gevent.Timeout)))
     return HttpResponse()

@@ -70,10 +70,9 @@ def test_the_cap_holds_at_the_server(
         )
         assert {outcome.result for outcome in outcomes} == {200}
         wait_until(lambda: not sleepers(shop))
-    # One takes over, and one that was told to quit may not have gone yet.
-    assert shop.cap <= most[0] <= shop.cap + 2
+    assert shop.cap <= most[0] <= shop.cap + 1
     stats = shop.pool()
-    assert stats["killed_total"] > KILLS / 4
+    assert stats["killed_total"] > 0.9 * KILLS
     shop.assert_whole()
 
 
@@ -101,7 +100,7 @@ def test_behind_a_balancer_nobody_elses_statement_is_ended(
         outcomes = hammer(
             shop.server.port, "/abandon", clients=CLIENTS, requests=KILLS // CLIENTS, timeout=60
         )
-        assert {outcome.result for outcome in outcomes} == {200}
+        assert {outcome.result for outcome in outcomes} == {200}, shop.server.log[-6000:]
         for other in others:
             other.ping(reconnect=False)
         assert all(server.admin.processlist(database.user) for server in servers), "both are used"
