@@ -2,6 +2,7 @@
 """Try pooled-serve: one command from a fresh checkout to a running shop.
 
     python3 examples/quickstart.py
+    python3 examples/quickstart.py --clean    removes what that has left
 
 It makes a virtual environment in the project's folder, installs the project there, starts a private
 MariaDB or MySQL server (or takes the one in $DATABASE_URL), fills the example shop and serves it
@@ -11,6 +12,7 @@ with pooled-serve. Ctrl-C stops all it started. Standard library only.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import http.client
 import os
 import shlex
@@ -35,6 +37,8 @@ SHOP = ROOT / "examples" / "shop"
 STATE = ROOT / ".quickstart"
 ENV_FILE = STATE / "env"
 
+STAMP = "pooled-serve-installed.toml"  # in a virtual environment that this program has made
+
 FIRST_PORT = 8000
 BOOT_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 15.0
@@ -51,6 +55,8 @@ class Problem(Exception):
 
 def main() -> int:
     options = parse_options()
+    if options.clean:
+        return clean(options.venv.absolute())
     stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in stop_signals:
         signal.signal(number, signal.default_int_handler)
@@ -67,6 +73,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         pass
+    say(what_is_left(options.venv.absolute()))
     say("Stopped.")
     return 0
 
@@ -76,9 +83,25 @@ def parse_options() -> argparse.Namespace:
         description="Install pooled-serve and serve the example shop with it. DATABASE_URL "
         "(mysql://user:password@host:port/name) names a server of your own to use."
     )
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", metavar="DIR")
+    parser.add_argument(
+        "--venv",
+        type=Path,
+        default=ROOT / ".venv",
+        metavar="DIR",
+        help="where to install; default: .venv in the project's folder",
+    )
     parser.add_argument("--port", type=int, metavar="N", help="default: 8000 or the next free one")
-    parser.add_argument("--products", type=int, default=10_000, metavar="N")
+    parser.add_argument(
+        "-w", "--workers", type=int, default=1, metavar="N", help="that share the 10 connections"
+    )
+    parser.add_argument(
+        "--products",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="that an empty shop is filled with; default: 10000",
+    )
+    parser.add_argument("--clean", action="store_true", help="remove what it has made, and stop")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after that long")
     parser.add_argument(
         "--no-install",
@@ -104,7 +127,7 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     # In the environment and on no command line: those are for everyone to see in ps.
     os.environ["DATABASE_URL"] = url
     fill_shop(venv, options.products)
-    server = start_server(venv, port, status_port, cleanup)
+    server = start_server(venv, port, status_port, options.workers, cleanup)
     say(what_to_try(venv, port, status_port))
     try:
         server.wait(options.seconds)
@@ -152,13 +175,13 @@ def make_venv(venv: Path) -> None:
 def install_project(venv: Path) -> None:
     """Install the project, unless the venv has it as the present pyproject.toml describes it."""
     project = (ROOT / "pyproject.toml").read_text()
-    stamp = venv / "pooled-serve-installed.toml"
+    stamp = venv / STAMP
     if stamp.exists() and stamp.read_text() == project:
         return
     say(f"Installing pooled-serve and what it needs into {shown(venv)} ...")
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     done = subprocess.run(
-        [*pip, "install", "--quiet", "-e", str(ROOT)],
+        [*pip, "install", "--quiet", "-e", f"{ROOT}[metrics]"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -227,9 +250,11 @@ def fill_shop(venv: Path, products: int) -> None:
 
 
 def start_server(
-    venv: Path, port: int, status_port: int, cleanup: ExitStack
+    venv: Path, port: int, status_port: int, workers: int, cleanup: ExitStack
 ) -> subprocess.Popen[bytes]:
-    arguments = ["shop.wsgi", "--pool-size", "4", "--max-outstanding", "10"]
+    arguments = ["shop.wsgi", "--pool-size", "4"]
+    one = workers == 1
+    arguments += ["--max-outstanding", "10"] if one else [f"-w{workers}", "--max-per-host", "10"]
     arguments += ["-b", f"127.0.0.1:{port}", "--status", f"127.0.0.1:{status_port}"]
     say(f"In {shown(SHOP)}: pooled-serve {shlex.join(arguments)}")
     server = subprocess.Popen(
@@ -278,21 +303,67 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 def what_to_try(venv: Path, port: int, status_port: int) -> str:
     python = shlex.quote(shown(venv / "bin" / "python"))
-    load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix"
+    load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix --clients 40"
     lines = ["", f"The shop is open: http://127.0.0.1:{port}/"]
     lines += [f"Its connections:  http://127.0.0.1:{status_port}/"]
-    lines += ["", "A hundred visitors at once, from another terminal:"]
+    lines += ["", "Forty visitors at once, from another terminal:"]
     lines += [f"    cd {shlex.quote(str(ROOT))}"]
     if os.environ["DATABASE_URL"].startswith("mysql:"):
         if ENV_FILE.exists():
             lines += [f"    . {shown(ENV_FILE)}"]
         lines += [f"    {load} --database"]
-        lines += ["", "They share 10 connections, as the second page shows. What the database"]
-        lines += ["server sees of them:"]
+        lines += ["", "They share 10 connections, as the second page shows. How many of them the"]
+        lines += ["database server sees:"]
         lines += [f"    {python} examples/shop/manage.py connections"]
     else:
         lines += [f"    {load}"]
     return "\n".join([*lines, "", "Ctrl-C stops everything.", ""])
+
+
+# --- What it leaves behind ---
+
+
+def leftovers(venv: Path) -> list[Path]:
+    """The folders that it has made. A virtual environment of the reader's own is none."""
+    made = {STATE: STATE, venv: venv / STAMP}
+    return [folder for folder, sign in made.items() if sign.exists()]
+
+
+def what_is_left(venv: Path) -> str:
+    found = leftovers(venv)
+    if not found:
+        return "It leaves nothing behind."
+    size = sum(map(size_of, found)) / 1e6
+    again = "python3 examples/quickstart.py --clean"
+    if venv != ROOT / ".venv" and venv in found:
+        again += f" --venv {shlex.quote(shown(venv))}"
+    where = " and ".join(map(shown, found))
+    return f"{size:.0f} MB stay in {where} for the next time. To remove them:\n    {again}"
+
+
+def size_of(folder: Path) -> int:
+    """What it takes of the disk, in bytes: the server's files have holes."""
+    files = (path.lstat() for path in folder.rglob("*"))
+    return sum(status.st_blocks * 512 for status in files)
+
+
+def clean(venv: Path) -> int:
+    database = STATE / "database"
+    if database.exists():
+        with (database / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say(Problem("it is still running", "stop it with Ctrl-C first"), file=sys.stderr)
+                return 1
+    found = leftovers(venv)
+    for path in found:
+        size = size_of(path) / 1e6
+        shutil.rmtree(path)
+        say(f"Removed {shown(path)}, {size:.0f} MB.")
+    if not found:
+        say("There is nothing to remove.")
+    return 0
 
 
 # --- Odds and ends ---

@@ -14,29 +14,37 @@ import click
 
 from pooled_serve import compat, options
 from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
+from pooled_serve.problems import BY_CODE
 from pooled_serve.serve import signals
 
-EPILOG = """\b
-Examples:
-  pooled-serve myproject.wsgi --pool-size 4
-  pooled-serve myproject.wsgi -w 2 -b 0.0.0.0:8000 --max-outstanding 10
-  pooled-serve myproject.wsgi --check
+EXAMPLES = (
+    "pooled-serve myproject.wsgi --check",
+    "pooled-serve myproject.wsgi --pool-size 4",
+    "pooled-serve myproject.wsgi -w 3 --max-per-host 60 --status 127.0.0.1:8001",
+    "pooled-serve --explain PS201",
+)
 
-Every pool option is also an environment variable (POOLED_SERVE_POOL_SIZE=4) and a setting in
-gunicorn.conf.py (pool_size = 4).
-"""
+# Sections of the help; gunicorn's own follow.
+ESSENTIAL, START, MORE = "Connection Pool", "Start", "More about the Pool"
 
 
 class ServeCommand(click.Command):
-    """Help in gunicorn's own groups, the pool first."""
+    """Help in gunicorn's own groups, examples and the pool first."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, and what the command does."""
+        formatter.write("\nExamples:\n")
+        for line in EXAMPLES:
+            formatter.write(f"    {line}\n")
+        super().format_help_text(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one block for each section."""
-        groups: dict[str, list[tuple[str, str]]] = {"Connection Pool": [], "Start": []}
+        groups: dict[str, list[tuple[str, str]]] = {ESSENTIAL: [], START: [], MORE: []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, click.Option):
-                section = param.section if isinstance(param, SettingOption) else "Start"
+                section = param.section if isinstance(param, SettingOption) else START
                 groups.setdefault(section, []).append(record)
         for section, records in groups.items():
             with formatter.section(section):
@@ -51,7 +59,8 @@ class SettingOption(click.Option):
     """A gunicorn setting as an option of click's; the pool's options are such settings, too."""
 
     def __init__(self, setting: Any) -> None:
-        self.section: str = setting.section
+        own = options.BY_SETTING.get(setting.name)
+        self.section: str = MORE if own and not own.essential else setting.section
         flag = setting.action not in (None, "append")
         # not flag_value=None: since click 8.3 that is the value which a typed flag gets
         optional = {"flag_value": setting.const} if setting.nargs == "?" else {}
@@ -133,14 +142,42 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _explain(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    problem = BY_CODE.get(f"PS{value.upper().removeprefix('PS')}")
+    if problem is None:
+        raise startup_error(
+            "PS401",
+            f"--explain: there is no problem code {value!r}",
+            "the code stands in front of a message; the README lists all",
+        )
+    click.echo(problem.explain())
+    ctx.exit()
+
+
 @click.pass_context
 def serve(
-    ctx: click.Context, /, app: str | None, check: bool, settings: str | None, **_: Any
+    ctx: click.Context,
+    /,
+    app: str | None,
+    check: bool,
+    advise: str | None,
+    settings: str | None,
+    **_: Any,
 ) -> None:
     """Serve a Django project on Gunicorn's gevent worker with its MySQL connections pooled.
 
     APP is the project's WSGI application: MODULE or MODULE:CALLABLE. The project is not edited.
+
+    Every pool option is also an environment variable (POOLED_SERVE_POOL_SIZE=4) and a setting in
+    gunicorn.conf.py (pool_size = 4).
     """
+    if advise is not None:
+        from pooled_serve.status import advise as advisor
+
+        click.echo(advisor.advise(advise), nl=False)
+        return
     with compat.imports():
         from pooled_serve.serve import app as server
 
@@ -163,10 +200,24 @@ def make_command() -> click.Command:
             help="Load the project, ask the database servers, print the plan, and exit.",
         ),
         click.Option(
+            ["--advise"],
+            metavar="ADDR",
+            help="Ask the instance with this --status what its peaks say about its numbers, print "
+            "that, and exit.",
+        ),
+        click.Option(
             ["--settings"],
             metavar="MODULE",
             envvar="POOLED_SERVE_SETTINGS",
             help="Django settings module, as in manage.py.",
+        ),
+        click.Option(
+            ["--explain"],
+            metavar="CODE",
+            is_eager=True,
+            expose_value=False,
+            callback=_explain,
+            help="Show cause, remedy and an example for the code of a problem, and exit.",
         ),
         click.Option(
             ["-v", "--version"],
@@ -182,7 +233,6 @@ def make_command() -> click.Command:
         callback=serve,
         params=params,
         help=serve.__doc__,
-        epilog=EPILOG,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     )
 
@@ -203,8 +253,6 @@ def main() -> None:
     except StartupError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
-        if not error.problems:  # the plan, already shown, has them
-            print("\nRefused. Nothing was started.", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.UsageError as error:
         print(_usage_problem(error), file=sys.stderr)
@@ -227,7 +275,8 @@ def _check_variables() -> None:
 
 def _usage_problem(error: click.UsageError) -> Finding:
     if isinstance(error, click.NoSuchOption):
-        from pooled_serve.serve.config import unknown_option
+        from pooled_serve.serve import names
 
-        return unknown_option(error.option_name, error.possibilities or ())
+        known = [name for param in make_command().params for name in param.opts]
+        return names.unknown(error.option_name, known)
     return Finding(Level.FAIL, "PS401", "", error.format_message(), "see pooled-serve --help")

@@ -37,6 +37,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
     "django": (
         ("django.db.utils:ConnectionHandler.create_connection", "self, alias"),
         ("django.core.handlers.exception:response_for_exception", "request, exc"),
+        ("django.core.handlers.base:BaseHandler.resolve_request", "self, request"),
         ("django.core.handlers.wsgi:WSGIHandler.__call__", "self, environ, start_response"),
         (f"{_WRAPPER}.connect", "self"),
         (f"{_WRAPPER}.get_connection_params", "self"),
@@ -144,7 +145,7 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_CONNECTION}.__init__", "host port user db unix_socket charset collation encoding"),
         (f"{_CONNECTION}.__init__", "client_flag connect_timeout"),
         (f"{_CONNECTION}.close", "_closed"),
-        (f"{_CONNECTION}.connect", "_sock _rfile _next_seq_id"),
+        (f"{_CONNECTION}.connect", "_sock _rfile _next_seq_id _current_timeout"),
         (f"{_CONNECTION}.query", "_affected_rows"),
         (f"{_CONNECTION}._read_query_result", "_result server_status"),
         (f"{_CONNECTION}._write_bytes", "_sock _write_timeout"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # --- Exit codes of the command -----------------------------------------------------------------
 # gunicorn's arbiter, too, exits with 3 or 4 when a worker does not boot.
@@ -19,7 +19,7 @@ EXIT_PLAN = 5
 EXIT_DATABASE = 6
 
 # --- Problems ----------------------------------------------------------------------------------
-# README.md lists the codes: PS1xx project, PS2xx plan, PS3xx database, PS4xx options, PS5xx run
+# problems.py lists the codes: PS1xx project, PS2xx plan, PS3xx database, PS4xx options, PS5xx run
 # time.
 
 
@@ -47,6 +47,10 @@ class Finding:
     def label(self) -> str:
         """Code and subject, as in "PS203 default"."""
         return f"{self.code} {self.subject}".strip()
+
+    def refusing(self) -> Finding:
+        """The same, where a warning prevents the start."""
+        return replace(self, level=Level.FAIL) if self.level is Level.WARN else self
 
     def __str__(self) -> str:
         detail = f"\n{self.detail}" if self.detail else ""
@@ -130,6 +134,13 @@ class PoolOutage(PoolTimeout):
     ``seconds``."""
 
     _problem = "refused: no connection to the database for {:.1f}s"
+
+
+class PoolClientGone(PoolTimeout):
+    """A caller left the queue after ``seconds``, because the client of its request has hung up; see
+    ``--client-check``."""
+
+    _problem = "gave up after {:.1f}s: the client has gone"
 
 
 class PoolClosed(PoolError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -20,6 +19,9 @@ ENV_PREFIX = "POOLED_SERVE_"
 DEFAULT_SIZE = 4
 DEFAULT_CAP_FACTOR = 3
 DEFAULT_MAX_AGE = 60.0
+
+MAX_PER_HOST = 1024
+"""There is shared memory for so many connections to a database."""
 
 SAFE_SHARE = 0.8
 """Age limit of connections as a share of ``wait_timeout``, unless one was set explicitly."""
@@ -36,7 +38,10 @@ class AliasSize:
 
 # --- Values ------------------------------------------------------------------------------------
 # Each accepts text and, from configuration files, Python values; each raises ValueError with a
-# message that reads on from the option's name.
+# message that reads on from the option's name, and ends in a remedy.
+
+REMEDY = " → "
+"""Between a message and its remedy."""
 
 
 def count(value: object) -> int:
@@ -46,7 +51,15 @@ def count(value: object) -> int:
     except ValueError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"must be a whole number above 0, not {value!r}")
+        raise ValueError(f"must be a whole number above 0, not {value!r}{REMEDY}use one, as in 12")
+    return number
+
+
+def tokens(value: object) -> int:
+    """A whole number above 0, of what can be shared by all processes of a host."""
+    number = count(value)
+    if number > MAX_PER_HOST:
+        raise ValueError(f"must be at most {MAX_PER_HOST}, not {number}{REMEDY}use {MAX_PER_HOST}")
     return number
 
 
@@ -57,7 +70,8 @@ def limit(value: object) -> float:
     try:
         return count(value)
     except ValueError:
-        raise ValueError(f"must be a whole number above 0 or 'unlimited', not {value!r}") from None
+        text = f"must be a whole number above 0 or 'unlimited', not {value!r}"
+        raise ValueError(f"{text}{REMEDY}use one, as in 12") from None
 
 
 def seconds(value: object) -> float:
@@ -67,7 +81,8 @@ def seconds(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError(f"must be a number of seconds above 0, not {value!r}")
+        text = f"must be a number of seconds above 0, not {value!r}"
+        raise ValueError(f"{text}{REMEDY}use one, as in 10")
     return number
 
 
@@ -78,11 +93,12 @@ def seconds_or_none(value: object) -> float:
     try:
         return seconds(value)
     except ValueError:
-        raise ValueError(f"must be a number of seconds above 0 or 'none', not {value!r}") from None
+        text = f"must be a number of seconds above 0 or 'none', not {value!r}"
+        raise ValueError(f"{text}{REMEDY}use one, as in 10") from None
 
 
 def address(value: object) -> str:
-    """HOST:PORT, where an empty HOST means all addresses, or ``unix:PATH``."""
+    """HOST:PORT, where an empty HOST means the loopback address, or ``unix:PATH``."""
     text = str(value)
     host, _, port = text.rpartition(":")
     if isinstance(value, str) and (
@@ -90,7 +106,8 @@ def address(value: object) -> str:
         or (":" in text and "/" not in host and port.isdecimal() and 0 < int(port) < 65536)
     ):
         return text
-    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}")
+    use = f"127.0.0.1:{text}" if text.isdecimal() else "one, as in 127.0.0.1:8001"
+    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}{REMEDY}use {use}")
 
 
 def one_of(*values: str) -> Callable[[object], str]:
@@ -98,7 +115,8 @@ def one_of(*values: str) -> Callable[[object], str]:
 
     def parse(value: object) -> str:
         if value not in values:
-            raise ValueError(f"must be {' or '.join(map(repr, values))}, not {value!r}")
+            text = f"must be {' or '.join(map(repr, values))}, not {value!r}"
+            raise ValueError(f"{text}{REMEDY}use {' or '.join(values)}")
         return str(value)
 
     return parse
@@ -113,7 +131,7 @@ def flag(value: object) -> bool:
         return True
     if word in ("0", "false", "no", "off", ""):
         return False
-    raise ValueError(f"must be 1 or 0, not {value!r}")
+    raise ValueError(f"must be 1 or 0, not {value!r}{REMEDY}use 1 or 0")
 
 
 def alias_sizes(value: object) -> tuple[AliasSize, ...]:
@@ -124,7 +142,7 @@ def alias_sizes(value: object) -> tuple[AliasSize, ...]:
         return tuple(_alias_size(part) for part in value.split(",") if part.strip())
     if isinstance(value, Iterable):
         return tuple(item for part in value for item in alias_sizes(part))
-    raise ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {value!r}")
+    raise _bad_alias_size(value)
 
 
 def _alias_size(text: str) -> AliasSize:
@@ -134,7 +152,12 @@ def _alias_size(text: str) -> AliasSize:
             raise ValueError
         return AliasSize(alias, count(numbers[0]), limit(numbers[1]) if numbers[1:] else None)
     except ValueError:
-        raise ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {text!r}") from None
+        raise _bad_alias_size(text) from None
+
+
+def _bad_alias_size(value: object) -> ValueError:
+    use = f"--pool-size {value}" if str(value).isdecimal() else "one, as in default:4:12"
+    return ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {value!r}{REMEDY}use {use}")
 
 
 # --- The table ---------------------------------------------------------------------------------
@@ -150,6 +173,7 @@ class Option:
     metavar: str
     help: str
     default: object = None
+    essential: bool = False  # whether it is one of the six that everybody needs
 
     @property
     def variable(self) -> str:
@@ -189,6 +213,7 @@ class PoolOptions:
         "Connections kept open per worker and database.",
         DEFAULT_SIZE,
         adjustable=True,
+        essential=True,
     )
     cap: float | None = _option(
         "--max-outstanding",
@@ -197,6 +222,7 @@ class PoolOptions:
         "N|unlimited",
         "Cap on connections in use at once per worker and database; further requests queue, "
         f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size.",
+        essential=True,
     )
     timeout: float = _option(
         "--pool-timeout",
@@ -205,6 +231,7 @@ class PoolOptions:
         "SECONDS",
         "How long a request may wait for a connection (queue and connect) before it gets 503.",
         10.0,
+        essential=True,
     )
     max_age: float | None = _option(
         "--conn-max-age",
@@ -222,6 +249,7 @@ class PoolOptions:
         "When a connection goes back: at the end of the request, or as soon as no transaction or "
         "session state needs it.",
         "request",
+        essential=True,
     )
     reset: str = _option(
         "--pool-reset",
@@ -249,6 +277,24 @@ class PoolOptions:
         "Pool size and cap of one database; may be repeated.",
         (),
     )
+    per_host: int | None = _option(
+        "--max-per-host",
+        "pool_max_per_host",
+        tokens,
+        "N",
+        "Cap on connections per database of all workers on this host together, whatever their "
+        "number; a worker may then use up to N. Default: off.",
+        essential=True,
+    )
+    client_check: float | None = _option(
+        "--client-check",
+        "pool_client_check",
+        seconds,
+        "SECONDS",
+        "Look whether clients are still there while their requests wait for a connection, or are "
+        "in a statement for longer than this; a GET whose client has hung up is ended. "
+        "Default: off.",
+    )
     replicas: int = _option(
         "--replicas",
         "pool_replicas",
@@ -271,6 +317,7 @@ class PoolOptions:
         "ADDR",
         "Serve a status page, /stats.json, /metrics, /livez and /readyz here: HOST:PORT or "
         "unix:PATH. Default: off.",
+        essential=True,
     )
     strict: bool = _option(
         "--strict",
@@ -312,6 +359,7 @@ class PoolPlan:
     cap_explicit: bool = False
     age_explicit: bool = False
     leak_threshold: float | None = None  # seconds; None: off
+    per_host: int | None = None  # connections of all workers together; None: no limit
     named: str = ""  # the alias whose --pool sets size and cap, which wins over the options for all
 
     def safe_age(self, wait_timeout: float | None) -> float:
@@ -349,24 +397,6 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
             raise ValueError(f"{option.variable}: {error}") from None
         found.append((option, text))
     return found
-
-
-_NOT_OPTIONS = re.compile(
-    "WITHOUT|CHECK|SETTINGS"
-    # Kubernetes sets these in every pod if there is a Service named pooled-serve.
-    r"|SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?"
-)
-
-
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Variables that look like options but are none."""
-    return [
-        name
-        for name in sorted(environ)
-        if name.startswith(ENV_PREFIX)
-        and name not in VARIABLES
-        and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
-    ]
 
 
 def register_settings() -> None:

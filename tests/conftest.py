@@ -39,11 +39,25 @@ _lasting: list[Server] = []
 STARTED = {"project", "mariadb", "mysql", "engine"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="all that starts no process, and a little"
+    )
+
+
+def pytest_sessionstart() -> None:
+    """Without the MariaDB that was asked for, nothing can be said of it."""
+    try:
+        servers.mariadb_program()
+    except servers.ServerMissing as missing:
+        pytest.exit(f"skipped, {missing}", returncode=0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without TORTURE, leave out what takes long.
 
     Of all tests a quarter of the cases that start processes: all would take a quarter of an hour.
-    Who names a file or a test gets all of it.
+    Who names a file or a test gets all of it. With --quick it is one of a file instead.
     """
     if TORTURE:
         return
@@ -51,17 +65,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
-    if config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword:
+    quick = config.option.quick
+    named = config.args_source is not config.ArgsSource.TESTPATHS or config.option.keyword
+    if named and not quick:
         return
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and not STARTED.isdisjoint(item.fixturenames):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            family = str(item.path) if quick else item.nodeid.partition("[")[0]
+            cases.setdefault(family, []).append(item)
     left_out: set[pytest.Item] = set()
-    for family in cases.values():
+    for found in cases.values():
         # By a hash: any regular choice would always take the same server, or the same mode.
-        family.sort(key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
-        left_out.update(family[math.ceil(len(family) / 4) :])
+        found.sort(key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
+        left_out.update(found[1 if quick else math.ceil(len(found) / 4) :])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
@@ -157,8 +174,9 @@ def site(
 ) -> Callable[..., Site]:
     """Starts support.site.VIEWS with a cap of 4: site("--pool-timeout", "2").
 
-    `database` is a fresh one on `mariadb` by default, `server` is where it is, `views` and
-    `more` databases are added, and what else is given are settings of Django's for `database`.
+    `database` is a fresh one on `mariadb` by default, `server` is where it is, `views`, `more`
+    databases and the source `django` of settings are added, and what else is given are settings
+    of Django's for `database`.
     """
 
     def start(
@@ -167,6 +185,7 @@ def site(
         server: Server | None = None,
         cap: int = 4,
         views: str | Path = "",
+        django: str = "",
         more: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Site:
@@ -175,6 +194,7 @@ def site(
         folder = project(
             (VIEWS, views),
             databases={"default": database.django(**settings), **(more or {})},
+            settings=django,
         )
         numbers = ("--pool-size", str(cap), "--max-outstanding", str(cap))
         return Site(serve(folder, *numbers, *args), server.admin, database, cap)

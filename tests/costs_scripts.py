@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished, request_started
+from django.test import RequestFactory
 
+from pooled_serve.status.scoreboard import Scoreboard
 from support.inside import one, patch, run
 
 
@@ -37,7 +42,31 @@ def a_request_with_a_query_makes_few_calls_of_ours_and_the_driver() -> int:
 
     request()  # in the first the server is asked what it can do
     request()
+    assert "opentelemetry" not in sys.modules, "a project that does not trace pays nothing"
     return calls(request, "pooled_serve", "pymysql")
+
+
+def a_route_is_counted_in_few_calls_and_in_none_without_a_status_page() -> list[int]:
+    handler = WSGIHandler()
+    environ = RequestFactory().get("/one").environ
+    start_response: Any = lambda *args: None  # noqa: E731
+
+    def request() -> None:
+        patch.begin_request(SimpleNamespace(method="GET", path="/one"))
+        handler(environ, start_response).close()
+        patch.end_request()
+
+    request()
+    request()
+    without, of_routes = calls(request, "pooled_serve"), calls(request, "/routes.py")
+    scoreboard = Scoreboard()
+    slot = scoreboard.allocate() or 0
+    patch.join_scoreboard(partial(scoreboard.pool_row, slot), scoreboard.route_table(slot), [])
+    request()
+    found = [of_routes, calls(request, "pooled_serve") - without]
+    leases = {row[:2]: row.numbers[0] for row in scoreboard.read_routes()[slot]}
+    assert leases == {("outside requests", ""): 4, ("one", "GET"): 2}, "what was before has none"
+    return found
 
 
 def rows_and_columns_cost_no_calls() -> list[int]:

@@ -2,10 +2,11 @@
 
     nox -f tests/noxfile.py [--tags ci] [-- pytest arguments]
 
-Not all products of them, 3 × 3 × 2 × 2: each pair of two versions occurs. What is left out:
+Not all products of them, 5 × 3 × 2 × 2: each pair of two versions occurs. What is left out:
 
-* Django 6 on Python 3.11, which it does not run on;
-* the newest of everything, which is what tests/run has;
+* Django 6 on Python 3.11, and Django 5.2 on 3.15, which they do not run on;
+* Django 6.0 on Python 3.14 and later, and there the lowest PyMySQL: the lowest gevent, which comes
+  with it, has no wheels for them;
 * what lies between the lowest and the newest gunicorn and PyMySQL;
 * MySQL, and tests that take long: they look at servers, not at versions of packages.
 
@@ -33,7 +34,7 @@ TEST_GROUP = nox.project.dependency_groups(PYPROJECT, "test")
 LOWEST = dict(re.findall(r"^(\w+).*>=([\d.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
 
 TESTS = [
-    *("test_compat.py", "test_cli.py", "test_pooling.py"),
+    *("test_compat.py", "test_cli.py", "test_pooling.py", "test_tls.py"),
     *(f"backend/test_{name}.py" for name in ("aliases", "greenlets", "patch", "registry")),
     *(f"backend/test_{name}.py" for name in ("unavailable", "wrappers")),
     *(f"driver/test_{name}.py" for name in ("connection", "interrupted", "left_behind")),
@@ -60,13 +61,16 @@ MATRIX = [
     Row("3.13", "5.2", "lowest", "newest"),
     Row("3.13", "6.0", "newest", "lowest"),
     Row("3.13", "6.1", "lowest", "newest"),
+    Row("3.14", "5.2", "lowest", "newest"),
+    Row("3.14", "6.1", "newest", "newest", ci=True),
+    Row("3.15", "6.1", "newest", "newest", ci=True),
 ]
 
 
 def requirements(row: Row) -> list[str]:
     """What pip is to install, beside the package itself."""
     chosen = {"gunicorn": row.gunicorn, "pymysql": row.pymysql}
-    chosen |= dict.fromkeys(("click", "gevent"), row.pymysql)
+    chosen |= dict.fromkeys(("click", "gevent", "greenlet"), row.pymysql)
     pins = [f"{name}=={LOWEST[name]}" for name, which in chosen.items() if which == "lowest"]
     django = LOWEST["django"] if row.django == "lowest" else f"{row.django}.*"
     return [f"django=={django}", *pins]

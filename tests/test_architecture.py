@@ -22,7 +22,7 @@ LONGEST, LONGEST_TEST, LONGEST_STRING = 450, 600, 15
 
 # Each may import those after it, and all of them the leaves.
 FOLDERS = ("cli", "serve", "pooling", "preflight", "backend", "status", "driver", "pool")
-LEAVES = {"__init__", "compat", "errors", "launcher", "options", "tuning"}
+LEAVES = {"__init__", "compat", "errors", "launcher", "options", "problems", "tls", "tuning"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -13,6 +13,7 @@ import pytest
 from gunicorn.config import KNOWN_SETTINGS
 
 from pooled_serve import cli, options
+from pooled_serve.problems import PROBLEMS, Problem
 from pooled_serve.serve import app as server
 from support.command import Here, run
 from support.serve import environment
@@ -49,26 +50,31 @@ def sections(text: str) -> dict[str, str]:
 
 def test_help_is_grouped(help_text: str) -> None:
     found = sections(help_text)
-    assert list(found)[:5] == [
+    assert list(found)[:6] == [
+        "Examples",
         "Connection Pool",
         "Start",
+        "More about the Pool",
         "Config File",
         "Server Socket",
-        "Worker Processes",
     ]
-    assert re.findall(r"^  (--\S+)", found["Connection Pool"], re.MULTILINE) == [
-        option.flag for option in options.OPTIONS
-    ]
+    for title, essential in (("Connection Pool", True), ("More about the Pool", False)):
+        assert re.findall(r"^  (--\S+)", found[title], re.MULTILINE) == [
+            option.flag for option in options.OPTIONS if option.essential is essential
+        ]
+    assert sum(option.essential for option in options.OPTIONS) == 6
     assert re.findall(r"^  (-.*?)  ", found["Start"], re.MULTILINE) == [
         "--check",
+        "--advise ADDR",
         "--settings MODULE",
+        "--explain CODE",
         "-v, --version",
         "-h, --help",
     ]
 
 
 def test_help_reads_well(help_text: str) -> None:
-    assert help_text.startswith("Usage: pooled-serve APP [OPTIONS]\n")
+    assert help_text.startswith("Usage: pooled-serve APP [OPTIONS]\n\nExamples:\n")
     assert max(map(len, help_text.splitlines())) <= 80
     assert not re.search(r":\w+:`|`|\*\w+\*|[^.:]\.\.\s", help_text), "markup"
     assert "[APP]" not in help_text
@@ -129,6 +135,32 @@ def test_output_that_cannot_show_an_arrow(tmp_path: Path) -> None:
     assert "PS405" in done.stderr
 
 
+@pytest.mark.parametrize("code", ["PS201", "ps201", "201"])
+def test_explain(here: Here, code: str) -> None:
+    done = here.run("--explain", code)
+    assert done.code == 0
+    first, *rest = done.stdout.splitlines()
+    assert first == "PS201    There may be more connections than the server allows."
+    names = [line.split()[0] for line in rest if not line.startswith(" ")]
+    assert names == ["Cause", "Remedy", "Example"]
+
+
+@pytest.mark.parametrize("code", ["PS999", "", "everything"])
+def test_explain_what_does_not_exist(here: Here, code: str) -> None:
+    done = here.run("--explain", code or "PS")
+    done.assert_one_problem("PS401", 2, "there is no problem code", "README")
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.code)
+def test_each_problem_is_explained(problem: Problem) -> None:
+    text = problem.explain()
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    assert not re.search(r"`|\]\(", text), "markup"
+    for sentence in (problem.cause, problem.meaning):
+        assert "  " not in sentence
+    assert problem.example in text
+
+
 # --- Completion --------------------------------------------------------------------------------
 
 
@@ -173,6 +205,7 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "protocol": ("uwsgi", "uwsgi"),
         "ssl_version": ("TLS_SERVER", "TLS_SERVER"),
         "pool_timeout": ("77", 77.0),
+        "pool_client_check": ("77", 77.0),
         "pool_leak_threshold": ("77", 77.0),
         "conn_max_age": ("77", 77.0),
         "reload_extra_files": (f"{folder}/other.py", [f"{folder}/other.py"]),

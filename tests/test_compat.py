@@ -198,7 +198,6 @@ LISTED |= {"_connections", "_storage"}  # see _check_storage()
 
 # In no table, and why.
 UNLISTED = {
-    "_current_timeout": "only written: PyMySQL 1.2 keeps in it what 1.1 does not",
     "_exit": "os._exit() is documented",
     "_getframe": "sys._getframe() is documented",
     "_has_been_logged": "only written: if Django no longer reads it, its log has more lines",
@@ -208,6 +207,7 @@ UNLISTED = {
     "Setting": "its attributes are listed",
     "get_version": "documented",
     "install_as_MySQLdb": "documented",
+    "version_info": "what Django asks PyMySQL for, as it would mysqlclient",
     "mysql_server_data": "overridden to save a query; without it nothing calls the override",
 }
 

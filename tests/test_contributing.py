@@ -1,4 +1,4 @@
-"""What the README tells contributors, against the package as it is."""
+"""What tests/README.md tells contributors, against the package as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from support.package_map import PACKAGE, README, folders, package_map, written
 from test_architecture import FOLDERS, LEAVES
 
-TEXT = README.read_text().partition("## For contributors")[2]
+TEXT = README.read_text()
 
 
 def test_the_map_is_what_the_modules_say() -> None:
@@ -24,7 +24,7 @@ def test_the_places_to_change_something_are_there(row: str) -> None:
 
 
 def test_there_is_a_place_for_each_of_ten_changes() -> None:
-    table = TEXT.partition("### Where to change what")[2].partition("###")[0]
+    table = TEXT.partition("## Where to change what")[2].partition("##")[0]
     assert len(re.findall(r"^\| .* \| `", table, re.MULTILINE)) == 10
 
 

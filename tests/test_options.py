@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pooled_serve import options
 from pooled_serve.errors import StartupError
 from pooled_serve.options import OPTIONS, AliasSize, Option
-from pooled_serve.preflight.plan import DatabaseReport, ProjectReport
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
 from support.command import Here
 
@@ -29,6 +29,8 @@ VALUES: dict[str, tuple[tuple[str, object], ...]] = {
     "pool_reset": (("rollback", "rollback"), ("always", "always")),
     "pool_overload": (("wait", "wait"), ("shed", "shed")),
     "pool_aliases": (("a:5", (AliasSize("a", 5),)), ("a:5:9", (AliasSize("a", 5, 9),))),
+    "pool_max_per_host": (("12", 12), ("1024", 1024)),
+    "pool_client_check": (("2.5", 2.5), ("7", 7.0)),
     "pool_replicas": (("2", 2), ("3", 3)),
     "pool_leak_threshold": (("2.5", 2.5), ("7", 7.0)),
     "pool_status": (("[::1]:8001", "[::1]:8001"), ("unix:/run/s", "unix:/run/s")),

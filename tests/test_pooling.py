@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from pooled_serve import pooling
+from pooled_serve import __version__, pooling
 from pooled_serve.errors import StartupError
+from support.client import BoundWatch
 from support.command import run
+from support.processes import wait_until
 from support.script import run_function
 from support.serve import GUNICORN
 from support.servers import Database, Server
@@ -64,7 +68,7 @@ def test_plain_python_without_gevents_patches_is_pooled_and_says_goodbye(
 POOL = Path(__file__).with_name("pooling_views.py")
 
 APPLY = """
-from pooled_serve import pooling
+from pooled_serve import __version__, pooling
 pooling.set_pool_size(1, max_outstanding=3)
 pooling.apply_patch()
 """
@@ -114,6 +118,62 @@ def test_the_environment_says_what_set_pool_size_did_not(project: Any, serve: An
     )
     answer = web.get("/one").json()
     assert (answer["size"], answer["cap"], answer["timeout"]) == (3, 9, 7)
+
+
+def test_workers_of_a_plain_gunicorn_share_a_bound(
+    project: Any, serve: Any, start_mariadb: Any
+) -> None:
+    mariadb = start_mariadb()
+    database = mariadb.create_database()
+    folder = project(POOL, databases={"default": database.django()})
+    wsgi = folder / "mysite" / "wsgi.py"
+    wsgi.write_text("from pooled_serve import pooling\npooling.apply_patch()\n" + wsgi.read_text())
+    meeting = pooling.SHARED_MEMORY / f"pooled-serve-{os.geteuid()}"
+    meeting.mkdir(mode=0o700, exist_ok=True)
+    space = f"{__version__}-{os.stat('/proc/self/ns/pid').st_ino}-"
+    ended = meeting / f"{space}1-1"  # PID 1 has not begun then
+    ended.touch()
+    of_others = meeting / "0.0-1-1-1"  # in a container with the same folder, perhaps
+    of_others.touch()
+    web = serve(
+        folder,
+        *("-k", "gevent", "-w", "3"),
+        command=GUNICORN,
+        env={"POOLED_SERVE_MAX_PER_HOST": "2"},
+    )
+    wait_until(lambda: len(web.worker_pids()) == 3)
+    with BoundWatch(mariadb, database) as watch, ThreadPoolExecutor(9) as threads:
+        answers = list(threads.map(web.get, ["/nap"] * 60))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 3, "all workers served"
+    assert 0 < watch.peak <= 2
+    (ours,) = meeting.glob(f"{space}{web.master_pid}-*")
+    ours.unlink()
+    assert not ended.exists()
+    of_others.unlink()
+
+
+@pytest.mark.parametrize("parent", [0, 1])
+def test_init_is_the_parent_of_strangers(
+    parent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooling, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    pooling._host_of_siblings.cache_clear()
+    assert pooling._host_of_siblings() is pooling._host_of_siblings()
+    pooling._host_of_siblings.cache_clear()
+    (path,) = tmp_path.rglob("*-*-*-*")
+    assert f"-{os.getpid()}-" in path.name
+
+
+def test_a_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooling, "SHARED_MEMORY", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"pooled-serve-{os.geteuid()}").symlink_to("elsewhere")
+    with pytest.raises(PermissionError):
+        pooling._host_of_siblings()
 
 
 @pytest.mark.parametrize(

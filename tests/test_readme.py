@@ -1,10 +1,9 @@
-"""What README.md shows is what happens: its commands run, its tables are those of the code."""
+"""What README.md and its neighbours show is what happens: commands run, tables are the code's."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
+import doctest
+import os
 import re
 import shlex
 import shutil
@@ -21,8 +20,14 @@ import click
 import pytest
 
 import pooled_serve
+import pooled_serve.pool
 from conftest import MakeProject, StartServe
-from pooled_serve import cli, options
+from pooled_serve import cli, options, pooling, problems
+from pooled_serve.pool import metrics
+from pooled_serve.pool.metrics import PIN_REASONS
+from pooled_serve.status import instance_metrics
+from pooled_serve.status.pool_log import PRESSURES
+from pooled_serve.tuning import switches
 from support import command
 from support.django_project import WSGI
 from support.ports import free_port
@@ -30,8 +35,19 @@ from support.processes import MAX_WAIT_SECONDS
 from support.serve import GUNICORN, POOLED_SERVE, environment
 from support.servers import ROOT, Server
 from support.text import find
+from support.torture import torture
 
 README = (ROOT / "README.md").read_text()
+# Those with commands and examples to run, and all whose links must lead somewhere.
+DOCUMENTS = [
+    "README.md",
+    "examples/deploy/README.md",
+    "examples/benchmark/README.md",
+    "tests/README.md",
+]
+LINKED = [*DOCUMENTS, ".github/CONTRIBUTING.md", ".github/SECURITY.md"]
+TEXTS = {name: (ROOT / name).read_text() for name in LINKED}
+LONGEST, LONGEST_FIRST_PART = 450, 120
 SHOP = ROOT / "examples" / "shop"
 
 QUERY = """
@@ -54,7 +70,11 @@ class Block(NamedTuple):
         return self.text.splitlines()
 
 
-BLOCKS = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)]
+BLOCKS = [
+    Block(*found)
+    for name in DOCUMENTS
+    for found in re.findall(r"^```(\w*)\n(.*?)^```$", TEXTS[name], re.M | re.S)
+]
 
 
 def blocks(language: str) -> list[Block]:
@@ -72,11 +92,14 @@ def shell_lines() -> Iterator[str]:
             yield " ".join(line.partition("  #")[0].split())
 
 
-# Where each shell command of the README is run. Those that start with pooled-serve are run here.
+# Where each shell command is run. Those that start with pooled-serve are run here.
 RUN_BY = {
     "python3 examples/quickstart.py": "tests/examples/test_quickstart.py",
+    "python3 examples/benchmark/compare.py": "tests/examples/test_benchmark.py",
+    "python3 examples/benchmark/overload.py": "tests/examples/test_overload_simulation.py",
     "pip install pooled-serve": "examples/quickstart.py",  # as pip install -e
     "tests/run": ".ci/run",
+    "tests/run --quick": "test_a_quick_run_takes_something_of_everything",
     "PYTHON=python3.13 tests/run": ".ci/run",
     "tests/run tests/pool/test_pool.py -k waiters": "test_the_example_of_a_single_test_finds_tests",
 }
@@ -85,7 +108,7 @@ RUN_BY = {
 def test_every_shell_command_is_run_somewhere() -> None:
     rest = []
     for line in shell_lines():
-        if line.startswith("pooled-serve ") or "_POOLED_SERVE_COMPLETE" in line:
+        if line in COMPLETIONS.values() or " pooled-serve myproject" in f" {line}":
             continue
         where = RUN_BY[line]
         if "/" in where:
@@ -97,9 +120,15 @@ def test_every_shell_command_is_run_somewhere() -> None:
 
 
 def test_every_block_has_a_kind_that_is_checked() -> None:
-    kinds = {"sh", "console", "python", "text", "dockerfile", "ini"}
+    kinds = {"sh", "console", "python", "text"}
     assert {block.language for block in BLOCKS} == kinds
-    assert README.count("```") == 2 * len(BLOCKS)
+    assert sum(TEXTS[name].count("```") for name in DOCUMENTS) == 2 * len(BLOCKS)
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= LONGEST
+    first = README.partition("\n## Sizing\n")[0]
+    assert len(first.splitlines()) <= LONGEST_FIRST_PART
 
 
 # --- Tables ------------------------------------------------------------------------------------
@@ -135,11 +164,32 @@ def test_the_options_are_those_of_help(tmp_path: Path) -> None:
             assert "".join(text.replace(r"\|", "|").split()) in shown
 
 
+def test_the_six_options_are_those_of_help() -> None:
+    part = README.partition("## The six options\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `(--[\w-]+)", part, re.M)
+    assert sorted(told) == sorted(o.flag for o in options.OPTIONS if o.essential)
+
+
 def test_the_problem_codes_are_those_of_the_code() -> None:
-    package = (ROOT / "pooled_serve").rglob("*.py")
+    package = [path for path in (ROOT / "pooled_serve").rglob("*.py") if path.stem != "problems"]
     told = {code for module in package for code in re.findall(r'"(PS\d{3})\b', module.read_text())}
-    listed = re.findall(r"^\| (PS\d{3}) \| [^|]+ \| [^|]+ \|$", README, re.M)
-    assert listed == sorted(told)
+    assert [problem.code for problem in problems.PROBLEMS] == sorted(told)
+    assert sorted(" ".join(problems.GROUPS).split()) == sorted(told)
+    assert list(problems.GROUPS) == sorted(problems.GROUPS)  # by their first
+    table = problems.table()
+    assert f"\n\n{table}\n\n" in README, f"README.md should have\n{table}"
+
+
+def test_the_words_of_mysqlclient_are_those_of_the_code() -> None:
+    from pooled_serve.driver import parameters
+
+    rows = ["| in `DATABASES` | here |", "|---|---|"]
+    for words, meaning in parameters.WORDS.items():
+        rows.append(f"| `{'`, `'.join(words.split(', '))}` | {meaning} |")
+    table = "\n".join(rows)
+    assert f"\n\n{table}\n\n" in README, f"README.md should have\n{table}"
+    for path in (*parameters.SOCKETS, parameters.SOCKET_VARIABLE):
+        assert f"`{path}`" in README
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -151,7 +201,8 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"Python {pythons[0]} to {pythons[-1]}" in README
     assert f"Django {djangos[0]} to {djangos[-1]}" in README
     assert project["requires-python"] == f">={pythons[0]}"
-    assert f"django>={djangos[0]}" in project["dependencies"]
+    (django,) = (found for found in project["dependencies"] if found.startswith("django"))
+    assert django.startswith(f"django>={djangos[0]}.")
     extras = re.findall(r"pooled-serve\[(\w+)\]", README)
     assert set(extras) <= set(project["optional-dependencies"])
     changes = (ROOT / "CHANGELOG.md").read_text()
@@ -159,11 +210,30 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"Version {pooled_serve.__version__} is" in README
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists()
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "](" in text])
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
+        file, _, anchor = target.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def anchors(text: str) -> set[str]:
+    """Those that GitHub and PyPI make of the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_contents_name_all_chapters() -> None:
+    contents = " ".join(paragraph("[Sizing](#sizing) ·").split())
+    listed = re.findall(r"\[([^]]+)\]\(#[^)]+\)", contents)
+    assert listed == re.findall(r"^## (.+)$", README[README.index("\n## Sizing") :], re.M)
+
+
+def paragraph(begin: str) -> str:
+    """The paragraph of README.md that begins like that."""
+    return README[README.index(f"\n\n{begin}") + 2 :].partition("\n\n")[0]
 
 
 # --- Commands ----------------------------------------------------------------------------------
@@ -183,30 +253,27 @@ def renamed(folder: Path) -> Path:
 
 
 def serving_commands() -> list[str]:
-    docker = json.loads(the_block("dockerfile", "CMD").text.removeprefix("CMD "))
-    (started,) = re.findall(r"^ExecStart=\S+/(.*)$", the_block("ini", "[Service]").text, re.M)
-    typed = [line for line in shell_lines() if line.startswith("pooled-serve myproject")]
+    typed = [line for line in shell_lines() if "pooled-serve myproject" in line]
     typed.remove("pooled-serve myproject.wsgi --check")  # which serves nothing
-    return [shlex.join(docker), started, *typed]
+    return typed
 
 
 @pytest.mark.parametrize("line", serving_commands())
 def test_commands_that_serve(line: str, myproject: Path, serve: StartServe, tmp_path: Path) -> None:
-    program, app, *args = shlex.split(line)
-    assert program == "pooled-serve"
-    if "-b" in args:
-        at = args.index("-b")
-        assert args[at + 1].endswith(":8000")
-        del args[at : at + 2]
+    before, found, rest = line.partition("pooled-serve ")
+    assert found
+    variables = dict(word.split("=", 1) for word in shlex.split(before))
+    app, *args = shlex.split(rest)
     if "--status" in args:
         at = args.index("--status")
         assert args[at + 1].endswith(":8001")
         args[at + 1] = f"127.0.0.1:{free_port()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        # what Type=notify in the unit relies on
+        # what Type=notify in a unit relies on
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(MAX_WAIT_SECONDS)
-        server = serve(myproject, *args, app=app, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        variables["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        server = serve(myproject, *args, app=app, env=variables)
         assert server.get("/query").text == "ok"
         assert b"READY=1" in systemd.recv(1000)
 
@@ -217,20 +284,36 @@ def test_the_first_look_at_the_plan(myproject: Path) -> None:
     assert "Ready. Nothing was started." in done.stdout
 
 
-def test_the_worked_example_of_sizing_adds_up(myproject: Path) -> None:
-    (line,) = (line for line in shell_lines() if "--replicas" in line)
-    done = command.run(*shlex.split(line)[1:], "--check", cwd=myproject)
-    assert done.code == 0, done.output
-    assert re.search(r"2 × 3 × 20 = 120 +151", done.stdout)
-    assert "120 / (2 × 3) = 20" in README
+def test_the_worked_examples_of_sizing_add_up(myproject: Path) -> None:
+    lines = [line for line in shell_lines() if "--replicas" in line]
+    sums = [r"2 × 60 per host = 120 +151", r"2 × 3 × 20 = 120 +151"]
+    for line, expected in zip(lines, sums, strict=True):
+        done = command.run(*shlex.split(line)[1:], "--check", cwd=myproject)
+        assert done.code == 0, done.output
+        assert re.search(expected, done.stdout)
+    for text in ("120 / 2 = 60", "120 / (2 × 3) = 20"):
+        assert text in " ".join(README.split())
+
+
+@pytest.fixture(scope="module")
+def shop_database(mariadb: Server) -> str:
+    """The shop's, with its tables."""
+    url = mariadb.url()
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "--verbosity=0"],
+        cwd=SHOP,
+        env=environment({"DATABASE_URL": url}),
+        check=True,
+    )
+    return url
 
 
 @pytest.mark.parametrize("block", blocks("console"), ids=lambda block: block.lines[0])
-def test_the_plan_looks_like_that(block: Block, mariadb: Server) -> None:
+def test_the_plan_looks_like_that(block: Block, shop_database: str) -> None:
     prompt, *shown = block.lines
     program, *args = shlex.split(prompt.removeprefix("$ "))
     assert program == "pooled-serve"
-    done = command.run(*args, cwd=SHOP, env={"DATABASE_URL": mariadb.url()})
+    done = command.run(*args, cwd=SHOP, env={"DATABASE_URL": shop_database})
     assert done.code == (5 if "FAIL" in block.text else 0), done.output
 
     def pattern(lines: list[str]) -> list[str]:
@@ -257,13 +340,15 @@ def test_an_example_of_the_configuration_file(myproject: Path, tmp_path: Path) -
     assert pool(**variable) == ("6", "10")
     assert pool("--pool-size", "2", **variable) == ("2", "10")
     for text in ("POOLED_SERVE_POOL_SIZE=6", "--pool-size 2"):
-        assert text in README
+        assert text in TEXTS["examples/deploy/README.md"]
 
 
 def test_the_api_for_those_who_keep_their_launcher(
     project: MakeProject, serve: StartServe, mariadb: Server
 ) -> None:
-    folder = project(QUERY, wsgi=dedent(WSGI) + the_block("python", "apply_patch()").text)
+    told = find(r"::\n\n((?: {4}.*\n|\n)+)", str(pooling.__doc__)).group(1)
+    assert "pooling.apply_patch()" in told
+    folder = project(QUERY, wsgi=dedent(WSGI) + dedent(told))
     server = serve(folder, "-k", "gevent", command=GUNICORN)
     before = mariadb.admin.status("Connections")
     assert {server.get("/query").text for _ in range(5)} == {"ok"}
@@ -271,18 +356,26 @@ def test_the_api_for_those_who_keep_their_launcher(
 
 
 def test_the_pool_on_its_own() -> None:
-    source = the_block("python", "ConnectionPool(").text
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(source, "README.md", "exec"), {"__name__": "readme"})
-    shown = BLOCKS[BLOCKS.index(the_block("python", "ConnectionPool(")) + 1]
-
-    def without_times(text: str) -> str:
-        return re.sub(r"\d+\.\d+s", "#", text)
-
-    assert without_times(shown.text) == without_times(said.getvalue())
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    done = doctest.testmod(pooled_serve.pool, optionflags=flags)
+    assert done.attempted == 9
+    assert not done.failed  # it prints what differs
 
 
+def test_the_switches_are_those_of_the_code() -> None:
+    (line,) = (line for line in shell_lines() if line.startswith(f"{switches.VARIABLE}="))
+    named = line.removeprefix(f"{switches.VARIABLE}=").split()[0].split(",")
+    assert sorted(named) == sorted(switches.NAMES)
+    table = TEXTS["examples/benchmark/README.md"].partition("| switch | without it |")[2]
+    assert sorted(re.findall(r"`([\w-]+)`", table.partition("\n\n")[0])) == sorted(named)
+    assert f"`{switches.VARIABLE}`" in README
+
+
+COMPLETIONS = {
+    shell: line
+    for line in shell_lines()
+    for shell in re.findall(r"_POOLED_SERVE_COMPLETE=(\w+)_source", line)
+}
 CHECK_COMPLETION = {
     "bash": "COMP_WORDS=(pooled-serve --pool-s) COMP_CWORD=1; $(complete -p pooled-serve | "
     r"sed 's/.*-F \(\S*\) .*/\1/') pooled-serve --pool-s; echo ${COMPREPLY[@]}",
@@ -298,7 +391,7 @@ def test_completion(shell: str, tmp_path: Path) -> None:
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"there is no {shell} here")
-    (line,) = (line for line in shell_lines() if f"{shell}_source" in line)
+    line = COMPLETIONS[shell]
     (tmp_path / "pooled-serve").write_text(f'#!/bin/sh\nexec {shlex.join(POOLED_SERVE)} "$@"\n')
     (tmp_path / "pooled-serve").chmod(0o755)
     start = "autoload -Uz compinit && compinit -u -D;" if shell == "zsh" else ""
@@ -313,23 +406,63 @@ def test_completion(shell: str, tmp_path: Path) -> None:
     assert "--pool-size" in done.stdout, done.stderr
 
 
-def test_the_example_of_a_single_test_finds_tests() -> None:
-    (line,) = (line for line in RUN_BY if "test_pool.py" in line)
+def collected(*args: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", *shlex.split(line)[1:]],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *args],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "TORTURE"},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "test_pool.py::" in done.stdout
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_the_example_of_a_single_test_finds_tests() -> None:
+    (line,) = (line for line in RUN_BY if "test_pool.py" in line)
+    assert any("test_pool.py::" in found for found in collected(*shlex.split(line)[1:]))
+
+
+@torture
+def test_a_quick_run_takes_something_of_everything() -> None:
+    everyday, quick = collected(), collected("--quick")
+    assert len(quick) < len(everyday)
+    files = {line.partition("::")[0] for line in everyday}
+    assert {line.partition("::")[0] for line in quick} == files
+
+
+def rows_of_table(heading: str) -> list[list[str]]:
+    """The cells of a table of one of the documents, but for its head, which contains this text."""
+    (text,) = (TEXTS[name] for name in DOCUMENTS if heading in TEXTS[name])
+    table = text[text.index(heading) :].partition("\n\n")[0]
+    return [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
 
 
 def test_what_pins_a_lease_is_what_the_code_says() -> None:
-    from pooled_serve.pool.metrics import PIN_REASONS
+    rows = rows_of_table("what pins a connection, with its *reason* in `pinned_total`")
+    told = [reason for _, what in rows for reason in re.findall(r"\(\*([^*]+)\*\)", what)]
+    assert sorted(told) == sorted(PIN_REASONS)
 
-    table = README.partition("| what pins a connection | reason |\n|---|---|\n")[2]
-    told = {row.strip("| ").split(" | ")[-1] for row in table.partition("\n\n")[0].splitlines()}
-    assert told == set(PIN_REASONS)
+
+def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
+    rows = rows_of_table("| number, and what it means | what to do when it rises |")
+    told = [key for meaning, _ in rows for key in re.findall(r"`([a-z_]+)`", meaning)]
+    pools = {metric.key for metric in metrics.METRICS}
+    hosts = {key for _, key, _ in instance_metrics.HOST_METRICS} | {"hosts"}
+    routes = {key for _, key, _ in instance_metrics.ROUTE_METRICS} | {"routes"}
+    assert sorted(told) == sorted([*pools, *hosts, *routes])
+    assert all(remedy.strip() for _, remedy in rows)
+
+
+def test_what_the_log_calls_a_pool_is_explained() -> None:
+    chapter = TEXTS["examples/deploy/README.md"].partition("## What the log says")[2]
+    assert set(PRESSURES) <= set(re.findall(r"^- \*\*(.*?):\*\*", chapter, re.M))
+
+
+def test_each_reason_of_a_close_is_explained_with_what_to_do() -> None:
+    rows = rows_of_table("| reason in `closed_total` | what to do if there are many |")
+    told = [reason for why, _ in rows for reason in re.findall(r"`([a-z ]+)`", why)]
+    assert sorted(told) == sorted({*metrics.CLOSE_REASONS} - {"other"})
+    assert all(remedy.strip() for _, remedy in rows)

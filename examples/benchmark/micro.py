@@ -7,7 +7,9 @@ other; those of two machines, or of a busy one, do not.
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +19,9 @@ from typing import Any
 
 from gevent import monkey
 
-monkey.patch_all()
+alone = len(sys.argv) > 2  # a part that runs in a process of its own
+if not alone:
+    monkey.patch_all()
 
 import gevent  # noqa: E402
 
@@ -91,7 +95,8 @@ TABLE = """
 def reading(arguments: dict[str, Any]) -> None:
     """Print the CPU time of a query of so many rows and its fetchall(), by driver.
 
-    The drivers take turns, a few queries at a time, so that all see the same machine.
+    Without gevent, whose waits cost PyMySQL and pooled-serve the same, and which mysqlclient cannot
+    use. The drivers take turns, a few queries at a time, so that all see the same machine.
     """
     plain = {**arguments, "charset": "utf8mb4"}
     drivers: dict[str, Any] = {
@@ -116,18 +121,54 @@ def reading(arguments: dict[str, Any]) -> None:
                 for n in range(ROWS[-1])
             ],
         )
+    take_turns("a query of ten columns, CPU", drivers)
+
+
+def reading_by_django(arguments: dict[str, Any]) -> None:
+    """Print the same for Django's cursor: of its own connection with PyMySQL, and of a pooled one
+    that a view has leased."""
+    from django.conf import settings
+
+    names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+    names["database"] = "NAME"
+    database = {name: arguments[key] for key, name in names.items()}
+    options = {"ssl_disabled": True}
+    settings.configure(
+        DATABASES={
+            "default": {"ENGINE": "django.db.backends.mysql", "OPTIONS": options, **database}
+        },
+        USE_TZ=True,
+    )
+    import django
+    from django.db import connections
+    from django.db.utils import load_backend
+    from pooled_serve import pooling
+    from pooled_serve.backend.scope import scope_here
+
+    django.setup()
+    pooling.apply_patch()
+    scope_here().keep_leases = True  # as while a view runs
+    pooled = connections["default"]
+    stock = load_backend(pooled.settings_dict["ENGINE"]).DatabaseWrapper(
+        pooled.settings_dict.copy(), "default"
+    )
+    take_turns("the same, Django's cursor", {"PyMySQL": stock, "pooled-serve": pooled})
+
+
+def take_turns(title: str, drivers: dict[str, Any]) -> None:
+    """Print what each driver takes for some numbers of rows, and how ours compares."""
 
     def query(driver: Any, rows: int) -> Any:
         with driver.cursor() as cursor:
             cursor.execute(f"SELECT * FROM reading LIMIT {rows}")
             return cursor.fetchall()
 
-    print(f"\n{'a query of ten columns, CPU':28}" + "".join(f"{name:>16}" for name in drivers))
+    print(f"\n{title:28}" + "".join(f"{name:>16}" for name in drivers))
     for rows in ROWS:
         assert query(drivers["PyMySQL"], rows) == query(drivers["pooled-serve"], rows)
         times: dict[str, list[float]] = {name: [] for name in drivers}
         repeat = max(1, 200 // rows)
-        for _ in range(60):
+        for _ in range(100):
             for name, driver in drivers.items():
                 began = time.process_time()
                 for _ in range(repeat):
@@ -192,7 +233,9 @@ def main() -> None:
         print(f"a connect takes {rows[1][2] / rows[0][2]:.3f} of PyMySQL's CPU time")
         cycle *= 1e3
         print(f"100 users of 10 connections: {cycle:.1f} µs a cycle, longest wait {longest:.1f} ms")
-        reading(arguments)
+        sys.stdout.flush()
+        for which in WITHOUT_GEVENT:
+            subprocess.run([sys.executable, __file__, which, json.dumps(arguments)], check=True)
 
 
 def connect_arguments(database: PrivateDatabase) -> dict[str, Any]:
@@ -210,5 +253,10 @@ def connect_arguments(database: PrivateDatabase) -> dict[str, Any]:
     }
 
 
+WITHOUT_GEVENT = {"reading": reading, "django": reading_by_django}
+
 if __name__ == "__main__":
-    main()
+    if alone:
+        WITHOUT_GEVENT[sys.argv[1]](json.loads(sys.argv[2]))
+    else:
+        main()

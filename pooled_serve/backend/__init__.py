@@ -4,8 +4,11 @@
 * wrappers.py: Django's connection wrappers, made to lease
 * registry.py: the pooled databases of this process; database.py: one of them
 * lease.py: the DB-API connection of a wrapper; cursors.py and direct.py: other ways to reach it
+* transactions.py: how a transaction of a session starts
+* instrumented.py: the same for OpenTelemetry's instrumentation of PyMySQL
 * again.py: when a statement whose connection is dead runs on a fresh one
 * answers.py: what a session is answered that asks about an earlier statement
 * scope.py: the request of a greenlet, and how long its leases last
+* routes.py: for which route a lease is counted
 * unavailable.py: the 503
 """

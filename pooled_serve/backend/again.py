@@ -68,7 +68,8 @@ def replace_connection(session: Session, error: MySQLError, *, ran: bool = True)
     if (
         ran
         and not (dead.send_failed or _was_reset(error))
-        and is_there(fresh, dead)  # so if the statement still runs, only the link was cut
+        # If the server is there, and the statement still runs, only the link was cut.
+        and is_there(fresh, dead) is not False
         and not (knows(fresh, dead) and was_running(fresh, dead))
     ):
         return False

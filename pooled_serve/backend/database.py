@@ -5,6 +5,7 @@ Can be imported without MySQLdb, unlike the wrappers (see wrappers.py) that leas
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -13,14 +14,23 @@ from django.db import InterfaceError, OperationalError
 from pymysql.cursors import Cursor
 
 from pooled_serve.backend.lease import Session
+from pooled_serve.backend.routes import RouteAccount
 from pooled_serve.backend.scope import GreenletScope
-from pooled_serve.driver.abandoned import finish
+from pooled_serve.driver.abandoned import Left, finish, trace_of
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.error_codes import FULL, code_of, is_outage
 from pooled_serve.driver.login import ConnectAgain
-from pooled_serve.errors import PoolClosed, PoolOutage, PoolOverloaded, PoolTimeout
+from pooled_serve.errors import (
+    PoolClientGone,
+    PoolClosed,
+    PoolOutage,
+    PoolOverloaded,
+    PoolTimeout,
+)
 from pooled_serve.options import PoolPlan
 from pooled_serve.pool import ConnectionPool, metrics
+from pooled_serve.pool.tokens import Tokens
+from pooled_serve.status import traces
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability, shortage_behind
 from pooled_serve.status.scoreboard import PoolRow
@@ -45,10 +55,15 @@ class DatabasePoolOutage(PoolOutage, DatabasePoolTimeout):
     """:class:`PoolOutage` as one of Django's database errors."""
 
 
+class DatabasePoolClientGone(PoolClientGone, DatabasePoolTimeout):
+    """:class:`PoolClientGone` as one of Django's database errors."""
+
+
 _AS_DJANGOS: dict[type[PoolTimeout], type[DatabasePoolTimeout]] = {
     PoolTimeout: DatabasePoolTimeout,
     PoolOverloaded: DatabasePoolOverloaded,
     PoolOutage: DatabasePoolOutage,
+    PoolClientGone: DatabasePoolClientGone,
 }
 
 
@@ -69,6 +84,9 @@ class DatabaseSession(Session):
             raise _AS_DJANGOS[type(error)](error) from error.last_error
         except PoolClosed as error:
             raise DatabasePoolClosed(str(error)) from None
+        finally:
+            if traces.noted:
+                traces.tell()
 
 
 class PooledDatabase:
@@ -80,6 +98,7 @@ class PooledDatabase:
     :param plan: the numbers of the pool.
     :param permanent: whether the alias existed when the project was loaded. The project may add
         any number of others, one for each tenant.
+    :param tokens: of the host, if that has a bound.
     """
 
     def __init__(
@@ -90,6 +109,7 @@ class PooledDatabase:
         plan: PoolPlan,
         *,
         permanent: bool,
+        tokens: Tokens | None = None,
     ) -> None:
         self.alias = alias
         self.settings: dict[str, Any] = _copied(settings)
@@ -97,12 +117,15 @@ class PooledDatabase:
         self.server_data: dict[str, Any] | None = None  # Django's mysql_server_data
         self.log = PoolLog(alias)
         self.reachability = Reachability(self.log)
+        self.traces = traces.Traces(alias)
         self._connecting_class = connecting_class
         self._plan = plan
+        self._tokens = tokens
         self._pool: ConnectionPool[MySQLConnection] | None = None
         self._keeps_idle = True
         self._server_version = ""
         self._pool_row: PoolRow | None = None
+        self._account: RouteAccount | None = None
 
     def fits(self, connecting_class: type, settings: dict[str, Any]) -> bool:
         """Whether connections made with this class and these settings would be the same."""
@@ -127,7 +150,7 @@ class PooledDatabase:
         """The pool. Made by the first thread that asks; only that thread may use it."""
         if self._pool is None:
             self._pool = self._make_pool()
-            self.log.pool = self.reachability.pool = self._pool
+            self.log.pool = self.reachability.pool = self.traces.pool = self._pool
             if not self._keeps_idle:
                 self._pool.drain()
             self._attach_row()
@@ -135,10 +158,10 @@ class PooledDatabase:
 
     # --- The scoreboard ------------------------------------------------------------------------
 
-    def join_scoreboard(self, pool_row: PoolRow) -> None:
+    def join_scoreboard(self, pool_row: PoolRow, account: RouteAccount) -> None:
         """Count on the scoreboard from now on, and probe a lost database without traffic: the
         readiness of the worker depends on it."""
-        self._pool_row = pool_row
+        self._pool_row, self._account = pool_row, account
         self.reachability.probing = True
         self._attach_row()
         self.reachability.resume()  # it may have been lost while the project was loaded
@@ -161,8 +184,9 @@ class PooledDatabase:
             pool_row.free()
 
     def _attach_row(self) -> None:
-        if self._pool_row is not None and self._pool is not None:
-            self._pool.attach_row(self._pool_row.current)
+        if self._pool_row is not None and self._pool is not None and self._account is not None:
+            self._account.joins(self._pool.row)
+            self._pool.attach_row(self._pool_row.current, self._account)
 
     # --- The pool ------------------------------------------------------------------------------
 
@@ -190,9 +214,13 @@ class PooledDatabase:
             reset=MySQLConnection.reset,
             unfinished=MySQLConnection.unfinished,
             finish=finish,
-            abandon=MySQLConnection.abandon,
+            abandon=lambda conn: conn.abandon(),
+            tokens=self._tokens,
+            part=MySQLConnection.part,
+            trace=trace_of,
+            restore=_left,
             holder=MySQLConnection.holder,
-            listeners=(self.log, self.reachability),
+            listeners=(self.log, self.reachability, self.traces),
             name=self.alias,
         )
 
@@ -208,7 +236,11 @@ class PooledDatabase:
     def _connect(self, *, compare: bool = True) -> MySQLConnection:
         wrapper = self._connecting_class(_copied(self.settings), self.alias)
         wrapper._database = self
-        conn = wrapper.get_new_connection(wrapper.get_connection_params())
+        try:
+            conn = wrapper.get_new_connection(wrapper.get_connection_params())
+        except Exception as error:
+            self._name_server(getattr(error, "address", ""))
+            raise
         if not isinstance(conn, MySQLConnection):
             conn.close()
             raise ImproperlyConfigured(
@@ -222,12 +254,23 @@ class PooledDatabase:
             wrapper.set_autocommit(True)  # sessions open transactions themselves
             wrapper.init_connection_state()
             conn.set_up(compare=compare)
+        except ConnectAgain:
+            if self._tokens is not None:  # else the host would have one more for a moment
+                with contextlib.suppress(OSError):
+                    conn.part()
+            conn.close()
+            raise
         except BaseException:
             conn.close()
             raise
         if self._pool_row is not None:
             self._pool_row.label(self.alias, conn.engine, conn.address)
         return conn
+
+    def _name_server(self, address: str) -> None:
+        """Let the status page name a server that has not let anybody in so far."""
+        if self._pool_row is not None and not self._pool_row.texts[2]:
+            self._pool_row.label(self.alias, "", address)
 
     def _is_outage(self, error: Exception) -> bool:
         """Whether to wait because nobody answers. What this machine lacks may last; and where the
@@ -257,6 +300,11 @@ class PooledDatabase:
         """See :meth:`ConnectionPool.close`; connections in use are closed, too."""
         if self._pool is not None:
             self._pool.close(in_use=True)
+
+
+def _left(trace: bytes) -> MySQLConnection:
+    left: Any = Left(trace)  # as much of a connection as finish() needs
+    return left  # type: ignore[no-any-return]
 
 
 def _copied(value: Any) -> Any:

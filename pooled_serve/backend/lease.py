@@ -6,9 +6,6 @@ In request mode it also lasts as long as the view runs; the scope of the greenle
 does. PgBouncer's transaction mode does this between processes. Here, inside one process, the
 client's side is known: a statement that would read what another request left behind is refused, or
 answered as on a fresh connection.
-
-In both modes a transaction starts with BEGIN before its first statement, not with SET autocommit=0
-in advance: that saves a round trip, and a transaction without statements costs nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +21,7 @@ from pooled_serve.backend.answers import prepare_answer
 from pooled_serve.backend.cursors import tracked
 from pooled_serve.backend.direct import DirectUse, forward_attributes
 from pooled_serve.backend.scope import GreenletScope
+from pooled_serve.backend.transactions import begin, begin_alone
 from pooled_serve.driver import questions
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.statements import LASTING, Statement, classify
@@ -72,6 +70,7 @@ class Session(DirectUse):
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
         self._statement, self._number = Statement(), 0  # the last one that began
+        self._begun_by = 0  # the one that was sent together with BEGIN
         self._look_after = math.inf  # then the server may have closed the connection
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
@@ -141,7 +140,8 @@ class Session(DirectUse):
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        conn._result, conn.forget_key_first = None, False  # an earlier lease's
+        # Those of an earlier lease.
+        conn._result, conn.forget_key_first, conn.begin_first = None, False, False
         self._forget_statements()
         if self._reset == "always":
             conn.dirty_reason = "always"
@@ -166,7 +166,6 @@ class Session(DirectUse):
             self._scope.discard(self)
             if self._watched is not None:
                 self._watched.end()
-            conn.scope = None
             self._note_use(conn)
             self._ran_on_earlier_lease |= self._ran_statement
             if self._reset == "rollback":
@@ -174,7 +173,8 @@ class Session(DirectUse):
             self._pool.release(conn)
 
     def _note_use(self, conn: MySQLConnection) -> None:
-        """Note on the connection what later leases must know about this one."""
+        """Note on the connection what others must know about this lease."""
+        conn.scope, conn.usage = None, self._scope.usage
         conn.reused = True
         conn.stale_key |= self._may_have_key
         conn.in_statement |= self._depth > 0
@@ -196,7 +196,7 @@ class Session(DirectUse):
         """
         self._depth += 1  # from here on, because the preparations may switch greenlets
         try:
-            number = self._number = self._number + 1
+            number = self._number = self._scope.statements = self._scope.statements + 1
             statement = self._statement = classify(template)
             if statement.asks:
                 prepare_answer(self, template, statement.asks)
@@ -204,13 +204,15 @@ class Session(DirectUse):
             if self._conn is not None and monotonic() > self._look_after:
                 replace_if_dead(self)
             conn = self._conn or self._lease()
+            if conn.begin_first:  # for the statement around this one, whose parameter this is
+                begin_alone(self, conn)
             if statement.touches:
                 self._touch(conn, statement.touches)
             else:
                 if statement.keeps:
                     self._pin(statement.keeps)
                 if not self._autocommit:
-                    self._begin(conn)
+                    begin(self, conn)
                     conn = self._conn or conn  # it may be another
             if statement.inserts or statement.numbers:
                 self._note_keys(conn, statement)
@@ -242,7 +244,7 @@ class Session(DirectUse):
         harmless = self._statement.repeatable
         if (
             number != self._number
-            or not self._autocommit
+            or not (self._autocommit or self._begun_by == number)
             or not may_run_again(self, error, harmless=harmless)
         ):
             return False
@@ -250,6 +252,8 @@ class Session(DirectUse):
             return False
         self._ran_statement = True
         if self._conn is not None:  # it was just leased
+            if not self._autocommit:
+                begin(self, self._conn)
             self._note_keys(self._conn, self._statement)
         return True
 
@@ -259,6 +263,8 @@ class Session(DirectUse):
         conn = self._conn
         if conn is not None:
             self._look_after = monotonic() + PAUSE_SECONDS
+            if not self._depth:
+                conn.begin_first = False  # the statement was not sent
             last = self._last = conn._result
             if last is not None:
                 if last.insert_id:
@@ -282,24 +288,6 @@ class Session(DirectUse):
         if not self._autocommit and conn.get_autocommit():
             # It may contain a COMMIT, after which BEGIN would no longer cover the rest.
             conn.autocommit(False)
-
-    def _begin(self, conn: MySQLConnection) -> None:
-        if conn.transaction_unknown and conn.open:
-            conn.ping()  # the answer has the present status of the transaction
-            conn.transaction_unknown = False
-        if conn.in_transaction():
-            return
-        if self._touched_session:
-            # BEGIN would end a LOCK TABLES, and forbid a SET TRANSACTION.
-            conn.autocommit(False)
-        else:
-            try:
-                conn.begin()
-            except MySQLError as error:
-                if not may_run_again(self, error, harmless=True):
-                    raise
-                replace_connection(self, error, ran=False)
-                (self._conn or self._lease()).begin()
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
         """Run a statement."""

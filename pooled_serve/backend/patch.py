@@ -21,12 +21,17 @@ from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 
 from pooled_serve import compat
-from pooled_serve.backend import registry, unavailable
+from pooled_serve.backend import registry, routes, unavailable
 from pooled_serve.backend import scope as scopes
+from pooled_serve.backend.client_check import ClientCheck
+from pooled_serve.backend.client_check import ClientGone as ClientGone  # for the worker
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import startup_error
 from pooled_serve.options import PoolPlans
+from pooled_serve.pool import set_loop
+from pooled_serve.pool.host import Host
+from pooled_serve.status.routes import RouteTable
 from pooled_serve.status.scoreboard import PoolRow
 
 LAST_CALL_SECONDS = 5.0
@@ -39,9 +44,10 @@ _create_connection = ConnectionHandler.create_connection
 _handle = WSGIHandler.__call__
 
 
-def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
+def install(plan: PoolPlans, host: Host | None = None, *, own_launcher: bool = False) -> None:
     """Pool the MySQL databases of the project, from now on. Opens nothing, reads no settings.
 
+    :param host: see :func:`pooled_serve.backend.registry.start`.
     :param own_launcher: see :func:`pooled_serve.backend.scope.configure`.
     :raises StartupError: mysqlclient is loaded, another pool has patched Django, or Django or
         PyMySQL has changed what this relies on.
@@ -54,7 +60,7 @@ def install(plan: PoolPlans, *, own_launcher: bool = False) -> None:
     _import_wrappers()
     mode = plan.options.mode
     scopes.configure(per_transaction=mode == "transaction", own_launcher=own_launcher)
-    registry.start(plan)
+    registry.start(plan, host)
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     unavailable.install()
 
@@ -71,6 +77,10 @@ def _import_wrappers() -> None:
     _wrappers = wrappers
 
 
+POSES_AS = (2, 999, 0, "final", 1)
+"""What Django takes PyMySQL for: a version of mysqlclient."""
+
+
 def use_pymysql() -> None:
     """Install PyMySQL as MySQLdb, for Django's MySQL backend.
 
@@ -82,9 +92,22 @@ def use_pymysql() -> None:
         raise startup_error(
             "PS502",
             "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
-            "remove the import of MySQLdb from the configuration file or the project",
+            "remove the import of MySQLdb from the configuration file, or from what runs before "
+            "pooling.apply_patch(); later ones get PyMySQL, and may stay",
         )
     pymysql.install_as_MySQLdb()
+    # PyMySQL says that it is mysqlclient 2.2.8. A Django that asks for a later one asks for nothing
+    # that PyMySQL lacks: what of it is used here, compat.py looks at.
+    pymysql.version_info = max(pymysql.version_info, POSES_AS)
+
+
+def translate_parameters() -> None:
+    """Make Django's MySQL backend connect as the pool does, in a process that has no pool: that of
+    the preflight, where the project may run queries while it is loaded."""
+    from pooled_serve.backend import wrappers
+
+    backend: Any = wrappers.ConnectingWrapper.__base__
+    backend.get_new_connection = wrappers.ConnectingWrapper.get_new_connection
 
 
 def refuse_other_pools() -> None:
@@ -140,7 +163,18 @@ def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
 
 def begin_request(request: Any) -> None:
     """Note the request, gunicorn's, that this greenlet serves from now on; logs name it."""
-    scope_here().request = request
+    scope = scope_here()
+    scope.request = request
+    if routes.table is not None:
+        scope.usage = routes.Unresolved()
+        scope.statements_before = scope.statements
+
+
+def check_clients(seconds: float) -> ClientCheck:
+    """Returns a running check; see :mod:`pooled_serve.backend.client_check`."""
+    check = ClientCheck(seconds)
+    check.start()
+    return check
 
 
 def end_request() -> None:
@@ -161,6 +195,8 @@ def end_request() -> None:
         try:
             _wrappers.close_wrappers_here()
         finally:
+            if scope.usage is not None:
+                routes.end_request(scope)
             registry.retire_gone()
 
 
@@ -172,14 +208,17 @@ def pools() -> dict[str, Any]:
     return {alias: database.pool for alias, database in _databases.items()}
 
 
-def join_scoreboard(row_for: Callable[..., PoolRow | None], unreachable: Iterable[str]) -> None:
+def join_scoreboard(
+    row_for: Callable[..., PoolRow | None], table: RouteTable, unreachable: Iterable[str]
+) -> None:
     """Put this worker's present and future pools on the scoreboard.
 
     :param row_for: see :func:`pooled_serve.backend.registry.join_scoreboard`.
+    :param table: of the routes of this worker.
     :param unreachable: aliases of databases that could not be reached, which are probed until they
         can be.
     """
-    registry.join_scoreboard(row_for)
+    registry.join_scoreboard(row_for, routes.count_in(table))
     for alias in unreachable:
         if alias in connections.settings:
             connections[alias]  # makes the database, if it was not used yet
@@ -190,6 +229,7 @@ def join_scoreboard(row_for: Callable[..., PoolRow | None], unreachable: Iterabl
 
 def _leave_scoreboard() -> None:
     """Runs in a forked child, whose row on the scoreboard is the parent's."""
+    routes.stop()
     registry.join_scoreboard(None)
 
 
@@ -212,6 +252,11 @@ def end_load(*, fork_follows: bool) -> None:
     end_request()
     if fork_follows:
         registry.clear()
+
+
+def begin_serving() -> None:
+    """This process is a worker: its event loop runs."""
+    set_loop(runs=True)
 
 
 def drain() -> None:

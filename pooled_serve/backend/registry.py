@@ -16,8 +16,11 @@ from weakref import WeakSet
 from django.db import connections
 
 from pooled_serve.backend.database import PooledDatabase
+from pooled_serve.backend.routes import RouteAccount
 from pooled_serve.options import PoolPlans
 from pooled_serve.pool import get_thread
+from pooled_serve.pool.host import Host
+from pooled_serve.pool.tokens import tokens_of
 from pooled_serve.status.scoreboard import PoolRow
 
 MAX_ADDED_ALIASES = 4
@@ -28,16 +31,21 @@ databases: dict[str, PooledDatabase] = {}
 
 _retired: WeakSet[PooledDatabase] = WeakSet()  # with leases
 _plan: PoolPlans  # set by start(); nothing is pooled before
+_host: Host | None = None  # if it has a bound
 _thread = 0  # the OS thread whose event loop the pools belong to
 _permanent: frozenset[str] | None = None  # aliases of the loaded project
 _draining = False
 _row_for: Callable[..., PoolRow | None] | None = None  # None without a scoreboard
+_account: RouteAccount | None = None
 
 
-def start(plan: PoolPlans) -> None:
-    """Pool databases in the current OS thread, with these numbers."""
-    global _plan, _thread
-    _plan, _thread = plan, get_thread()
+def start(plan: PoolPlans, host: Host | None) -> None:
+    """Pool databases in the current OS thread, with these numbers.
+
+    :param host: shared by all workers, if the plan bounds them together.
+    """
+    global _plan, _host, _thread
+    _plan, _host, _thread = plan, host, get_thread()
 
 
 def in_pool_thread() -> bool:
@@ -80,8 +88,13 @@ def _replace(alias: str, connecting_class: type, settings: dict[str, Any]) -> Po
     database = next(back, None)
     if database is None:
         plan = _plan.pool(alias, settings.get("CONN_MAX_AGE", 0))
+        tokens = None
+        if _host is not None and plan.per_host is not None:
+            tokens = tokens_of(_host, alias, plan.per_host)
         permanent = alias in remember_aliases()
-        database = PooledDatabase(alias, settings, connecting_class, plan, permanent=permanent)
+        database = PooledDatabase(
+            alias, settings, connecting_class, plan, permanent=permanent, tokens=tokens
+        )
     _retired.discard(database)
     databases[alias] = database
     database.drain() if _draining else database.resume()
@@ -125,13 +138,16 @@ def remember_aliases() -> frozenset[str]:
 # --- The scoreboard ----------------------------------------------------------------------------
 
 
-def join_scoreboard(row_for: Callable[..., PoolRow | None] | None) -> None:
+def join_scoreboard(
+    row_for: Callable[..., PoolRow | None] | None, account: RouteAccount | None = None
+) -> None:
     """Put present and future databases on the scoreboard; with None, take them off.
 
     :param row_for: called with an alias and ``permanent``; returns a row, or None if none is left.
+    :param account: told of each use of a pool.
     """
-    global _row_for
-    _row_for = row_for
+    global _row_for, _account
+    _row_for, _account = row_for, account
     for database in databases.values():
         if row_for is None:
             database.leave_scoreboard()
@@ -140,10 +156,10 @@ def join_scoreboard(row_for: Callable[..., PoolRow | None] | None) -> None:
 
 
 def _join_scoreboard(database: PooledDatabase) -> None:
-    if _row_for is not None:
+    if _row_for is not None and _account is not None:
         pool_row = _row_for(database.alias, permanent=database.permanent)
         if pool_row is not None:
-            database.join_scoreboard(pool_row)
+            database.join_scoreboard(pool_row, _account)
 
 
 # --- The end -----------------------------------------------------------------------------------

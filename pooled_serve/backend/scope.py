@@ -9,6 +9,8 @@ from gevent.local import local
 
 if TYPE_CHECKING:
     from pooled_serve.backend.lease import Session
+    from pooled_serve.backend.routes import Unresolved
+    from pooled_serve.status.routes import Usage
 
 
 class GreenletScope(set["Session"]):
@@ -16,6 +18,13 @@ class GreenletScope(set["Session"]):
 
     request: Any = None
     """Gunicorn's request, while one is served; else None."""
+
+    usage: Usage | Unresolved | None = None
+    """What counts the leases of the request, with a status page; else, and outside requests,
+    None."""
+
+    statements = statements_before = 0
+    """How many have begun here, and how many of them before the present request."""
 
     keep_leases = False
     """Whether a lease that nothing needs outlives its statement. In request mode it does until the

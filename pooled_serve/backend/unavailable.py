@@ -10,7 +10,7 @@ from django.core.handlers import exception as handlers
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from pooled_serve.backend.registry import databases
-from pooled_serve.errors import PoolOverloaded, PoolTimeout
+from pooled_serve.errors import PoolClientGone, PoolOverloaded, PoolTimeout
 
 RETRY_AFTER = "1"
 """Seconds after which a client that received a 503 may try again."""
@@ -27,7 +27,7 @@ def response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse
     """Replaces Django's function, which still handles all other exceptions."""
     if not isinstance(exc, PoolTimeout):
         return _response_for_exception(request, exc)
-    if exc.pool in databases:
+    if exc.pool in databases and not isinstance(exc, PoolClientGone):  # nobody will see it
         # The exception itself refers to the request.
         databases[exc.pool].log.refused(str(exc), early=isinstance(exc, PoolOverloaded))
     response = HttpResponse(

@@ -16,14 +16,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pymysql
 from django.db import connections
 from django.db.backends.mysql.base import DatabaseWrapper as MySQLWrapper
 from django.utils.functional import cached_property
+from pymysql.connections import Connection
 
 from pooled_serve.backend import registry
-from pooled_serve.backend.database import PooledDatabase
+from pooled_serve.backend.database import DatabaseSession, PooledDatabase
+from pooled_serve.backend.instrumented import instrumented
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.scope import GreenletScope, scope_here
+from pooled_serve.driver import parameters
 from pooled_serve.driver.connection import MySQLConnection
 
 
@@ -41,7 +45,7 @@ class ConnectingWrapper(MySQLWrapper):
         # At the connect this costs nothing, as it is nearly always the server's default; later it
         # would cost a round trip.
         conn_params.setdefault("autocommit", True)
-        return MySQLConnection(**conn_params)
+        return MySQLConnection(**parameters.translate(conn_params))
 
     def _find_database(self) -> PooledDatabase | None:
         return self._database
@@ -92,15 +96,18 @@ class PooledWrapper:
         self.close_at = 0.0
         session = database.lease(self._scope)
         session.wrapper = self
-        return session
+        if pymysql.connect is Connection:  # not instrumented
+            return session
+        return instrumented(session, conn_params)
 
     def init_connection_state(self) -> None:
         if self._lease_from is None:  # else it was done when the connection was opened
             super().init_connection_state()  # type: ignore[misc]
 
     def is_usable(self) -> bool:
-        if isinstance(self.connection, Session):
-            return self.connection.usable()
+        session = _session(self.connection)
+        if session is not None:
+            return session.usable()
         return bool(super().is_usable())  # type: ignore[misc]
 
     def _find_database(self) -> PooledDatabase | None:
@@ -108,6 +115,14 @@ class PooledWrapper:
             return None
         find = registry.database_for if registry.in_pool_thread() else registry.find
         return find(self.alias, self._connecting_class, self.settings_dict)
+
+
+def _session(connection: Any) -> Session | None:
+    """Returns the session of a wrapper's ``connection``, also from inside a proxy."""
+    if type(connection) is not DatabaseSession:
+        # Not of a connection that is none: to ask it could do anything.
+        connection = getattr(connection, "__wrapped__", None)
+    return connection if type(connection) is DatabaseSession else None
 
 
 @functools.cache
@@ -170,7 +185,7 @@ def close_wrappers_here() -> None:
     while wrappers:
         _, wrapper = wrappers.popitem()
         connection = getattr(wrapper, "connection", None)
-        if connection is not None and not isinstance(connection, Session):
+        if connection is not None and _session(connection) is None:
             try:
                 wrapper.close()
             except Exception:

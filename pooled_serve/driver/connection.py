@@ -1,7 +1,7 @@
 """The MySQL connection that the pool holds: connecting, liveness, clean hand-back.
 
 It differs from PyMySQL's own connection in four ways, each because of a failure seen with PyMySQL
-1.1 to 1.2:
+1.2:
 
 * TLS contexts are cached. PyMySQL builds one per connect, 43 ms of CPU during which no other
   greenlet runs, even if the server has no TLS.
@@ -20,24 +20,28 @@ import math
 import os
 import select
 import ssl
-import time
 from typing import Any, NoReturn
 
+import gevent
 from gevent.monkey import get_original
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
+from pooled_serve import tls
 from pooled_serve.driver.columns import MAX_PACKET_LEN
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
     CR_CONN_HOST_ERROR,
     GONE,
     code_of,
+    is_not_ready,
     is_read_only,
 )
+from pooled_serve.driver.login import forget_login
+from pooled_serve.driver.pipeline import limit
 from pooled_serve.driver.questions import FORGET_KEY
-from pooled_serve.driver.reset import ResettableConnection, limit
+from pooled_serve.driver.reset import ResettableConnection
 from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER
@@ -51,6 +55,15 @@ _MAX_SETUP_STATEMENTS, _MAX_SETUP_BYTES = 100, 10_000
 _MAX_TLS_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
+PART_SECONDS = 1.0
+"""The time that a server may take to hang up."""
+
+AFTER_PART_SECONDS = 0.002
+"""MariaDB counts a connection for some microseconds after it has hung up: more if another thread
+gets the processor in between."""
+
+BEGIN = "BEGIN"
+
 _COM_QUIT = b"\x01\x00\x00\x00\x01"
 
 # gevent's poll switches greenlets; alive() must not.
@@ -61,19 +74,23 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     """A PyMySQL connection that knows whether it can be handed to the next user."""
 
     _sock: Any
+    password: Any
     _read_timeout: float | None
     _write_timeout: float | None
 
     wait_timeout: int | None = None
     """Seconds after which the server closes an idle connection; None if it is not known."""
 
-    _unanswered = False  # it was closed when a command had no answer yet
+    _unanswered = False  # it was closed when a command had no answer yet, or not all of it
     has_own_id = False
     """Whether the server knows it by the id of the handshake, and no proxy shares connections."""
     was_killed = False  # by another connection, see abandoned.py
-    opened_at = 0.0  # when it had logged in, in seconds since the machine was started
+    instance = -1
+    """What the server's UUID_SHORT() was when it had logged in, see abandoned.py; -1 if it did not
+    say."""
     _fault: str | None = None  # why it must be closed when it comes back
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
+    usage: Any = None  # counts the lease: a pooled_serve.status.routes.Usage, or None
     reused = False  # an earlier lease has used it
     send_failed = False  # the last command was not sent, or not whole
     in_statement = False  # was given back while another greenlet ran a statement on it
@@ -85,9 +102,12 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Connect and log in, within ``connect_timeout`` seconds in total.
 
         :raises OperationalError: the server's error, or 2003 if it did not answer in time. The
-            pool passes it on to the callers that wait, see :meth:`ConnectionPool.acquire`.
+            pool passes it on to the callers that wait, see :meth:`ConnectionPool.acquire`. Its
+            ``address`` is that of this connection, for messages.
         """
         self._setup, self._replay = [], ()
+        if callable(self.password):  # not before: a token may live for minutes
+            self.password = str(self.password()).encode("latin1")  # as PyMySQL encodes it
         seconds = self.connect_timeout
         timeouts = self._read_timeout, self._write_timeout
         # Without gevent's patches the Timeout below cannot interrupt a blocking read; a timeout
@@ -103,6 +123,13 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             ):
                 super().connect(sock)
                 self._read_session_defaults()
+        except MySQLError as error:
+            error.address = self.address
+            if self.unix_socket and code_of(error) == CR_CONN_HOST_ERROR:
+                # PyMySQL names the host, which has no part in it.
+                text = str(error.args[1]).replace(repr(self.host), repr(self.unix_socket))
+                error.args = (CR_CONN_HOST_ERROR, text)
+            raise
         except RuntimeError as error:
             if "cryptography" not in str(error):
                 raise
@@ -120,14 +147,14 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         poll.register(self._sock.fileno(), select.POLLIN)
         self._readable = poll.poll
         try:
-            wait_timeout, role, autocommit, number, *identity = self._ask(
+            wait_timeout, role, autocommit, number, instance, *identity = self._ask(
                 "SELECT @@wait_timeout, CURRENT_ROLE(), @@autocommit, CONNECTION_ID(),"
-                " @@hostname, @@port, @@server_id, @@init_connect"
+                " HEX(UUID_SHORT()), @@hostname, @@port, @@server_id, @@init_connect"
             )
             # As text: OPTIONS may name converters that make anything of a number.
             self.has_own_id = str(number) == str(self.thread_id())
             self.wait_timeout, self._role = int(wait_timeout), self._as_role(role)
-            self.identity = tuple(identity)
+            self.identity, self.instance = tuple(identity), int(instance, 16)
             self._apply_autocommit(bool(autocommit))
         except MySQLError:
             # Proxies and old servers may lack roles or one of the variables, and the connection
@@ -140,8 +167,6 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             if self._sock is None:
                 raise
         self._status_at_rest = self.server_status & _STATUS_MASK
-        # It goes on while the machine is suspended, as the server does.
-        self.opened_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._fault, self.transaction_unknown = None, False
 
     def _ask(self, sql: str) -> tuple[Any, ...]:
@@ -153,6 +178,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
         """Returns PyMySQL's context for these arguments, made once per process and set of files."""
         if isinstance(sslp, ssl.SSLContext):
+            tls.guard(sslp)
             return sslp
         # The class is in the key because gevent replaces it when it patches: a context from before
         # would recurse. The files' dates are, because certificates are renewed.
@@ -163,7 +189,19 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         if context is None:
             if len(self._contexts) >= _MAX_TLS_CONTEXTS:  # renewals of months, or tenants
                 self._contexts.clear()
-            context = self._contexts[key] = super()._create_ssl_ctx(sslp)
+            context = self._contexts[key] = self._make_context(sslp)
+        return context
+
+    def _make_context(self, sslp: dict[str, Any]) -> ssl.SSLContext:
+        """Returns PyMySQL's context, with what depends on versions of PyMySQL and Python set."""
+        context: ssl.SSLContext = super()._create_ssl_ctx(sslp)
+        tls.guard(context)
+        # Python 3.13 sets it, and refuses the authority that MySQL makes for itself; mysqlclient
+        # accepts that.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        # Without a file of authorities PyMySQL does not compare the host name, asked for or not.
+        if sslp.get("check_hostname") and context.verify_mode is ssl.CERT_REQUIRED:
+            context.check_hostname = True
         return context
 
     # --- Commands ------------------------------------------------------------------------------
@@ -179,12 +217,15 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             # would show it. And errors while unbuffered rows are fetched do not pass here.
             self.transaction_unknown = True
         try:
-            if self.forget_key_first:
-                self.forget_key_first = False
-                if self._sock is None or self.unread() or len(sql) + 1 >= MAX_PACKET_LEN:
-                    self.query(FORGET_KEY)
+            if self.begin_first or self.forget_key_first:
+                first = [BEGIN] * self.begin_first + [FORGET_KEY] * self.forget_key_first
+                self.begin_first = self.forget_key_first = False
+                alone = self.unread() or not self.can_pipeline() or len(sql) + 1 >= MAX_PACKET_LEN
+                if self._sock is None or alone:
+                    for statement in first:
+                        self.query(statement)
                     return self.query(sql, unbuffered)
-                rows = self._query_without_key(sql, unbuffered)
+                rows = self._query_after(first, sql, unbuffered)
             else:
                 rows = super().query(sql, unbuffered)
         except BaseException as error:
@@ -275,6 +316,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         if code in GONE or isinstance(error, InterfaceError):
             self._unanswered |= code in GONE and not self.send_failed
             self._force_close()
+        elif is_not_ready(error):
+            self._fault = FAILED_OVER
+            forget_login(self)  # the comparison finds out whether the next one is ready
         elif is_read_only(code, str(error)):
             self._fault = FAILED_OVER
 
@@ -300,6 +344,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         if self.in_statement:
             return "killed"
         if self.unread() or self.unread_bytes():
+            self._unanswered = True  # it is closed now, and the server may be far from the end
             return "unread"
         if (
             self.dirty_reason
@@ -347,13 +392,32 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Whether its present user can go on with it after an error, as Django asks. No I/O."""
         return self._fault != FAILED_OVER and self.alive()
 
+    def part(self) -> None:
+        """Send COM_QUIT, and wait until the server hangs up: then it no longer counts this
+        connection. Does nothing for one that is lost already, or in the middle of a result.
+
+        :raises OSError: the link is lost, or it has not within :data:`PART_SECONDS`.
+        """
+        if self._sock is not None and not self._unanswered:
+            self._sock.settimeout(PART_SECONDS)
+            self._sock.sendall(_COM_QUIT)
+            self._sock.recv(1)
+            self._closed = True
+            self._force_close()
+            gevent.sleep(AFTER_PART_SECONDS)
+
     def close(self) -> None:
         """Send COM_QUIT, if that is possible without waiting, and close the socket.
 
-        Without COM_QUIT the server would count an aborted client.
+        Without COM_QUIT the server would count an aborted client. But MySQL Router pools what ends
+        with one, and does not reset it before it is used again: locks would stay, and an open
+        transaction. Without TLS it does not always notice a COM_QUIT.
         """
         self._closed = True
         if self._sock is None:
+            return
+        if not self.can_pipeline() or (self.behind_router and self.condition() is not None):
+            self._force_close()
             return
         with contextlib.suppress(Exception):
             self._sock.settimeout(0)

@@ -15,13 +15,17 @@ ACCESS_DENIED_ERROR = 1045
 UNKNOWN_COM_ERROR = 1047
 BAD_DB_ERROR = 1049
 SERVER_SHUTDOWN = 1053
+PARSE_ERROR = 1064
 NO_SUCH_THREAD = 1094
+ERROR_DURING_COMMIT = 1180
 TOO_MANY_USER_CONNECTIONS = 1203
 USER_LIMIT_REACHED = 1226
 OPTION_PREVENTS_STATEMENT = 1290
 # The server's that PyMySQL has no name for.
 ACCESS_DENIED_NO_PASSWORD_ERROR = 1698
+MUST_CHANGE_PASSWORD = 1820
 READ_ONLY_MODE = 1836
+MUST_CHANGE_PASSWORD_LOGIN = 1862
 CONNECTION_KILLED = 1927  # MariaDB
 SECURE_TRANSPORT_REQUIRED = 3159
 CLIENT_INTERACTION_TIMEOUT = 4031  # MySQL: it was idle for wait_timeout
@@ -58,6 +62,20 @@ FULL = frozenset({CON_COUNT_ERROR, TOO_MANY_USER_CONNECTIONS, USER_LIMIT_REACHED
 TLS = frozenset({CR_SSL_CONNECTION_ERROR, SECURE_TRANSPORT_REQUIRED})
 """Errors of a connect without the TLS that the server, or the client, requires."""
 
+LOGIN_REFUSED = frozenset(
+    {
+        DBACCESS_DENIED_ERROR,
+        ACCESS_DENIED_ERROR,
+        BAD_DB_ERROR,
+        ACCESS_DENIED_NO_PASSWORD_ERROR,
+        MUST_CHANGE_PASSWORD,
+        MUST_CHANGE_PASSWORD_LOGIN,
+    }
+)
+"""Errors of a connect that a server has answered, but without letting the client in: a matter of
+the user, the password or the name of the database."""
+
+_NOT_READY = {UNKNOWN_COM_ERROR: "WSREP", ERROR_DURING_COMMIT: "Primary Component"}
 _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
 
@@ -70,7 +88,24 @@ def code_of(error: BaseException) -> int:
 def is_outage(error: BaseException) -> bool:
     """Whether an error of a connect is one of those that pass by themselves: nobody answers, a
     proxy in front finds nobody, the server is shutting down, starting, or full."""
-    return code_of(error) in NOT_REACHED | FULL | GONE
+    return code_of(error) in NOT_REACHED | FULL | GONE or is_not_ready(error)
+
+
+def is_not_ready(error: BaseException) -> bool:
+    """Whether an error is that of a node of a Galera cluster which has left the cluster, or has yet
+    to join it: "WSREP has not yet prepared node for application use".
+
+    Its code is that of an unknown command. Such a node lets clients log in, and answers what needs
+    no table. A COMMIT that meets the loss of the others gets an error of its own: "... (provider
+    status: Not connected to Primary Component)".
+    """
+    text = _NOT_READY.get(code_of(error))
+    return text is not None and text in str(error)
+
+
+def is_unknown_command(error: BaseException) -> bool:
+    """Whether an error means that the server has no such command."""
+    return code_of(error) == UNKNOWN_COM_ERROR and not is_not_ready(error)
 
 
 def is_read_only(code: int, message: str) -> bool:

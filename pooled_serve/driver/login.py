@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 from pymysql.constants.COMMAND import COM_QUERY
 from pymysql.err import MySQLError, OperationalError
 
-from pooled_serve.driver.error_codes import CR_SERVER_LOST, UNKNOWN_COM_ERROR, code_of
+from pooled_serve.driver.error_codes import CR_SERVER_LOST, is_not_ready, is_unknown_command
 from pooled_serve.driver.statements import classify
 
 COMPARE_AGAIN_SECONDS = 300.0
@@ -58,6 +58,11 @@ class Client(Protocol):
 class ConnectAgain(OperationalError):  # type: ignore[misc]  # PyMySQL has no types
     """The connection was used up to find out what a login sets, and must be closed. The caller
     connects again; its next connection is not used up."""
+
+
+class Stalled(OperationalError):  # type: ignore[misc]  # PyMySQL has no types
+    """A command that was sent together with others was not answered. The next connection sends them
+    one at a time."""
 
 
 class Login:
@@ -101,12 +106,22 @@ def learn_login(client: Client, *, compare: bool = True) -> Login:
     try:
         login.restore, login.obstacle = _compare(client)
     except MySQLError as error:
+        if is_not_ready(error):
+            forget_login(client)  # nothing was learnt, and no other connection would tell more
+            raise
+        if isinstance(error, Stalled):
+            forget_login(client)  # the next one asks in another way
         login.obstacle = f"the session variables of a login cannot be compared: {error}"
     else:
         login.compare_at = time.monotonic() + COMPARE_AGAIN_SECONDS
     if login.obstacle:
         raise ConnectAgain(CR_SERVER_LOST, login.obstacle)
     return login
+
+
+def forget_login(client: Client) -> None:
+    """Compare at the next connect: this server may not be what it was."""
+    _logins.pop(client.login_key(), None)
 
 
 def succeed(answers: Sequence[Answer]) -> None:
@@ -162,7 +177,7 @@ def _compare(client: Client) -> tuple[bytes, str | None]:
     # between any two looks, and are none of a login's.
     answers = client.pipeline([*_LOOK, *reset, *_LOOK, *reset, *_LOOK])
     first = answers[len(_LOOK)]
-    if isinstance(first, MySQLError) and code_of(first) == UNKNOWN_COM_ERROR:
+    if isinstance(first, MySQLError) and is_unknown_command(first):
         return b"", "the server cannot reset a session (COM_RESET_CONNECTION)"
     succeed(answers)
     step = len(_LOOK) + len(reset)

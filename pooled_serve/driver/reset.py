@@ -10,20 +10,17 @@ connection is set up, and what login.py finds that a login sets. Found with Mari
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import gevent
-from pymysql.connections import Connection
 from pymysql.constants.COMMAND import COM_INIT_DB, COM_QUERY
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.err import MySQLError, OperationalError
 
 from pooled_serve.driver.error_codes import CR_COMMANDS_OUT_OF_SYNC, CR_SERVER_LOST
-from pooled_serve.driver.login import UNKNOWN, Answer, Command, Login, learn_login, succeed
+from pooled_serve.driver.login import UNKNOWN, Command, Login, learn_login, succeed
+from pooled_serve.driver.pipeline import PipeliningConnection, limit, packet
 from pooled_serve.driver.questions import FORGET_KEY
 
 log = logging.getLogger("gunicorn.error")
@@ -34,15 +31,13 @@ RESET_TIMEOUT_SECONDS = 5.0
 """Seconds that the server may take to answer."""
 
 
-class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
+class ResettableConnection(PipeliningConnection):
     """A PyMySQL connection that records its set-up, to replay it after a reset."""
-
-    _sock: Any
-    _result: Any
 
     transaction_unknown = False  # whether one is open: the status flags may not say so
     stale_key = False  # LAST_INSERT_ID() may be that of an earlier lease
     forget_key_first = False  # do so before the next statement
+    begin_first = False  # the same for a transaction; the next statement only reads
     dirty_reason: str | None = None
     """Why the session may differ from that of a fresh connection, as in :attr:`Statement.touches`;
     None if it does not."""
@@ -182,40 +177,26 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
             (COM_QUERY, b"SET autocommit=%d" % autocommit),
         ]
 
-    def pipeline(self, commands: Sequence[Command]) -> list[Answer]:
-        """Send all commands at once, and return an answer for each: rows, none, or an error.
+    def _query_after(self, first: Sequence[str], sql: bytes, unbuffered: bool) -> Any:
+        """Run a statement right after others, in one write and so in one round trip.
 
-        :raises MySQLError: the connection is lost.
+        :raises MySQLError: one of them has failed. Those behind it have run nevertheless; then the
+            connection is closed, unless all answers were read.
         """
-        self._write_bytes(b"".join(_packet(command, text) for command, text in commands))
-        return [self._answer() for _ in commands]
-
-    def _query_without_key(self, sql: bytes, unbuffered: bool) -> Any:
-        """Run a statement right after one that clears LAST_INSERT_ID(), in one write and so in one
-        round trip."""
-        self._write_bytes(_packet(COM_QUERY, FORGET_KEY.encode()) + _packet(COM_QUERY, sql))
-        try:
-            succeed([self._answer()])
-        except MySQLError:
-            self._force_close()  # the answer of the statement would be read as that of the next one
-            raise
+        before = [packet(COM_QUERY, text.encode()) for text in first]
+        self._write_bytes(b"".join(before) + packet(COM_QUERY, sql))
+        answers = [self._answer() for _ in first]
         self._next_seq_id = 1
+        try:
+            succeed(answers)
+        except MySQLError:
+            if unbuffered or FORGET_KEY in first:
+                self._force_close()  # the answer would be read as that of the next one
+            else:
+                self._answer()
+            raise
         self._affected_rows = self._read_query_result(unbuffered)
         return self._affected_rows
-
-    def _answer(self) -> Answer:
-        self._next_seq_id = 1
-        try:
-            self._read_query_result()
-            rows: Answer = self._result.rows or ()
-            while self._result.has_next:  # several statements in one
-                self._read_query_result()
-        except BaseException as error:
-            self._failed(error)
-            if self._sock is None or not isinstance(error, MySQLError):
-                raise
-            return error
-        return rows
 
     def _mark_clean(self) -> None:
         """Note that the session is like a fresh one, and drop the last result."""
@@ -228,26 +209,3 @@ class ResettableConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
         version = self.server_version.removeprefix("5.5.5-")  # MariaDB's, for old replicas
         kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
         return f"{kind} {version.partition('-')[0]}"
-
-    @property
-    def server(self) -> str:
-        """host:port, or the path of a socket. What stands before an "@" in a host is left out: it
-        is a password in the wrong place."""
-        host = self.host.rpartition("@")[2]
-        return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
-
-    def _failed(self, error: BaseException) -> None:
-        """Handle an error of a command: close the socket if the connection cannot be used any
-        more."""
-        raise NotImplementedError
-
-
-def _packet(command: int, text: bytes) -> bytes:
-    return struct.pack("<iB", len(text) + 1, command) + text
-
-
-@contextlib.contextmanager
-def limit(seconds: float, code: int, message: str) -> Iterator[None]:
-    """Raise an OperationalError in the body after so many seconds."""
-    with gevent.Timeout(seconds, OperationalError(code, message)):
-        yield

@@ -1,4 +1,4 @@
-"""Buffered results, read in bulk: the same values as PyMySQL's, in a third of the time.
+"""Buffered results, read in bulk: the same values as PyMySQL's, in less than half of the time.
 
 PyMySQL reads each packet in two parts, parses the description of each column anew, and makes three
 calls for each value, with a regular expression for each date. Here
@@ -7,9 +7,10 @@ calls for each value, with a regular expression for each date. Here
 * columns are looked up by the bytes that describe them;
 * rows are split first and converted afterwards, column by column, by functions written in C.
 
-Only the common case is handled here: whole rows, and the packet that ends them. Everything else
-(errors, packets out of sequence, rows of 16 MB or of odd shape, OK, LOCAL INFILE, unbuffered
-cursors) stays in the buffer for PyMySQL, which reads it there as if it had just arrived.
+Only the common case is handled here: whole rows, the packet that ends them, and the one of a
+statement without rows. Everything else (errors, packets out of sequence, rows of 16 MB or of odd
+shape, LOCAL INFILE, unbuffered cursors) stays in the buffer for PyMySQL, which reads it there as
+if it had just arrived.
 
 The protocol: https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query.html, with
 EOF packets, as PyMySQL asks for. Knows nothing of the pool nor of gevent, and could be upstream's.
@@ -42,10 +43,13 @@ from pooled_serve.tuning import switches
 RECEIVE_BYTES, MAX_RECEIVE_BYTES = 64 * 1024, 1024 * 1024
 """Bytes to ask the kernel for at once: at least, and at most, within a large packet."""
 
-ERROR, EOF = 0xFF, 0xFE  # the first byte of such packets
+OK, ERROR, EOF = 0x00, 0xFF, 0xFE  # the first byte of such packets
 
 _counts = struct.Struct("<hh").unpack_from  # warnings and status; signed, as in PyMySQL
 _COUNTS_BYTES = 4
+_ok_counts = struct.Struct("<HH").unpack_from  # status and warnings, as in PyMySQL
+
+_OK_BYTES = 7  # at least, in such a packet
 
 _LOST = "Lost connection to MySQL server during query"  # as PyMySQL says it
 
@@ -98,6 +102,7 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
 
     buffer: Any = None
     _next_seq_id: int
+    _current_timeout: float | None
 
     @property
     def _rfile(self) -> Any:
@@ -116,14 +121,18 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         buffer = self.buffer
         return len(buffer.data) - buffer.position if isinstance(buffer, ReadBuffer) else 0
 
+    def all_read(self) -> bool:
+        """Whether all that was received has been read. False if that cannot be known: a file reads
+        ahead."""
+        return isinstance(self.buffer, ReadBuffer) and not self.unread_bytes()
+
     def want(self, size: int) -> None:
         """Receive until that many bytes are unread.
 
         :raises OperationalError: 2013, the connection is lost. Then, and when the wait is
             interrupted by any other exception, the socket is closed.
         """
-        # PyMySQL 1.2 remembers the timeout that it set last, 1.1 sets one with each read.
-        if self._sock.gettimeout() != self._read_timeout:
+        if self._current_timeout != self._read_timeout:
             self._sock.settimeout(self._read_timeout)
             self._current_timeout = self._read_timeout
         buffer = self.buffer
@@ -174,6 +183,17 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         return result.affected_rows
 
 
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Returns a number of one to nine bytes, and where it ends; beyond the data if it is none."""
+    first = data[at]
+    if first < 251:
+        return first, at + 1
+    if first in (251, 255):
+        return 0, len(data)
+    end = at + (first - 249 if first < 254 else 9)
+    return int.from_bytes(data[at + 1 : end], "little"), end
+
+
 class Result(MySQLResult):  # type: ignore[misc]
     """The buffered result of a statement."""
 
@@ -185,7 +205,7 @@ class Result(MySQLResult):  # type: ignore[misc]
         try:
             if self._recognize():
                 self._read_rowdata_packet()
-            else:
+            elif not self._read_ok():
                 super().read()
         finally:
             self.connection = None
@@ -194,6 +214,33 @@ class Result(MySQLResult):  # type: ignore[misc]
     def fields(self) -> Any:
         """The packets that describe the columns."""
         return self._columns.fields()
+
+    # --- No rows -------------------------------------------------------------------------------
+
+    def _read_ok(self) -> bool:
+        """Read the answer to a statement that has no rows. Returns False, with nothing read, if
+        this is another one, or has not arrived as a whole."""
+        connection = self.connection
+        buffer = connection.buffer
+        if buffer is None:
+            return False
+        data, start = buffer.data, buffer.position + HEADER_BYTES
+        if start >= len(data) or data[start] != OK:
+            return False
+        end = start + (header(data, start - HEADER_BYTES)[0] ^ connection._next_seq_id << 24)
+        if not start + _OK_BYTES <= end <= len(data):  # out of sequence, it has no such length
+            return False
+        affected, at = _number(data, start + 1)
+        key, at = _number(data, at) if at < end else (0, end)
+        if at + _COUNTS_BYTES > end:
+            return False
+        self.affected_rows, self.insert_id = affected, key
+        self.server_status, self.warning_count = _ok_counts(data, at)
+        self.has_next = self.server_status & SERVER_MORE_RESULTS_EXISTS
+        self.message = data[at + _COUNTS_BYTES : end]
+        buffer.position = end
+        connection._next_seq_id = connection._next_seq_id + 1 & 255
+        return True
 
     # --- Columns -------------------------------------------------------------------------------
 

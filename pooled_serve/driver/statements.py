@@ -257,6 +257,15 @@ def classify(sql: Any) -> Statement:
         return _classify(sql)
 
 
+def split(sql: str) -> list[str]:
+    """Returns the statements of a text in upper case, without strings and comments; none if servers
+    may not agree on where they end."""
+    bare = " ".join(_LEXEME.sub(_REPLACEMENT, sql).split()).upper()
+    if not bare.isascii() or _DOUBTFUL.search(sql) or _UNSURE.search(bare):
+        return []
+    return [piece.strip() for piece in bare.split(";") if piece.strip()]
+
+
 def _classify(sql: Any) -> Statement:
     if isinstance(sql, (bytearray, memoryview)):
         sql = bytes(sql)

@@ -17,10 +17,11 @@ from gevent.monkey import get_original
 from pooled_serve.pool import metrics
 from pooled_serve.pool.backoff import Backoff
 from pooled_serve.pool.entry import C, Entries, Entry
-from pooled_serve.pool.listener import PoolListener
+from pooled_serve.pool.listener import Account, PoolListener
 from pooled_serve.pool.metrics import Row
 from pooled_serve.pool.outage import Outage
 from pooled_serve.pool.overload import Overload
+from pooled_serve.pool.tokens import Tokens
 from pooled_serve.pool.waiters import Waiters
 
 get_thread = get_original("_thread", "get_ident")
@@ -57,12 +58,20 @@ class PoolBase(Generic[C]):
     :param reset: makes a dirty connection fit; may do I/O and raise.
     :param unfinished: whether the server may still be at work for a connection that was closed in
         the middle of a command. Its place under the cap is then kept until it is not.
-    :param finish: called with the connection that takes that place, and the closed one: ends what
-        the server does for that, waits until it has let go, and returns True; None if there was
-        nothing to end, False if that is not possible. May do I/O and raise.
+    :param finish: called with the connection that takes that place, and a list of closed ones: ends
+        what the server does for them, waits until it has let go, and yields each with True; with
+        None if there was nothing to end, with False if that is not possible; and yields None before
+        each pause, where the pool may stop and call it again. May do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. The pool then keeps the objects for ever, so that no
         finalizer sends anything.
+    :param tokens: those of the host, if that has a bound: each connection owns one.
+    :param part: called, with a bound of the host, before ``close``: waits until the server has let
+        go of the connection. May do I/O and raise.
+    :param trace: with a bound of the host, returns at most 47 bytes that say which connection it
+        is at the server.
+    :param restore: makes of a trace the closed connection that another process has left behind:
+        something for ``finish`` and ``abandon``.
     :param holder: returns the holder of a connection, for messages; "" if it is not known.
     :param listeners: called when a request has to wait, and with the outcome of each connect.
     :param clock: monotonic seconds.
@@ -79,6 +88,8 @@ class PoolBase(Generic[C]):
         *("_entries", "_idle", "_leased", "_waiters", "_queue", "_connecting_for_queue"),
         *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
         *("_renewed_at", "_shed", "_overload", "_is_outage", "_outage", "_outage_timer"),
+        *("_tokens", "_hungry", "_part", "_trace", "_restore", "_probe_since"),
+        *("_loopless", "_drained", "_account", "_longest_waits", "_waits_since"),
     )
 
     def __init__(
@@ -97,8 +108,14 @@ class PoolBase(Generic[C]):
         condition: Callable[[C], str | None] = lambda conn: None,
         reset: Callable[[C], None] = lambda conn: None,
         unfinished: Callable[[C], bool] = lambda conn: False,
-        finish: Callable[[C, C], bool | None] = lambda conn, closed: None,
+        finish: Callable[
+            [C, list[C]], Iterable[tuple[C, bool | None] | None]
+        ] = lambda conn, closed: (),
         abandon: Callable[[C], None] = lambda conn: None,
+        tokens: Tokens | None = None,
+        part: Callable[[C], None] = lambda conn: None,
+        trace: Callable[[C], bytes] = lambda conn: b"",
+        restore: Callable[[bytes], C] | None = None,
         holder: Callable[[C], str] = lambda conn: "",
         listeners: Iterable[PoolListener] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -126,20 +143,36 @@ class PoolBase(Generic[C]):
         self._finish = finish
         self._abandon = abandon
         self._holder = holder
+        self._tokens = tokens
+        self._hungry: Any = (0.0,) if tokens is None else tokens.hungry  # [0]: any worker may be
+        self._part = part
+        self._trace = trace
+        self._restore = restore
         self._listeners = tuple(listeners)
         self._clock = clock
 
-        self._keep_idle = size
+        self._drained = False
+        self._loopless = False
+        self._set_loop(runs=_loop_runs)
         self._closed = False
         # Finalizers in other OS threads must find the loop of the thread that owns the pool.
         self._hub: Any = gevent.get_hub()
         self._inherited: dict[int, C] = {}  # in a forked child; kept, so that no finalizer writes
         self._start()
         _pools.add(self)
+        if tokens is not None:
+            tokens.join(self)
+
+    def _set_loop(self, *, runs: bool) -> None:
+        self._loopless = self._tokens is not None and not runs
+        self._set_keep_idle()
+
+    def _set_keep_idle(self) -> None:
+        self._keep_idle = 0 if self._drained or self._loopless else self.size
 
     def _start(self) -> None:
         """Set the state of a pool without connections and waiters."""
-        self._entries: Entries[C] = Entries()
+        self._entries: Entries[C] = Entries(self._tokens)
         self._idle = self._entries.idle  # these, and _queue, shorten the hot path
         self._leased = self._entries.leased
         self._connecting_for_queue: set[Entry[C]] = set()  # of the connecting entries
@@ -156,6 +189,10 @@ class PoolBase(Generic[C]):
         self._overload = Overload() if self._shed else None
         self._outage = Outage()
         self._outage_timer: Any = None
+        self._probe_since = 0.0  # when a probe first lacked a token; 0 if none does
+        self._account: Account | None = None
+        self._longest_waits = [0.0, 0.0]  # of this stretch of a second or more, and the last one
+        self._waits_since = 0.0
         self.row: Row = metrics.new_row()
         self.row[metrics.SIZE], self.row[metrics.CAP] = self.size, self.cap
 
@@ -182,6 +219,11 @@ class PoolBase(Generic[C]):
         return len(self._leased) >= self.cap
 
     @property
+    def host_is_full(self) -> bool:
+        """Whether all connections that the host may have are taken, by whichever worker."""
+        return self._tokens is not None and self._tokens.describe() != ""
+
+    @property
     def waiting(self) -> int:
         """The number of callers in the queue."""
         return len(self._queue)
@@ -204,6 +246,8 @@ class PoolBase(Generic[C]):
         words += [f"{count} {s}" for s in others if (count := len(getattr(entries, s)))]
         words.append(f"{len(self._queue)} waiting")
         words.append("cap unlimited" if self.cap == math.inf else f"cap {self.cap:.0f}")
+        if self._tokens is not None and (taken := self._tokens.describe()):
+            words.append(taken)
         if oldest := entries.oldest_lease():
             holder = self._holder(oldest.conn)
             by = f" by {holder}" if holder else ""
@@ -214,8 +258,12 @@ class PoolBase(Generic[C]):
         """Add one to a counter of metrics.py."""
         self.row[metric] += 1.0
 
-    def attach_row(self, row: Row) -> None:
-        """Count into another row from now on, on top of what both rows hold."""
+    def attach_row(self, row: Row, account: Account | None = None) -> None:
+        """Count into another row from now on, on top of what both rows hold.
+
+        :param account: told of each use from now on.
+        """
+        self._account = account
         for i, number in enumerate(self.row):
             row[i] = number + (row[i] if i < metrics.FIRST_GAUGE else 0.0)
         self.row = row
@@ -230,6 +278,11 @@ class PoolBase(Generic[C]):
         row[metrics.CONNECTING] = len(entries.connecting)
         row[metrics.CLOSING] = len(entries.resetting) + len(entries.closing)
         row[metrics.WAITING] = len(self._queue)
+        now = self._clock()
+        if now - self._waits_since >= 1.0:
+            self._longest_waits = [0.0, self._longest_waits[0]]
+            self._waits_since = now
+        row[metrics.LONGEST_WAIT] = max(self._longest_waits)
         row[metrics.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
         row[metrics.OLDEST_WAIT] = head.since if head else 0.0
 
@@ -259,11 +312,27 @@ class PoolBase(Generic[C]):
 
 
 _pools: weakref.WeakSet[PoolBase[Any]] = weakref.WeakSet()
+_loop_runs = True
+
+
+def all_pools() -> list[PoolBase[Any]]:
+    """Returns the pools of this process."""
+    return list(_pools)
+
+
+def set_loop(*, runs: bool) -> None:
+    """Note whether this process runs its event loop also while nobody queries. Otherwise what lies
+    idle here could not be lent to another worker of the host, and is not kept."""
+    global _loop_runs
+    _loop_runs = runs
+    for pool in all_pools():
+        pool._set_loop(runs=runs)
 
 
 def _forget_in_child() -> None:
-    for pool in list(_pools):
+    for pool in all_pools():
         pool._after_fork_in_child()
+    set_loop(runs=False)  # a child that the project forks may do without
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

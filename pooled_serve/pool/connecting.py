@@ -12,6 +12,7 @@ from pooled_serve.errors import PoolOutage, PoolTimeout
 from pooled_serve.pool import metrics
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.returning import ReturningPool
+from pooled_serve.pool.tokens import LOOK_SECONDS, Turn
 from pooled_serve.pool.waiters import Waiter
 
 AGE_JITTER = 0.1
@@ -33,10 +34,6 @@ class ConnectingPool(ReturningPool[C]):
     """The part of a :class:`ConnectionPool` that opens connections."""
 
     __slots__ = ()
-
-    def _may_connect(self) -> bool:
-        entries = self._entries
-        return len(entries) < self.cap and self._backoff.allows(len(entries.connecting))
 
     def _connect(self, entry: Entry[C], deadline: float, timeout: float) -> bool:
         """Open a connection into a reserved entry. Returns False if that failed, but a connection
@@ -92,6 +89,8 @@ class ConnectingPool(ReturningPool[C]):
             entry.expires = now + age * (1 - AGE_JITTER * random.random())
         entry.idle_since = now
         self._entries.opened(entry, conn, now)
+        if not entry.token_is_used:
+            self._write_trace(entry)
         for listener in self._listeners:
             listener.connected()
         self._outage.end()
@@ -131,18 +130,21 @@ class ConnectingPool(ReturningPool[C]):
         self._entries.cancel(entry)
         self._serve_waiters()
 
-    def _serve_waiters(self) -> None:
+    def _serve_waiters(self, turn: Turn = Turn.NEW) -> None:
         """Open connections for the queue while there is room under the cap.
 
         Greenlets of the pool connect, not the waiters: when a long queue times out, its head has
         only about the gap between two arrivals left. If connecting takes longer than that, every
         request would fail although the server is healthy.
         """
-        while len(self._queue) > len(self._connecting_for_queue) and self._may_connect():
-            self._open_in_background()
+        while len(self._queue) > len(self._connecting_for_queue):
+            entry = self._reserve(turn)
+            if entry is None:
+                break
+            self._open_in_background(entry)
+        self._ask_for_tokens()
 
-    def _open_in_background(self) -> None:
-        entry = self._entries.reserve()
+    def _open_in_background(self, entry: Entry[C]) -> None:
         self._connecting_for_queue.add(entry)
         # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
         gevent.spawn_raw(self._open_for_queue, entry)
@@ -169,60 +171,125 @@ class ConnectingPool(ReturningPool[C]):
     def _replace_all(self) -> None:
         queue = self._to_replace
         try:
-            while queue:
-                self._replace(queue.popleft())
+            while queue and queue is self._to_replace:
+                if self._may_have_one_more():
+                    self._replace(queue.popleft())
         finally:
             if queue is self._to_replace:  # not so in a forked child
                 self._replacing = False
+                if self._tokens is not None:
+                    self._tokens.end_replacing(self)
 
-    def _replace(self, entry: Entry[C]) -> None:
+    def _may_have_one_more(self) -> bool:
+        """Where the host has a bound, one of its workers at a time."""
+        if self._tokens is None or self._tokens.begin_replacing(self):
+            return True
+        gevent.sleep(LOOK_SECONDS / 10)
+        now = self._clock()
+        for entry in self._to_replace:
+            entry.idle_since = now  # the server's time begins when it is told
+        return False
+
+    def _replace(self, closed: Entry[C]) -> None:
         """Open a connection in the place of a closed one. It ends what the server does for that,
         and for all others that were closed since. So there is one beyond the cap, never more.
         """
-        closed, closed_at = entry.conn, entry.idle_since
-        if entry not in self._entries.closing:
+        if closed not in self._entries.closing:
             return  # forked meanwhile
-        self._entries.replace(entry)
-        if self._backoff.failures:  # the server has other worries
+        entry = self._entries.replace(closed)
+        # Else the server has other worries. One of a dead process may be all that there is to try.
+        if self._backoff.failures and (self._tokens is None or self._backoff.seconds_left):
             self._cancel(entry)
             return
         self._connecting_for_queue.add(entry)
         connected = False
         with contextlib.suppress(Exception, gevent.Timeout):
-            connected = self._connect(entry, closed_at + FINISH_TIMEOUT_SECONDS, self.timeout)
+            deadline = closed.idle_since + FINISH_TIMEOUT_SECONDS
+            connected = self._connect(entry, deadline, self.timeout)
         self._connecting_for_queue.discard(entry)
         if not connected:
             return
-        conn = entry.conn
-        self._finish_one(conn, closed, closed_at)
-        while self._to_replace and self._condition(conn) is None and entry.conn_id in self._leased:
-            other = self._to_replace.popleft()
-            self._finish_one(conn, other.conn, other.idle_since)
-            self._entries.end_close(other)
-            self._serve_waiters()
-        if entry.conn_id not in self._leased:
-            return  # forked meanwhile
-        if (fault := self._condition(conn)) is None:
+        conn, batch = entry.conn, [closed]
+        fault = None
+        while batch and fault is None:
+            batch += self._to_replace
+            self._to_replace.clear()
+            batch = self._finish_batch(conn, batch)
+            if entry.conn_id not in self._leased:
+                return  # forked meanwhile
+            fault = self._condition(conn)
+            if not batch and self._to_replace:
+                batch = [self._to_replace.popleft()]
+        if closed.unended:
+            # At once: until it is closed, there is one more than the host may have.
+            self._begin_discard(entry, fault or "lost")
+            self._close(entry, replace=False, keep_trace=True)
+            return
+        self._write_trace(entry)
+        if fault is None:
             self._put_back(entry, None, self._clock())
-        else:  # lost, or interrupted; to replace it in its turn could go on for ever
-            self._discard(entry, fault, replace=False)
+            return
+        # Lost, or interrupted; to replace it in its turn could go on for ever.
+        self._discard(entry, fault, replace=False)
+        for each in batch:
+            if each is closed:
+                self._finished(each, finished=False)
+            else:
+                self._to_replace.append(each)
 
-    def _finish_one(self, conn: C, closed: C, closed_at: float) -> None:
-        """End what the server does for one of them, and count it."""
-        left = closed_at + FINISH_TIMEOUT_SECONDS - self._clock()
-        limit = gevent.Timeout(max(left, SHORTEST_FINISH_SECONDS))
+    def _write_trace(self, entry: Entry[C]) -> None:
+        """Let the next owner of the token know which connection this one has."""
+        if self._tokens is not None and entry.token is not None:
+            entry.token_is_used = True
+            self._tokens.opened(entry.token, self._trace(entry.conn))
+
+    def _finish_batch(self, conn: C, batch: list[Entry[C]]) -> list[Entry[C]]:
+        """End what the server does for closed connections, all at once, and give on the place of
+        each as soon as the server has let go of it, or its time is up.
+
+        Returns those that are left when others have come, or when the time of some is up.
+        """
+        left = {entry.conn_id: entry for entry in batch}
+        deadline = min(entry.idle_since for entry in batch) + FINISH_TIMEOUT_SECONDS
+        limit = gevent.Timeout(max(deadline - self._clock(), SHORTEST_FINISH_SECONDS))
         try:
             with limit:
-                finished = self._finish(conn, closed)
+                for found in self._finish(conn, [entry.conn for entry in batch]):
+                    if found is not None:
+                        closed, finished = found
+                        self._finished(left.pop(id(closed)), finished=finished)
+                    elif self._to_replace:
+                        return list(left.values())
         except gevent.Timeout:
-            finished = False
+            now = max(deadline, self._clock())
+            for entry in batch:
+                if entry.conn_id in left and entry.idle_since + FINISH_TIMEOUT_SECONDS <= now:
+                    self._finished(left.pop(entry.conn_id), finished=False)
+            return list(left.values())
         except Exception:
-            finished = None  # the connection is lost
+            # The connection is lost.
+            for entry in left.values():
+                self._finished(entry, finished=None, again=True)
+            return []
+        for entry in left.values():
+            self._finished(entry, finished=None)
+        return []
+
+    def _finished(self, entry: Entry[C], *, finished: bool | None, again: bool = False) -> None:
+        """Give on the place of a closed connection.
+
+        :param finished: see the parameter ``finish``.
+        :param again: where the host has a bound, the next owner of the token shall try it.
+        """
         if finished:
             self.count(metrics.KILLED)
         elif finished is not None:
             for listener in self._listeners:
                 listener.not_let_go()
+        if again and self._tokens is not None:
+            entry.unended = self._tokens.try_again(entry.token)
+        self._entries.end_close(entry, keep_trace=entry.unended)
+        self._serve_waiters()
 
     # --- Outages -------------------------------------------------------------------------------
 
@@ -247,8 +314,14 @@ class ConnectingPool(ReturningPool[C]):
     def probe(self) -> None:
         """Try to connect in the background, unless the last attempt is too recent, or the pool
         closed or at its cap. The connection becomes idle."""
-        if not self._closed and self._may_connect():
-            self._open_in_background()
+        if self._closed:
+            return
+        entry = self._reserve(Turn.LOOK)
+        if entry is not None:
+            self._open_in_background(entry)
+        elif not self._entries.open():
+            self._probe_since = self._probe_since or self._clock()
+            self._ask_for_tokens()
 
     def _refused_in_outage(self, state: str | None = None) -> PoolTimeout | None:
         """Returns an error for a caller, if the outage is so long that nobody waits any more."""

@@ -13,14 +13,20 @@
         └──► gone               └──────────────► CLOSING ──► gone
                                  begin_close()      end_close()
 
-LEASED goes to CLOSING by ``begin_close()``, too, and CLOSING back to CONNECTING by ``replace()``. A
-hand-off from one user to the next is no transition: the entry stays LEASED.
+LEASED goes to CLOSING by ``begin_close()``, too, and CLOSING back to CONNECTING by ``replace()``.
+What another process has left behind begins as CLOSING, by ``adopt()``. A hand-off from one user to
+the next is no transition: the entry stays LEASED.
+
+Where the host has a bound (see tokens.py), each entry owns a token from its first state on.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from pooled_serve.pool.tokens import Tokens
 
 
 class Closable(Protocol):
@@ -39,7 +45,10 @@ class Entry(Generic[C]):
     Times are seconds of the pool's clock.
     """
 
-    __slots__ = ("conn", "conn_id", "expires", "idle_since", "leased_at")
+    __slots__ = (
+        *("conn", "conn_id", "expires", "idle_since", "leased_at"),
+        *("lent_to", "token", "token_is_used", "unended"),
+    )
 
     conn: C  # this and its id() are set from opened() on
     conn_id: int
@@ -48,6 +57,12 @@ class Entry(Generic[C]):
         self.expires = math.inf  # when the connection retires
         self.idle_since = 0.0  # when it last came back, was handed over, or was closed
         self.leased_at = 0.0
+        self.token: int | None = None  # see tokens.py
+        self.token_is_used = False  # by the trace of a connection that the server may still have
+        self.unended = (
+            False  # closed, but not ended at the server: the token's next owner does that
+        )
+        self.lent_to = 0  # the worker for which it is closed
 
 
 class Entries(Generic[C]):
@@ -59,9 +74,10 @@ class Entries(Generic[C]):
     or calls foreign code half-way.
     """
 
-    __slots__ = ("closing", "connecting", "idle", "leased", "resetting")
+    __slots__ = ("_tokens", "closing", "connecting", "idle", "leased", "resetting")
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: Tokens | None = None) -> None:
+        self._tokens = tokens  # of the host; without a bound there are none
         self.connecting: set[Entry[C]] = set()
         self.leased: dict[int, Entry[C]] = {}  # by conn_id: handed out, or being checked for it
         self.idle: list[Entry[C]] = []  # the last in is the first out
@@ -94,15 +110,18 @@ class Entries(Generic[C]):
 
     # --- Transitions ---------------------------------------------------------------------------
 
-    def reserve(self) -> Entry[C]:
+    def reserve(self, token: int | None = None) -> Entry[C]:
         """Nothing to CONNECTING. Called before ``connect`` may switch, so that the cap holds."""
         entry: Entry[C] = Entry()
+        entry.token = token
         self.connecting.add(entry)
         return entry
 
     def cancel(self, entry: Entry[C]) -> None:
         """CONNECTING to gone: the attempt failed."""
-        self.connecting.discard(entry)
+        if entry in self.connecting:  # not so in a forked child
+            self.connecting.remove(entry)
+            self._give_back(entry, keep_trace=entry.token_is_used)
 
     def opened(self, entry: Entry[C], conn: C, now: float) -> None:
         """CONNECTING to LEASED."""
@@ -136,12 +155,30 @@ class Entries(Generic[C]):
                 self.idle.remove(entry)
         self.closing.add(entry)
 
-    def replace(self, entry: Entry[C]) -> None:
-        """CLOSING to CONNECTING: the server still has the connection, and a new one ends it."""
+    def replace(self, entry: Entry[C]) -> Entry[C]:
+        """CLOSING to gone, and CONNECTING in its place, which is returned: the server still has the
+        connection, and a new one ends it."""
         self.closing.remove(entry)
-        entry.expires = math.inf
-        self.connecting.add(entry)
+        another = self.reserve(entry.token)
+        another.token_is_used = True
+        return another
 
-    def end_close(self, entry: Entry[C]) -> None:
-        """CLOSING to gone."""
-        self.closing.discard(entry)  # in a forked child it is not there
+    def adopt(self, conn: C, token: int) -> Entry[C]:
+        """Nothing to CLOSING: what a process that has died has left to the owner of its token."""
+        entry: Entry[C] = Entry()
+        entry.conn, entry.conn_id, entry.token = conn, id(conn), token
+        self.closing.add(entry)
+        return entry
+
+    def end_close(self, entry: Entry[C], *, keep_trace: bool = False) -> None:
+        """CLOSING to gone.
+
+        :param keep_trace: the server still has the connection; the token's next owner ends it.
+        """
+        if entry in self.closing:  # not so in a forked child
+            self.closing.remove(entry)
+            self._give_back(entry, keep_trace=keep_trace)
+
+    def _give_back(self, entry: Entry[C], *, keep_trace: bool) -> None:
+        if self._tokens is not None and entry.token is not None:
+            self._tokens.give_back(entry.token, entry.lent_to, keep_trace=keep_trace)

@@ -2,7 +2,7 @@
 
 A pool counts into its *row*, a sequence of floats. By default that is a list of its own; where
 there is a status listener, it is memory that the other workers read, and still each count is a
-single store. Whole numbers are exact in a float up to 2**53, and seconds need no unit of their own.
+single store. Whole numbers are exact in a float up to 2**53.
 
 ``/stats.json`` (:func:`by_name`), the sum over workers (:func:`total`) and ``/metrics`` all derive
 from :data:`METRICS`: a new metric is one line here, and the code that counts it.
@@ -38,7 +38,7 @@ BUCKET_BOUNDS_SECONDS = (
 _BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 
 CLOSE_REASONS = (
-    *("age", "surplus", "drain", "cleared", "closed"),  # in good order
+    *("age", "surplus", "drain", "cleared", "closed", "lent"),  # in good order
     *("dead", "lost", "moved"),  # the server's doing
     *("dirty", "unread", "reset failed", "abandoned", "killed"),  # the user's
     *("direct use", "lasting state"),
@@ -68,6 +68,8 @@ class Kind(enum.Enum):
     """Of the moment when it was refreshed. Summed."""
     SINCE = enum.auto()
     """A gauge: since when something lasts, monotonic seconds; 0 if nothing does. The earliest."""
+    LONGEST = enum.auto()
+    """A gauge: seconds. The longest."""
     REACHABLE = enum.auto()
     """A gauge: UNKNOWN, YES or NO. The worst."""
 
@@ -120,66 +122,175 @@ def _histogram(key: str, help: str, *, otel: str) -> tuple[int, int]:
 
 # --- What is counted. Counters and histograms come first: they outlive a worker. ---------------
 
-ACQUIRED = _declare(Kind.COUNTER, "acquired_total", "Connections handed out.")
-WAITED = _declare(Kind.COUNTER, "waited_total", "Connections handed out after a wait.")
+ACQUIRED = _declare(
+    Kind.COUNTER,
+    "acquired_total",
+    "Connections handed out. If it rises faster than requests arrive, each takes several: normal "
+    "with --pool-mode transaction, else look for greenlets that the project spawns.",
+)
+WAITED = _declare(
+    Kind.COUNTER,
+    "waited_total",
+    "Connections handed out after a wait. If it rises, see which routes hold them "
+    "(pooled_serve_route_held_seconds_total): shorten these, or raise --max-outstanding or "
+    "--max-per-host, whichever is reached.",
+)
 TIMEOUTS = _declare(
-    Kind.COUNTER, "timeouts_total", "Requests that were refused a connection.", otel="timeouts"
+    Kind.COUNTER,
+    "timeouts_total",
+    "Requests that were refused a connection, and got 503. If it rises, the log says why: if "
+    "pooled_serve_reachable is 0, mend the database; else do as for pooled_serve_waited_total.",
+    otel="timeouts",
 )
 SHED = _declare(
     Kind.COUNTER,
     "shed_total",
-    "Requests that were refused early, because they arrive faster than connections come back.",
+    "Requests that were refused early, because they arrive faster than connections come back. If "
+    "it rises, do as for pooled_serve_waited_total, or add hosts.",
 )
 OUTAGE_WAITS = _declare(
     Kind.COUNTER,
     "outage_waits_total",
-    "Requests that waited for a database that could not be reached.",
+    "Requests that waited for a database that could not be reached. If it rises, look at the "
+    "database server and the network to it; the log has the error.",
 )
 RETRIED = _declare(
-    Kind.COUNTER, "retried_total", "Statements that found their connection dead, and ran again."
+    Kind.COUNTER,
+    "retried_total",
+    "Statements that found their connection dead, and ran again. If it rises and the database was "
+    "not restarted, something on the way closes idle connections: lower --conn-max-age.",
 )
 KILLED = _declare(
-    Kind.COUNTER, "killed_total", "Abandoned statements that were ended at the server."
+    Kind.COUNTER,
+    "killed_total",
+    "Abandoned statements that were ended at the server. If it rises, requests end in the middle "
+    "of statements: see gevent.Timeout in the project, read_timeout in OPTIONS, --client-check.",
 )
-OPENED = _declare(Kind.COUNTER, "opened_total", "Connections opened.")
-CONNECT_ERRORS = _declare(Kind.COUNTER, "connect_errors_total", "Failed attempts to connect.")
-RESET = _declare(Kind.COUNTER, "reset_total", "Sessions reset for the next user.")
-LEAKED = _declare(Kind.COUNTER, "leaked_total", "Leases longer than --leak-threshold.")
-CLOSED = _by_reason("closed_total", "Connections closed, by reason.", CLOSE_REASONS)
+CLIENT_GONE = _declare(
+    Kind.COUNTER,
+    "client_gone_total",
+    "Requests that were ended because their client had hung up. If it rises, they take longer than "
+    "clients wait: shorten the routes with the longest leases.",
+)
+OPENED = _declare(
+    Kind.COUNTER,
+    "opened_total",
+    "Connections opened. If it rises with the traffic, they are not kept: raise --pool-size, and "
+    "see by pooled_serve_closed_total why they are closed.",
+)
+CONNECT_ERRORS = _declare(
+    Kind.COUNTER,
+    "connect_errors_total",
+    "Failed attempts to connect. If it rises, the log has the error: check that the server runs, "
+    "its max_connections and the password.",
+)
+RESET = _declare(
+    Kind.COUNTER,
+    "reset_total",
+    "Sessions reset for the next user, for a round trip each. If it rises with the traffic, a view "
+    "or a receiver of connection_created sends SET: put that into init_command of OPTIONS.",
+)
+LEAKED = _declare(
+    Kind.COUNTER,
+    "leaked_total",
+    "Leases longer than --leak-threshold. If it rises, the log has the stack that took each: give "
+    "the connection back before what takes so long.",
+)
+CLOSED = _by_reason(
+    "closed_total",
+    "Connections closed, by reason. If it rises for surplus, raise --pool-size; for dead, lost or "
+    "moved, look at the server and what is on the way; for abandoned, killed, unread or dirty, "
+    "find the requests that end in the middle of their work; the others are in good order.",
+    CLOSE_REASONS,
+)
 PINNED = _by_reason(
-    "pinned_total", "Leases of transaction mode that last to the end, by reason.", PIN_REASONS
+    "pinned_total",
+    "Leases of transaction mode that last to the end, by reason. If it rises, requests keep their "
+    "connection as in request mode: remove the statements that the reason names, or run them where "
+    "little follows.",
+    PIN_REASONS,
 )
 WAIT_SECONDS, WAIT_BUCKETS = _histogram(
-    "wait_seconds", "Waiting for a connection, served or not.", otel="wait_time_seconds"
+    "wait_seconds",
+    "Waiting for a connection, served or not. If it rises, do as for pooled_serve_waited_total.",
+    otel="wait_time_seconds",
 )
 HELD_SECONDS, HELD_BUCKETS = _histogram(
-    "held_seconds", "Between hand-out and return.", otel="use_time_seconds"
+    "held_seconds",
+    "Between hand-out and return. If it rises, statements are slow, or views call others "
+    "meanwhile: pooled_serve_route_held_seconds_total says which; for the latter use --pool-mode "
+    "transaction.",
+    otel="use_time_seconds",
 )
 CREATE_SECONDS, CREATE_BUCKETS = _histogram(
-    "create_seconds", "Opening a connection.", otel="create_time_seconds"
+    "create_seconds",
+    "Opening a connection. If it rises, the server is busy, or names resolve slowly: give its "
+    "address in HOST, and raise --pool-size so that fewer are opened.",
+    otel="create_time_seconds",
 )
 
 FIRST_GAUGE = SIZE = _declare(
-    Kind.GAUGE, "size", "Most idle connections that are kept.", otel="idle_max"
+    Kind.GAUGE,
+    "size",
+    "Most idle connections that are kept. A setting: --pool-size. If it falls, a worker is "
+    "missing.",
+    otel="idle_max",
 )
-CAP = _declare(Kind.GAUGE, "max_outstanding", "Most connections that may exist.", otel="max")
-_COUNT = "Connections by state."
+CAP = _declare(
+    Kind.GAUGE,
+    "max_outstanding",
+    "Most connections of a worker. A setting: --max-outstanding. With --max-per-host all together "
+    "have at most pooled_serve_host_limit. If it falls, a worker is missing.",
+    otel="max",
+)
+_COUNT = (
+    "Connections by state. If used rises to db_client_connection_max and stays, or that of all "
+    "workers to pooled_serve_host_limit, the next requests wait: do as for "
+    "pooled_serve_waited_total."
+)
 IN_USE = _declare(Kind.GAUGE, "in_use", _COUNT, otel="count", state="used")
 IDLE = _declare(Kind.GAUGE, "idle", _COUNT, otel="count", state="idle")
-CONNECTING = _declare(Kind.GAUGE, "connecting", "Connections that are being opened.")
+CONNECTING = _declare(
+    Kind.GAUGE,
+    "connecting",
+    "Connections that are being opened. If it rises and stays, the server is slow to answer: see "
+    "db_client_connection_create_time_seconds.",
+)
 CLOSING = _declare(
-    Kind.GAUGE, "closing", "Connections that came back, and are being reset or closed."
+    Kind.GAUGE,
+    "closing",
+    "Connections that came back, and are being reset or closed. If it rises and stays, the server "
+    "is slow to end abandoned statements: see pooled_serve_killed_total.",
 )
 WAITING = _declare(
-    Kind.GAUGE, "waiting", "Requests that wait for a connection.", otel="pending_requests"
+    Kind.GAUGE,
+    "waiting",
+    "Requests that wait for a connection. If it rises and stays, do as for "
+    "pooled_serve_waited_total.",
+    otel="pending_requests",
 )
 OLDEST_WAIT = _declare(
-    Kind.SINCE, "oldest_wait_seconds", "How long the first in the queue has waited."
+    Kind.SINCE,
+    "oldest_wait_seconds",
+    "How long the first in the queue has waited. If it rises to half of --pool-timeout, requests "
+    "are refused: do as for pooled_serve_waited_total.",
 )
-OLDEST_HELD = _declare(Kind.SINCE, "oldest_held_seconds", "How long the longest lease has lasted.")
+OLDEST_HELD = _declare(
+    Kind.SINCE,
+    "oldest_held_seconds",
+    "How long the longest lease has lasted. If it rises for minutes, a connection leaks or waits "
+    "for a lock: --leak-threshold logs who has taken it.",
+)
+_LONGEST = "The longest wait that ended a moment ago. If it rises, see pooled_serve_waited_total."
+LONGEST_WAIT = _declare(Kind.LONGEST, "longest_wait_seconds", _LONGEST)
 REACHABLE = _declare(
-    Kind.REACHABLE, "reachable", "Whether the database could be reached when last tried."
+    Kind.REACHABLE,
+    "reachable",
+    "Whether the database could be reached when last tried. If it falls to 0, the log has the "
+    "error: look at the database server and the network to it.",
 )
+_LOGIN = "Workers that the server refuses a login. If it rises, correct USER and PASSWORD, or NAME."
+LOGIN_REFUSED = _declare(Kind.GAUGE, "login_refused", _LOGIN)
 
 ROW_LENGTH = METRICS[-1].start + METRICS[-1].width
 
@@ -198,7 +309,7 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
     summed = [sum(column) for column in zip(*rows, strict=True)]
     for metric in METRICS:
         column = [row[metric.start] for row in rows]
-        if metric.kind is Kind.REACHABLE:
+        if metric.kind in (Kind.REACHABLE, Kind.LONGEST):
             summed[metric.start] = max(column)
         elif metric.kind is Kind.SINCE:
             summed[metric.start] = min(filter(None, column), default=0.0)
@@ -221,6 +332,8 @@ def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
             found[metric.key] = {UNKNOWN: None, YES: True, NO: False}[int(row[metric.start])]
         elif metric.kind is Kind.SINCE:
             found[metric.key] = age(row[metric.start], now)
+        elif metric.kind is Kind.LONGEST:
+            found[metric.key] = row[metric.start]
         else:
             value = row[metric.start]
             found[metric.key] = None if value == math.inf else int(value)

@@ -98,6 +98,8 @@ class ConnectionPool(ConnectingPool[C]):
         row = self.row
         row[HELD_SECONDS] += held
         row[HELD_BUCKETS + bisect_left(BUCKET_BOUNDS_SECONDS, held)] += 1.0
+        if self._account is not None:
+            self._account.returned(conn, held)
         fault = self._condition(conn)
         if fault is not None and fault == DIRTY:  # "is" costs less, and nearly always suffices
             fault = self._clean(entry)
@@ -115,6 +117,21 @@ class ConnectionPool(ConnectingPool[C]):
         self._orphans.append(conn)
         self._hub.loop.run_callback_threadsafe(self._adopt_orphans)
 
+    def ping(self) -> bool:
+        """Ask the server something on an idle connection; if there is none, see :meth:`probe`. That
+        is no use of the pool, and not counted as one. Returns whether the server has answered."""
+        if not self._idle:
+            self.probe()
+            return False
+        entry = self._entries.lease_idle(self._clock())
+        if not self._check(entry.conn):
+            self._discard(entry, "dead")
+            return False
+        if not self._answers(entry, PING_TIMEOUT_SECONDS):
+            return False
+        self._put_back(entry, self._condition(entry.conn), self._clock())
+        return True
+
     # --- Taking --------------------------------------------------------------------------------
 
     def _acquire(self, began: float, timeout: float, entry: Entry[C] | None) -> C:
@@ -124,6 +141,7 @@ class ConnectionPool(ConnectingPool[C]):
         """
         deadline = began + timeout
         waited = False
+        ahead = 0
         # A caller whose turn brought nothing usable goes back to the head of the queue.
         keep_place = entry is not None
         try:
@@ -136,10 +154,10 @@ class ConnectionPool(ConnectingPool[C]):
                     if keep_place or not self._queue:
                         entry = self._take()
                 if entry is None:
-                    waited = True
+                    waited, ahead = True, len(self._queue)
                     entry = self._wait(began, timeout, first=keep_place)
                 if entry in self._entries.connecting:
-                    ready = self._connect(entry, deadline, timeout)
+                    ready = self._connect_here(entry, deadline, timeout)
                 else:
                     ready = self._usable(entry, self._clock(), deadline)
                 if ready:
@@ -148,14 +166,38 @@ class ConnectionPool(ConnectingPool[C]):
         except BaseException as error:
             # Waits in vain count, too: of callers killed, refused, or failed with the connect.
             if waited or isinstance(error, PoolTimeout):
-                self._observe(metrics.WAIT_SECONDS, self._clock() - began)
+                self._observe_wait(self._clock() - began, ahead, error)
             raise
         now = entry.leased_at = self._clock()
         self.count(ACQUIRED)
         if waited:
             self.count(metrics.WAITED)
-            self._observe(metrics.WAIT_SECONDS, now - began)
+            self._observe_wait(now - began, ahead, None)
         return entry.conn
+
+    def _observe_wait(self, seconds: float, ahead: int, error: BaseException | None) -> None:
+        self._observe(metrics.WAIT_SECONDS, seconds)
+        if seconds > self._longest_waits[0]:
+            self._longest_waits[0] = seconds
+        if self._account is not None:
+            self._account.waited(seconds, served=error is None)
+        for listener in self._listeners:
+            listener.waited(seconds, ahead, error)
+
+    def _connect_here(self, entry: Entry[C], deadline: float, timeout: float) -> bool:
+        """See :meth:`_connect`; announces the attempt."""
+        began = self._clock()
+        try:
+            ready = self._connect(entry, deadline, timeout)
+        except BaseException as error:
+            self._tried(began, error)
+            raise
+        self._tried(began, None if ready else self._backoff.last_error)
+        return ready
+
+    def _tried(self, began: float, error: BaseException | None) -> None:
+        for listener in self._listeners:
+            listener.tried(self._clock() - began, error)
 
     def _take(self) -> Entry[C] | None:
         """Returns an idle connection or a reserved entry; None if the caller has to wait.
@@ -168,10 +210,11 @@ class ConnectionPool(ConnectingPool[C]):
         if self._outage.since is not None and (refused := self._refused_in_outage()):
             self.probe()
             raise refused
-        if self._may_connect():
-            return self._entries.reserve()
+        if entry := self._reserve():
+            return entry
         error = self._backoff.last_error
-        if error is not None and self._outage.since is None and not self._entries.busy:
+        hopeless = self._backoff.seconds_left and not self._entries.busy
+        if error is not None and self._outage.since is None and hopeless:
             if not self._means_outage(error):
                 raise copy_error(error)
             # It was none while there was a connection to wait for. Now there is not.
@@ -189,6 +232,7 @@ class ConnectionPool(ConnectingPool[C]):
             if not first:  # one who has had a turn already is not refused
                 waiter.entered = overload.enter(now, self.timeout)
         self._waiters.enter(waiter, first=first)
+        self._ask_for_tokens()
         if self._outage.since is not None:
             self._held(waiter)
         for listener in self._listeners:

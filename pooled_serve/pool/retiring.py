@@ -13,9 +13,14 @@ from pooled_serve.pool.backoff import LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.base import PoolBase
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.metrics import CLOSED, RETRIED
+from pooled_serve.pool.tokens import Turn
 
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a driver's ``close()`` may take before its entry becomes free regardless."""
+
+LAST_FINISH_SECONDS = 2.0
+"""The time that the server may take to end what it does for connections that are in use when the
+process ends."""
 
 
 class RetiringPool(PoolBase[C]):
@@ -23,7 +28,7 @@ class RetiringPool(PoolBase[C]):
 
     __slots__ = ()
 
-    def _serve_waiters(self) -> None:
+    def _serve_waiters(self, turn: Turn = Turn.NEW) -> None:
         """Give free entries to the queue; called when there may be one."""
         raise NotImplementedError
 
@@ -35,7 +40,8 @@ class RetiringPool(PoolBase[C]):
 
     def drain(self) -> None:
         """Keep no connection idle from now on. Requests in flight and queued are still served."""
-        self._keep_idle = 0
+        self._drained = True
+        self._set_keep_idle()
         self._retire_idle("drain")
         if self._age_timer is not None:  # it would keep a dropped pool alive
             self._age_timer.stop()
@@ -43,7 +49,8 @@ class RetiringPool(PoolBase[C]):
 
     def resume(self) -> None:
         """Keep connections idle again."""
-        self._keep_idle = self.size
+        self._drained = False
+        self._set_keep_idle()
 
     def close(self, timeout: float = CLOSE_TIMEOUT_SECONDS, *, in_use: bool = False) -> None:
         """Close idle connections, refuse callers now and later, wait for closings under way.
@@ -60,14 +67,41 @@ class RetiringPool(PoolBase[C]):
                 timer.stop()
         while self._queue:
             self._waiters.answer_head(PoolClosed(f"pool {self.name!r} is closed"))
-        while self._to_replace:
-            self._entries.end_close(self._to_replace.popleft())
+        if self._tokens is not None:
+            self._tokens.ask(self, 0.0, 0)
+        unfinished = [*self._to_replace]
+        self._to_replace.clear()
+        for entry in unfinished:
+            self._entries.end_close(entry, keep_trace=True)
         self.drain()
         self._await_closings(timeout)
         if in_use:
-            for entry in tuple(self._leased.values()):
+            leased = [*self._leased.values()]  # one may come back while another is closed
+            for entry in leased:
                 with contextlib.suppress(Exception):
                     entry.conn.close()
+            self._end_all([*leased, *self._to_replace, *unfinished])
+        self._to_replace.clear()
+
+    def _end_all(self, entries: list[Entry[C]]) -> None:
+        """End what the server does for these closed connections, as far as there is time."""
+        conns = [entry.conn for entry in entries]
+        if not conns or self._backoff.failures:  # then nobody would answer
+            return
+        right = object()
+        if self._tokens is not None and not self._tokens.begin_replacing(right):
+            return  # the next owners of the tokens will
+        try:
+            with contextlib.suppress(Exception), gevent.Timeout(LAST_FINISH_SECONDS, False):
+                another = self._open()
+                try:
+                    for _ in self._finish(another, conns):
+                        pass
+                finally:
+                    another.close()
+        finally:
+            if self._tokens is not None:
+                self._tokens.end_replacing(right)
 
     def renew(self) -> None:
         """Hand out no connection again that was opened before: a user found that the server has
@@ -91,7 +125,9 @@ class RetiringPool(PoolBase[C]):
     def _await_closings(self, timeout: float) -> None:
         deadline = self._clock() + timeout
         entries = self._entries
-        while (entries.resetting or entries.closing) and self._clock() < deadline:
+        while (
+            entries.resetting or entries.closing or self._replacing
+        ) and self._clock() < deadline:
             gevent.sleep(0.001)
 
     # --- Connections end -------------------------------------------------------------------------
@@ -106,23 +142,37 @@ class RetiringPool(PoolBase[C]):
         """
         if entry.conn_id in self._inherited:
             return
-        self._entries.begin_close(entry)
-        self.count(CLOSED.get(reason, CLOSED["other"]))
+        self._begin_discard(entry, reason)
+        if self._loopless and gevent.getcurrent() is not self._hub:
+            self._close(entry, replace=replace)  # there may be no other time
+            return
         # Raw: a Greenlet could be killed before it ran, and the entry would be lost.
         gevent.spawn_raw(self._close, entry, replace=replace)
 
-    def _close(self, entry: Entry[C], *, replace: bool) -> None:
+    def _begin_discard(self, entry: Entry[C], reason: str) -> None:
+        self._entries.begin_close(entry)
+        self.count(CLOSED.get(reason, CLOSED["other"]))
+
+    def _close(self, entry: Entry[C], *, replace: bool, keep_trace: bool = False) -> None:
+        """
+        :param keep_trace: of the connection that this one was to end at the server.
+        """
         try:
             # An error is of no use to anybody: the connection is gone either way.
             with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+                if entry.token is not None:
+                    self._part(entry.conn)
+            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
                 entry.conn.close()
         finally:
-            if replace and not self._closed and self._unfinished(entry.conn):
+            unfinished = replace and self._unfinished(entry.conn)
+            if unfinished:
                 entry.idle_since = self._clock()
                 self._to_replace.append(entry)
+            if unfinished and not self._closed:
                 self._replace_unfinished()
             else:
-                self._entries.end_close(entry)
+                self._entries.end_close(entry, keep_trace=keep_trace or unfinished)
                 self._serve_waiters()
 
     def _retire_aged(self) -> None:

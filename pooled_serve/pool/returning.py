@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pooled_serve.errors import PoolOverloaded, PoolTimeout
+from collections.abc import Collection
+from typing import Any
+
+from pooled_serve.errors import PoolClientGone, PoolOverloaded, PoolTimeout
 from pooled_serve.pool import metrics
 from pooled_serve.pool.base import DIRTY, FAILED_OVER
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.metrics import HELD_SECONDS
-from pooled_serve.pool.retiring import RetiringPool
+from pooled_serve.pool.sharing import SharingPool
 from pooled_serve.pool.waiters import Waiter
 
 
-class ReturningPool(RetiringPool[C]):
+class ReturningPool(SharingPool[C]):
     """The part of a :class:`ConnectionPool` that takes connections back."""
 
     __slots__ = ()
@@ -39,6 +42,8 @@ class ReturningPool(RetiringPool[C]):
             if fault == FAILED_OVER and now < entry.expires:
                 self._retire_all(now, FAILED_OVER)
             self._discard(entry, fault or "age")
+        elif self._hungry[0] and self._lend([entry]):
+            pass  # to another worker
         elif self._queue:
             entry.idle_since = entry.leased_at = now
             self._outage.since = None  # this one works
@@ -48,8 +53,10 @@ class ReturningPool(RetiringPool[C]):
                 self._shed_head(late, entry, now)
             else:
                 self._waiters.answer_head(entry)
+            if self._tokens is not None and self._tokens.asks(self):
+                self._ask_for_tokens()
         elif len(self._idle) >= self._keep_idle:  # none, once the pool drains or is closed
-            kept = "surplus" if self._keep_idle else "drain"
+            kept = "drain" if self._drained else "surplus"
             self._discard(entry, "closed" if self._closed else kept)
         else:
             # LEASED to IDLE, here and nowhere else. Not a method of Entries: this is the other half
@@ -71,6 +78,30 @@ class ReturningPool(RetiringPool[C]):
 
         self._waiters.answer_behind(late, entry, refuse)
 
+    def waiting_greenlets(self) -> list[Any]:
+        """Returns the greenlets in the queue."""
+        return [waiter.greenlet for waiter in self._queue]
+
+    def refuse_gone(self, greenlets: Collection[Any]) -> None:
+        """Take these greenlets out of the queue: the clients of their requests have hung up."""
+        gone = [waiter for waiter in self._queue if waiter.greenlet in greenlets]
+        state = self.describe() if gone else ""  # once: they may be thousands
+        now = self._clock()
+        for waiter in gone:
+            error = self._refusal(now - waiter.since, PoolClientGone, state)
+            del self._queue[waiter]
+            waiter.wake(error)
+            self.client_gone(f"it had waited {now - waiter.since:.1f}s for a connection")
+
+    def client_gone(self, what: str) -> None:
+        """Count a request that is ended, because its client has hung up.
+
+        :param what: how far it had come, in words.
+        """
+        self.count(metrics.CLIENT_GONE)
+        for listener in self._listeners:
+            listener.client_gone(what)
+
     def _adopt_orphans(self) -> None:
         """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
         while self._orphans:
@@ -79,7 +110,10 @@ class ReturningPool(RetiringPool[C]):
             if entry is None:
                 continue
             now = self._clock()
-            self._observe(HELD_SECONDS, now - entry.leased_at)
+            held = now - entry.leased_at
+            self._observe(HELD_SECONDS, held)
+            if self._account is not None:
+                self._account.returned(conn, held)
             fault = self._condition(conn)
             self._put_back(entry, "abandoned" if fault == DIRTY else fault, now)
 
@@ -92,6 +126,10 @@ class ReturningPool(RetiringPool[C]):
         :param state: of the pool in words, if there are many refusals at once.
         """
         self.count(metrics.TIMEOUTS)
+        return self._refusal(seconds, kind, state)
+
+    def _refusal(self, seconds: float, kind: type[PoolTimeout], state: str | None) -> PoolTimeout:
+        """Returns the error of a caller who gets no connection; see :meth:`_timed_out`."""
         entries = self._entries
         return kind(
             self.name,

@@ -15,7 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
-from typing import Generic
+from typing import Any, Generic
 
 import gevent
 import gevent.hub
@@ -42,6 +42,11 @@ class Waiter(Generic[C]):
         self.entered = math.inf  # see Overload; never late
         self.held = False  # it has waited in an outage, and was counted
         self.answer: Entry[C] | Exception | None = None
+
+    @property
+    def greenlet(self) -> Any:
+        """The one that waits."""
+        return self._hub_waiter.greenlet
 
     def wake(self, answer: Entry[C] | Exception) -> None:
         """Resume its greenlet, in the next turn of the loop."""

@@ -1,4 +1,5 @@
-"""Check the types in DATABASES: values from environment variables are often text by mistake."""
+"""Check DATABASES: types, because values from environment variables are often text by mistake, and
+values that mean something else than they seem to."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pooled_serve.errors import Finding, Level, startup_error
+from pooled_serve.preflight.reports import DatabaseReport
 
 _TEXTS = ("NAME", "USER", "PASSWORD")  # or None, Django's default for some
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
@@ -17,6 +19,8 @@ def check(alias: str, settings: Mapping[str, Any]) -> None:
     :raises StartupError: PS110, for the first that has not. Django would fail in every request.
     """
     for name in _TEXTS:
+        if name == "PASSWORD" and callable(settings[name]):
+            continue  # called at each connect
         if not isinstance(settings[name], str | bytes | None):
             raise _wrong(alias, settings, name, "text", f"str(...), or quotes around {name}")
     if not isinstance(settings["HOST"], str):
@@ -53,3 +57,34 @@ def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")
+
+
+def other_meanings(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Values of a MySQL database that PyMySQL leaves out, or that may mean another server than
+    they look like."""
+    from pooled_serve.driver import parameters  # and PyMySQL, which --help does without
+
+    options = settings["OPTIONS"]
+    if parameters.is_compressed(options):
+        text = "connections are not compressed: PyMySQL cannot do what OPTIONS ask for"
+        yield Finding(Level.NOTE, "", report.alias, text)
+    if file := parameters.missing_file(options):
+        text = f"OPTIONS name the option file {file}, which cannot be read, so it is left out"
+        hint = "correct read_default_file, or let this user read it"
+        yield Finding(Level.WARN, "PS112", report.alias, text, hint)
+    host, port = settings["HOST"], settings["PORT"]
+    if parameters.lacks_socket({"host": host, **options}):
+        text = (
+            f"HOST {host!r} means a Unix socket, and there is none in the usual places, so TCP is "
+            f"used ({report.server}); with mysqlclient manage.py would fail there: use 127.0.0.1 "
+            "as HOST, or set OPTIONS['unix_socket']"
+        )
+        yield Finding(Level.NOTE, "", report.alias, text)
+    at_socket = report.server.startswith("/") and host in ("", "localhost")
+    if at_socket and port and report.facts and int(port) != report.facts.port:
+        text = (
+            f"HOST {host!r} stands for the socket {report.server}, whose server has port "
+            f"{report.facts.port}; PORT {port} is not used"
+        )
+        hint = "use 127.0.0.1 as HOST if you mean that port, or leave PORT empty"
+        yield Finding(Level.WARN, "PS310", report.alias, text, hint)

@@ -7,7 +7,7 @@ hint.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pooled_serve.errors import Finding, Level
@@ -19,73 +19,18 @@ from pooled_serve.options import (
     PoolOptions,
     PoolPlan,
 )
+from pooled_serve.preflight.budget import (
+    BudgetRow,
+    by_server,
+    fit_budget,
+    judge_budget,
+    limit_of,
+    worst,
+)
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 
 PROXY_TIMEOUT_SECONDS = 30
 """Many proxies give up after it, such as the routers of hosting platforms. nginx waits for 60."""
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What a database server reports about itself."""
-
-    engine: str  # as in MariaDB 10.11.19
-    wait_timeout: int  # seconds
-    max_connections: int
-    max_user_connections: int  # 0: no limit per user
-    in_use: int  # connections of all users, without the one that asked
-    answer_seconds: float
-    in_use_by_user: int = 0  # of the same user; counts against max_user_connections
-    identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
-
-    @property
-    def kind(self) -> str:
-        """MariaDB or MySQL."""
-        return self.engine.partition(" ")[0]
-
-
-@dataclass(frozen=True)
-class DatabaseReport:
-    """One alias of DATABASES, as the preflight found it."""
-
-    alias: str
-    pooled: bool
-    label: str  # its name if it is not pooled: SQLite, PostgreSQL, ...
-    address: str = ""  # host:port/name, without user and password
-    server: str = ""  # host:port, the same for all aliases on one server
-    conn_max_age: float | None = 0  # as in the settings
-    facts: ServerFacts | None = None
-    problem: Finding | None = None
-
-
-@dataclass(frozen=True)
-class ProjectReport:
-    """The result of the preflight."""
-
-    app: str = ""
-    settings_module: str = ""
-    load_seconds: float = 0.0
-    django: str = ""
-    databases: tuple[DatabaseReport, ...] = ()
-    warnings: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True)
-class BudgetRow:
-    """One server, and how many connections it may get."""
-
-    server: str
-    replicas: int
-    workers: int
-    cap: float  # of one worker, for all aliases on this server
-    limit: int
-    limit_name: str
-    in_use: int
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def most(self) -> float:
-        """Connections when every pool is full."""
-        return self.replicas * self.workers * self.cap
 
 
 @dataclass(frozen=True)
@@ -110,7 +55,7 @@ class Plan:
         return [
             finding
             for row in self.budget
-            for finding in _judge_budget(
+            for finding in judge_budget(
                 replace(row, workers=workers),
                 [self.pools[alias] for alias in row.aliases],
                 "at the start",
@@ -154,28 +99,40 @@ def make_plan(
         )
         findings.append(Finding(Level.NOTE, "", "pool_timeout", text))
     budget = []
-    for group in _by_server(pooled):
-        limit, limit_name, in_use = _limit(group)
-        share = limit // (options.replicas * workers)  # one worker's
-        findings += _fit_budget(pools, group, share, f"{limit_name}={limit}", worker_connections)
+    for group in by_server(pooled):
+        limit, limit_name, in_use = limit_of(group)
+        if options.per_host is None:
+            findings += fit_budget(pools, group, worker_connections, workers, options.replicas)
         plans = [pools[d.alias] for d in group]
-        cap = sum(_worst(plan, worker_connections) for plan in plans)
+        caps = tuple(worst(plan, worker_connections) for plan in plans)
         row = BudgetRow(
             group[0].server,
             options.replicas,
             workers,
-            cap,
+            caps,
             limit,
             limit_name,
             in_use,
             tuple(d.alias for d in group),
+            options.per_host,
         )
         budget.append(row)
-        findings += _judge_budget(row, plans, now)
+        findings += judge_budget(row, plans, now)
     findings += [
         Finding(Level.NOTE, "", d.alias, f"{d.label} is not pooled; Django connects as usual")
         for d in report.databases
         if not d.pooled
+    ]
+    findings += [
+        Finding(
+            Level.NOTE,
+            "",
+            d.alias,
+            f"MySQL Router is at {d.server}: limits are those of the server behind it; its own, "
+            "max_connections and max_total_connections, cannot be asked",
+        )
+        for d in pooled
+        if d.facts is not None and d.facts.behind_router
     ]
     findings += report.warnings
     if report.app and not report.databases:
@@ -198,9 +155,15 @@ def _pool_plan(
     age = options.max_age
     if age is None and conn_max_age is not None and conn_max_age > 0:
         age = conn_max_age
+    most = options.per_host
+    if most is not None and cap is not None and cap != math.inf and cap > most:
+        text = f"max-outstanding {cap:.0f} means {most} here: this host may have no more"
+        findings.append(Finding(Level.NOTE, "", alias, text))
+    if most is not None and cap is not None:
+        cap = min(cap, most)
     plan = PoolPlan(
         size=size or DEFAULT_SIZE,
-        cap=cap or DEFAULT_CAP_FACTOR * (size or DEFAULT_SIZE),
+        cap=cap or most or DEFAULT_CAP_FACTOR * (size or DEFAULT_SIZE),
         timeout=options.timeout,
         max_age=age or DEFAULT_MAX_AGE,
         size_explicit=size is not None,
@@ -210,20 +173,23 @@ def _pool_plan(
         reset=options.reset,
         overload=options.overload,
         leak_threshold=options.leak_threshold,
+        per_host=most,
         named=alias if own else "",
     )
     if plan.size > plan.cap:
         if plan.size_explicit:
-            hint = f"use --pool-size {plan.cap:.0f}, or --max-outstanding {plan.size} or more"
+            name = "max-per-host" if plan.cap == most else "max-outstanding"
+            hint = f"use --pool-size {plan.cap:.0f}, or --{name} {plan.size} or more"
             if own:  # which wins
                 sizes = f"{alias}:{plan.cap:.0f}:{plan.cap:.0f}", f"{alias}:{plan.size}:{plan.size}"
-                hint = f"use --pool {sizes[0]}, or --pool {sizes[1]}"
+                others = f"--{name} {plan.size}" if plan.cap == most else f"--pool {sizes[1]}"
+                hint = f"use --pool {sizes[0]}, or {others}"
             findings.append(
                 Finding(
                     Level.FAIL,
                     "PS204",
                     alias,
-                    f"max-outstanding {plan.cap:.0f} is smaller than pool-size {plan.size}: "
+                    f"{name} {plan.cap:.0f} is smaller than pool-size {plan.size}: "
                     "not all of the pool could ever be used",
                     hint,
                 )
@@ -263,101 +229,6 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[F
         return plan, []
     text = f"age limit lowered from {plan.max_age:g}s to {safe}s: {server}"
     return replace(plan, max_age=float(safe)), [Finding(Level.NOTE, "", alias, text)]
-
-
-# --- The budget --------------------------------------------------------------------------------
-
-
-def _by_server(pooled: Iterable[DatabaseReport]) -> list[list[DatabaseReport]]:
-    groups: dict[str, list[DatabaseReport]] = {}
-    for database in pooled:
-        if database.facts is not None:
-            groups.setdefault(database.facts.identity or database.server, []).append(database)
-    return list(groups.values())
-
-
-def _limit(group: Sequence[DatabaseReport]) -> tuple[int, str, int]:
-    """Returns how many connections the server allows, the name of that limit, and its use now."""
-    facts = [d.facts for d in group if d.facts is not None]
-    limits = [(f.max_connections, "max_connections", f.in_use) for f in facts]
-    limits += [(f.max_user_connections, "max_user_connections", f.in_use_by_user) for f in facts]
-    return min(limit for limit in limits if limit[0] > 0)
-
-
-def _worst(plan: PoolPlan, worker_connections: int) -> float:
-    """Returns the most connections of one pool. A greenlet holds one at a time."""
-    return worker_connections if plan.cap == math.inf else plan.cap
-
-
-def _fit_budget(
-    pools: dict[str, PoolPlan],
-    group: Sequence[DatabaseReport],
-    share: int,
-    limit: str,
-    worker_connections: int,
-) -> Iterator[Finding]:
-    """Lower the default caps on one server until they fit the share of one worker."""
-    adjustable = [d.alias for d in group if not pools[d.alias].cap_explicit]
-    wanted = sum(pools[alias].cap for alias in adjustable)
-    explicit = sum(_worst(pools[d.alias], worker_connections) for d in group) - wanted
-    if explicit + wanted <= share:
-        return
-    for alias in adjustable:
-        plan = pools[alias]
-        cap = max(1, math.floor((share - explicit) * plan.cap / wanted))
-        if plan.size_explicit:
-            cap = max(cap, plan.size)
-        if cap < plan.cap:
-            pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
-            text = f"cap lowered from {plan.cap:.0f} to {cap} to fit {limit}"
-            yield Finding(Level.NOTE, "", alias, text)
-
-
-def plural(number: int, what: str) -> str:
-    """ "1 worker", "2 workers"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") -> Iterator[Finding]:
-    """Compare the worst case with the server's limit.
-
-    :param now: when the server was asked how many are in use, for messages.
-    """
-    left = max(0, row.limit - row.in_use)
-    if row.most <= left:
-        return
-    per_worker = left // (row.replicas * row.workers) // len(plans)
-    workers = int(left // (row.cap * row.replicas))
-    unlimited = any(plan.cap == math.inf for plan in plans)
-    who = f"{plural(row.workers, 'worker')} × {row.cap:.0f} connections"
-    if row.replicas > 1:
-        who = f"{row.replicas} replicas × {who}"
-    if unlimited:
-        who += " (no cap: one per greenlet, --worker-connections)"
-    too_big = any(p.size_explicit and p.size > per_worker for p in plans if not p.named)
-    size = f"--pool-size {per_worker} " if too_big else ""
-    # Only what would help: nobody can use less than one connection.
-    fitting = [f"--pool {plan.named}:{per_worker}:{per_worker}" for plan in plans if plan.named]
-    if len(fitting) < len(plans):
-        fitting.append(f"{size}--max-outstanding {per_worker}")
-    uses = [" ".join(fitting)] if per_worker else []
-    uses += [f"--workers {workers}"] if workers else []
-    uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
-    in_use, verb = f"{row.in_use} in use", "are"
-    if now != "now":
-        in_use, verb = f"{in_use} {now}", "were"
-    hint = f"raise {row.limit_name}"
-    if uses:
-        hint = f"use {', or '.join(uses)}, or {hint}"
-    if row.most > row.limit:
-        text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({in_use})"
-        yield Finding(Level.FAIL, "PS201", row.server, text, hint)
-    else:
-        text = (
-            f"{who} = {row.most:.0f}, but {row.in_use} of {row.limit} {verb} in use {now} "
-            "(by a running instance of this project, perhaps)"
-        )
-        yield Finding(Level.WARN, "PS202", row.server, text, hint)
 
 
 # --- The rest ----------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from pooled_serve.errors import Finding, Level, StartupError, startup_error
 
 DEFAULT_ATTRIBUTE = "application"
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+NO_URLS = "PS109"
+"""The code of a warning that ``--check`` and ``--strict`` refuse: every request would fail."""
 
 
 def load(app: str) -> None:
@@ -30,19 +32,54 @@ def load(app: str) -> None:
     """
     name, _, attribute = app.partition(":")
     _refuse_path(app, name)
+    _refuse_settings_path()
     application = _attribute(_import(app, name), attribute or DEFAULT_ATTRIBUTE, app)
     _refuse_asgi(application, app, name)
     _refuse_other_framework(app)
 
 
 def _refuse_path(app: str, name: str) -> None:
-    if "/" in name or name.endswith(".py"):
-        dotted = name.removesuffix(".py").strip("./").replace("/", ".")
+    if not is_path(name):
+        return
+    dotted, folder = as_module(name)
+    there = _wsgi_modules()
+    if dotted == "manage" or not dotted:
+        hint = f"use {', '.join(there)}" if there else "use the module's name, as in myproject.wsgi"
+    else:
+        hint = f"use {dotted}" + (f" --chdir {folder}" if folder else "")
+    raise startup_error(
+        "PS107", f"{app!r} is a file path; the application is named as a module", hint
+    )
+
+
+def _refuse_settings_path() -> None:
+    name = os.environ.get(SETTINGS_VARIABLE, "")
+    if is_path(name):
+        dotted, _ = as_module(name)
         raise startup_error(
             "PS107",
-            f"{app!r} is a file path; the application is named as a module",
-            f"use {dotted}" if dotted else "use the module's name, as in myproject.wsgi",
+            f"{name!r} is a file path; settings are named as a module",
+            f"use --settings {dotted or 'MODULE'}",
         )
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a file instead of a module's."""
+    return "/" in name or name.endswith(".py")
+
+
+def as_module(text: str) -> tuple[str, str]:
+    """Returns the module that a path of a file, or of the folder with wsgi.py, names; and the
+    folder to import it from, empty for the current one."""
+    path = Path(os.path.abspath(text))
+    if path.is_dir() and (path / "wsgi.py").exists():
+        path /= "wsgi.py"
+    path = path.with_suffix("")
+    # Above the package if no manage.py says where Python starts.
+    roots = [parent for parent in path.parents if (parent / "manage.py").exists()]
+    roots += [Path.cwd()] if path.is_relative_to(Path.cwd()) else [path.parent.parent]
+    dotted = ".".join(path.relative_to(roots[0]).parts)
+    return dotted, "" if roots[0] == Path.cwd() else str(roots[0])
 
 
 def _import(app: str, name: str) -> ModuleType:
@@ -54,11 +91,10 @@ def _import(app: str, name: str) -> ModuleType:
             missing = isinstance(error, ModuleNotFoundError) and error.name == part
             if part and not missing:
                 raise _import_failed(part, error) from error
-            there = ", ".join(_wsgi_modules())
             raise startup_error(
                 "PS101",
                 f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
-                f"use {there}" if there else "run it where manage.py is, or add --chdir DIR",
+                _where_it_may_be(part),
             ) from None
     return module
 
@@ -71,11 +107,10 @@ def _import_failed(name: str, error: BaseException) -> StartupError:
         and error.name
         and f"{settings}.".startswith(f"{error.name}.")
     ):
-        return startup_error(
-            "PS105",
-            f"there is no settings module {settings!r}",
-            f"correct {SETTINGS_VARIABLE}, or use --settings MODULE",
-        )
+        hint = f"correct {SETTINGS_VARIABLE}, or use --settings MODULE"
+        if _is_too_deep(error.name):
+            hint = f"{_UP}; the application is {Path.cwd().name}.{name}"
+        return startup_error("PS105", f"there is no settings module {settings!r}", hint)
     if type(error).__name__ == "ImproperlyConfigured" and SETTINGS_VARIABLE in str(error):
         return startup_error(
             "PS104",
@@ -129,10 +164,10 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
             and (not isinstance(value, type | FunctionType) or value.__module__ == module.__name__)
         ]
         there = _wsgi_modules()
-        if len(names) == 1:
-            hint = f"use {module.__name__}:{names[0]}"
-        elif there and module.__name__ not in there:
+        if there and module.__name__ not in there:
             hint = f"use {', '.join(there)}"
+        elif len(names) == 1:
+            hint = f"use {module.__name__}:{names[0]}"
         else:
             hint = f"name it after the colon (without one it is {DEFAULT_ATTRIBUTE!r})"
         raise startup_error(
@@ -172,8 +207,59 @@ def _refuse_other_framework(app: str) -> None:
         )
 
 
-def _wsgi_modules() -> list[str]:
-    return sorted(f"{path.parent.name}.wsgi" for path in Path.cwd().glob("*/wsgi.py"))
+_UP = "run it in the folder above, where manage.py is, or add --chdir .."
+
+
+def _where_it_may_be(missing: str) -> str:
+    """Returns the hint for a module that is not there: look around, and name what is."""
+    if there := _wsgi_modules():
+        return f"use {', '.join(there)}"
+    if _is_too_deep(missing):
+        return _UP
+    below = sorted(Path.cwd().glob("*/manage.py"))
+    found = [(path.parent.name, _wsgi_modules(path.parent)) for path in below]
+    apps = [f"{modules[0]} --chdir {folder}" for folder, modules in found if modules]
+    return f"use {apps[0]}" if apps else "run it where manage.py is, or add --chdir DIR"
+
+
+def _is_too_deep(missing: str) -> bool:
+    """Whether the current directory is the package that was looked for."""
+    here = Path.cwd()
+    return missing.partition(".")[0] == here.name and (here.parent / "manage.py").exists()
+
+
+def _wsgi_modules(folder: Path | None = None) -> list[str]:
+    found = (folder or Path.cwd()).glob("*/wsgi.py")
+    return sorted(f"{path.parent.name}.wsgi" for path in found)
+
+
+def host_warnings() -> Iterator[Finding]:
+    """Warn of settings with which no request gets an answer."""
+    from django.conf import settings
+
+    if not settings.DEBUG and not settings.ALLOWED_HOSTS:
+        text = "DEBUG is off and ALLOWED_HOSTS is empty: every request will get 400"
+        hint = 'list the host names of the site, as in ALLOWED_HOSTS = ["www.example.com"]'
+        yield Finding(Level.WARN, "PS113", "", text, hint)
+
+
+def migration_notes() -> Iterator[Finding]:
+    """Tell of migrations that are not applied to the default database. Only reads there."""
+    from django.db import connections
+    from django.db.migrations.executor import MigrationExecutor
+
+    executor = MigrationExecutor(connections["default"])
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    if plan:
+        number = f"{len(plan)} migrations are" if len(plan) > 1 else "1 migration is"
+        first = f"{plan[0][0].app_label}.{plan[0][0].name}"
+        text = f"{number} not applied, the first is {first}: run manage.py migrate"
+        yield Finding(Level.NOTE, "", "default", text)
+
+
+# From these on, a coroutine is not told that its executor has finished, if gevent has patched
+# (https://github.com/gevent/gevent/issues/2213). 3.14.0 to 3.14.2 are not affected.
+ASYNC_STALLS = (3, 13, 12) <= sys.version_info[:3] < (3, 14) or sys.version_info[:3] >= (3, 14, 3)
 
 
 def async_warnings() -> Iterator[Finding]:
@@ -193,7 +279,7 @@ def async_warnings() -> Iterator[Finding]:
     except (Exception, SystemExit) as error:
         yield Finding(
             Level.WARN,
-            "PS109",
+            NO_URLS,
             "",
             f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
             f"every request will: {where(error).strip()}",
@@ -206,7 +292,8 @@ def async_warnings() -> Iterator[Finding]:
             "PS108",
             "",
             f"{found[0]}{more} is async: while it runs, queries of other requests in the worker "
-            "fail with SynchronousOnlyOperation",
+            "fail with SynchronousOnlyOperation"
+            + (", and on this Python it may never end" if ASYNC_STALLS else ""),
             "make it a plain function; under gevent that does not block other requests",
         )
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 from pooled_serve import __version__
 from pooled_serve.errors import Finding, Level
-from pooled_serve.preflight.plan import DatabaseReport, Plan, ProjectReport, plural
+from pooled_serve.preflight.budget import plural
+from pooled_serve.preflight.plan import Plan
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 
 SKIP = "–"
 
@@ -61,10 +64,13 @@ def banner(plan: Plan, report: ProjectReport) -> str:
     for alias, pool in plan.pools.items():
         lines.append(
             f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
-            f"age {_seconds(pool.max_age)} · wait {_seconds(pool.timeout)}"
+            f"age {_seconds(pool.max_age)} · pool-timeout {_seconds(pool.timeout)}"
         )
     lines += findings([f for f in plan.findings if f.level is not Level.OK])
-    lines += _problems(report)
+    problems = [d.problem for d in report.databases if d.problem]
+    starts = not plan.contradictions and all(f.level is Level.WARN for f in problems)
+    anyway = "; it starts nevertheless, --strict would refuse" if starts else ""
+    lines += findings([replace(f, hint=f.hint + anyway) for f in problems])
     return "\n".join(lines)
 
 
@@ -95,8 +101,11 @@ def _budget(plan: Plan) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in plan.budget:
         product = f"{row.workers} × {row.cap:.0f} = {row.most:.0f}"
+        if row.bounded:
+            product = f"{row.of_host:.0f} per host"
         if row.replicas > 1:
             product = f"{row.replicas} × {product}"
+            product += f" = {row.most:.0f}" if row.bounded else ""
         left = row.limit - row.in_use - row.most
         rows.append([row.server, product, str(row.limit), str(row.in_use), f"{left:.0f}"])
     return head, rows

@@ -24,7 +24,7 @@ from pooled_serve import compat, launcher
 from pooled_serve.driver import error_codes as codes
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import child, databases, project
-from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
 
 ANSWER_TIMEOUT_SECONDS = 5.0
 """Seconds for all database servers together."""
@@ -33,18 +33,19 @@ SLOW_AFTER_SECONDS = 15.0
 """Seconds until a warning that the project is still being loaded."""
 
 
-def run(app: str, setup: Callable[[], None]) -> ProjectReport:
+def run(app: str, setup: Callable[[], None], *, check: bool = False) -> ProjectReport:
     """Load the project in a child process and report on it.
 
     :param setup: called in the child first, to set it up like a worker: directory, user,
         environment.
+    :param check: also report what a start does not wait for, such as migrations.
     :raises StartupError: the project cannot be served.
     """
 
     def work() -> bytes:
         try:
             setup()
-            return pickle.dumps(_report(app))
+            return pickle.dumps(_report(app, check=check))
         except StartupError as error:
             return pickle.dumps(error)
 
@@ -92,13 +93,14 @@ class _Answer(pickle.Unpickler):
         return self._known[name]
 
 
-def _report(app: str) -> ProjectReport:
+def _report(app: str, *, check: bool) -> ProjectReport:
     began = time.monotonic()
     with compat.imports():
         from pooled_serve.backend import patch  # and Django, part of the project's time
 
     launcher.under_command = True
     patch.use_pymysql()
+    patch.translate_parameters()
     # Before the project is loaded, or it would look like the project's fault.
     compat.check("django", "pymysql", "gunicorn", "gevent")
     project.load(app)
@@ -119,8 +121,13 @@ def _report(app: str) -> ProjectReport:
         finding
         for report in reports
         if report.pooled
-        for finding in databases.warnings(report.alias, connections.settings[report.alias])
+        for finding in (
+            *databases.warnings(report.alias, connections.settings[report.alias]),
+            *databases.other_meanings(report, connections.settings[report.alias]),
+        )
     ]
+    if check and any(report.alias == "default" and report.facts for report in reports):
+        doubts += _in_time(project.migration_notes)
     connections.close_all()  # that the project itself has opened
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",
@@ -128,8 +135,31 @@ def _report(app: str) -> ProjectReport:
         load_seconds=seconds,
         django=django.get_version(),
         databases=reports,
-        warnings=(*_pooling_warning(), *doubts, *project.async_warnings()),
+        warnings=(
+            *_pooling_warning(),
+            *doubts,
+            *project.host_warnings(),
+            *project.async_warnings(),
+        ),
     )
+
+
+def _in_time(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Returns what a function finds in the databases; nothing if it fails, or takes too long."""
+    found: list[Finding] = []
+
+    def work() -> None:
+        from django.db import connections
+
+        # What is wrong with models or migrations, manage.py says better.
+        with contextlib.suppress(Exception):
+            found.extend(look())
+        connections.close_all()  # this thread's
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT_SECONDS)
+    return list(found)
 
 
 def _pooling_warning() -> Iterator[Finding]:
@@ -173,13 +203,26 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
         return DatabaseReport(alias, pooled=False, label=label), None
+    from pooled_serve.driver import parameters
     from pooled_serve.driver.connection import MySQLConnection
 
     databases.check(alias, settings)
     with _databases(f"PyMySQL cannot use the settings of the database {alias!r}"):
-        params = {"connect_timeout": 10, **wrapper.get_connection_params(), "defer_connect": True}
-        params["connect_timeout"] = min(params["connect_timeout"], ANSWER_TIMEOUT_SECONDS)
-        connection = MySQLConnection(**params)
+        given = wrapper.get_connection_params()
+        try:
+            params = parameters.translate(given)
+            parameters.check_tls_files(params)
+        except parameters.UnsupportedOption as error:
+            text = f"OPTIONS of the database {alias!r}: {error.problem}"
+            raise startup_error("PS112", text, error.hint) from None
+        seconds = min(params.get("connect_timeout", 10), ANSWER_TIMEOUT_SECONDS)
+        params |= {"connect_timeout": seconds, "defer_connect": True}
+        try:
+            connection = MySQLConnection(**params)
+        except ssl.SSLError as error:
+            text = f"OPTIONS of the database {alias!r}: no TLS with these files ({error.reason})"
+            hint = "correct OPTIONS['ssl']: PEM files, and the key that belongs to the certificate"
+            raise startup_error("PS112", text, hint) from None
     report = DatabaseReport(
         alias,
         pooled=True,
@@ -226,9 +269,9 @@ def _ask(connection: Any) -> ServerFacts:
         cursor.execute(
             "SELECT @@wait_timeout, @@max_connections, @@max_user_connections, "
             "SUBSTRING_INDEX(USER(), '@', 1), "
-            "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id)"
+            "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id), @@port"
         )
-        wait_timeout, most, most_of_user, user, identity = cursor.fetchone()
+        wait_timeout, most, most_of_user, user, identity, port = cursor.fetchone()
         seconds = time.monotonic() - began
         cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
         connected = int(cursor.fetchone()[1])
@@ -242,7 +285,9 @@ def _ask(connection: Any) -> ServerFacts:
         max_user_connections=int(most_of_user),
         in_use=connected - 1,
         in_use_by_user=own - 1,
+        behind_router=connection.behind_router,
         identity=identity,
+        port=int(port),
         answer_seconds=seconds,
     )
 
@@ -255,6 +300,10 @@ def _no_answer(server: str, seconds: float) -> Finding:
         f"{server} did not answer within {seconds:g}s",
         "it may be frozen, or a firewall drops packets; try: mysqladmin -h HOST -P PORT ping",
     )
+
+
+# OpenSSL's codes for a certificate that is good, but for another host name or address.
+_OTHER_NAME = (62, 64)
 
 
 def _is_late(text: str) -> bool:
@@ -279,6 +328,9 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
             )
         case codes.DBACCESS_DENIED_ERROR | codes.BAD_DB_ERROR:
             code, hint = "PS304", "create the database, or GRANT the user rights on it"
+        case codes.MUST_CHANGE_PASSWORD | codes.MUST_CHANGE_PASSWORD_LOGIN:
+            code = "PS303"
+            hint = "set a new password with ALTER USER, and correct PASSWORD in DATABASES"
         case codes.CON_COUNT_ERROR:
             code = "PS305"
             hint = "close idle connections (SHOW PROCESSLIST), or raise max_connections"
@@ -295,7 +347,14 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
                 "without TLS)"
             )
         case _ if number in codes.TLS or isinstance(cause, ssl.SSLError) or "SSL" in text:
-            code, hint = "PS309", "correct OPTIONS['ssl'] in DATABASES"
+            code, hint = "PS309", "correct OPTIONS['ssl'] and OPTIONS['ssl_mode'] in DATABASES"
+            if getattr(cause, "verify_code", 0) in _OTHER_NAME:
+                hint = (
+                    "use the HOST that the certificate is for, or OPTIONS['ssl_mode'] = "
+                    "'VERIFY_CA', which does not compare it (nor does mysqlclient without ssl_mode)"
+                )
+            elif number == codes.CR_SSL_CONNECTION_ERROR and "support" in text:
+                hint = "set up TLS on the server, or remove OPTIONS['ssl'] and OPTIONS['ssl_mode']"
         case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
             return _no_answer(server, timeout)
         case codes.CR_CONN_HOST_ERROR if isinstance(cause, socket.gaierror):
@@ -304,6 +363,13 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
         case codes.CR_CONN_HOST_ERROR:
             code = "PS301"
             hint = "start the database server, or correct HOST and PORT in DATABASES"
+            if server.startswith("/"):
+                hint = (
+                    "start the database server, or correct the path of its socket in DATABASES: "
+                    "OPTIONS['unix_socket'], or HOST if that is a path"
+                )
+            if server.startswith("localhost:"):
+                hint += "; there is no Unix socket where mysqlclient would look for one, either"
             why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
             problem = f"{server} does not accept connections ({why})"
         case codes.CR_SERVER_GONE_ERROR | codes.CR_SERVER_LOST:
@@ -315,6 +381,13 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
                 "OPTIONS['ssl'] in DATABASES"
             )
             problem = f"{server} hung up during the login: {text}"
+        case codes.PARSE_ERROR:
+            code = "PS308"
+            hint = (
+                "correct OPTIONS['init_command'] in DATABASES; PyMySQL runs one statement, as in "
+                "SET a = 1, b = 2"
+            )
+            problem = f"{server}: {text} (error {number})"
         case _:
             code, hint = "PS308", "see the server's error log"
             problem = f"{server}: {text} (error {number})"

@@ -4,5 +4,6 @@
 * config.py: settings and Gunicorn's hooks
 * worker.py: the worker; signals.py: what ends it
 * accept.py, balance.py, turns.py: which client is served next, and by which worker
-* addresses.py: where it listens
+* addresses.py: where it listens; loggers.py: logging that LOGGING does not silence
+* names.py: the option, variable or setting that was meant
 """

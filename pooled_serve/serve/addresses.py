@@ -72,7 +72,7 @@ def listen(
     sockets, problems = [], []
     for address in addresses:
         try:
-            sockets.append(_listen(address, cfg, log))
+            sockets.append(_listen(address, cfg, log, is_status=address in status))
         except (OSError, ValueError) as error:
             problems.append(_problem(address, error, is_status=address in status))
     if problems:
@@ -120,15 +120,20 @@ def check_inherited(descriptors: Iterable[int]) -> None:
         raise StartupError(EXIT_SERVER, problems)
 
 
-def _listen(address: Address, cfg: Any, log: Any) -> Any:
+def _listen(address: Address, cfg: Any, log: Any, *, is_status: bool) -> Any:
+    kind = UnixSocket
     if isinstance(address, tuple):
         kind = TCP6Socket if util.is_ipv6(address[0]) else TCPSocket
-        return kind(address, cfg, log)
-    there = _exists(address)
+    if is_status:
+        # gunicorn's log lists all addresses, and two alike look like two copies of the site.
+        shown = f" status page at {url(address, 'http')}"
+        kind = type("StatusSocket", (kind,), {"__str__": lambda _: shown})
+    there = not isinstance(address, tuple) and _exists(address)
     try:
-        return UnixSocket(address, cfg, log)
+        return kind(address, cfg, log)
     except OSError:
-        if not there and _exists(address):  # bound, but chown to --user failed
+        is_path = not isinstance(address, tuple)
+        if is_path and not there and _exists(address):  # bound, but chown to --user failed
             os.unlink(address)
         raise
 

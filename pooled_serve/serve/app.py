@@ -11,32 +11,46 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from gunicorn import SERVER_SOFTWARE, util
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from pooled_serve import compat, launcher, options
+from pooled_serve import compat, launcher
 from pooled_serve.errors import (
     EXIT_DATABASE,
     EXIT_PLAN,
+    EXIT_PROJECT,
     EXIT_SERVER,
     StartupError,
     startup_error,
 )
-from pooled_serve.preflight.plan import Plan, ProjectReport, make_plan, plural
-from pooled_serve.preflight.project import where
-from pooled_serve.serve import addresses, signals
+from pooled_serve.pool.host import Host
+from pooled_serve.preflight.budget import plural
+from pooled_serve.preflight.plan import Plan, make_plan
+from pooled_serve.preflight.project import NO_URLS, where
+from pooled_serve.preflight.reports import ProjectReport
+from pooled_serve.serve import addresses, names, signals
 from pooled_serve.serve.balance import Balance
-from pooled_serve.serve.config import PROGRAM, Config, bad_value, unknown_option
+from pooled_serve.serve.config import (
+    HOST_VARIABLE,
+    PROGRAM,
+    Config,
+    bad_value,
+)
+from pooled_serve.serve.loggers import loggers_stay_enabled
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import gc as collector
 
 log = logging.getLogger("gunicorn.error")
 
 WORKER = "pooled_serve.serve.worker.PooledWorker"
+
+SPARE_WAKEUPS = 8
+"""Eventfds beyond two per worker, which a HUP needs: for TTIN, and for the project's own children.
+A process without one is not woken, but looks for itself; see pool/tokens.py."""
 
 DAEMON_UMASK = 0o22  # that gunicorn's --daemon sets
 
@@ -53,12 +67,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
     balance: Balance  # made before the first fork
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
+    host: Host | None = None  # made before the first fork; None without --max-per-host
     app_uri: Any  # a string, once the configuration is loaded
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = list(arguments)
         self._report = ProjectReport()
-        self._started = False
+        self._started = self._is_check = False
         # Registered before the configuration file and the project register theirs: handlers run
         # in reverse order, and theirs may query. Workers inherit it.
         atexit.register(self._close_pools)
@@ -89,11 +104,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
         StartupError."""
         said = io.StringIO()
         try:
+            self.cfg.reads_file = True
             with contextlib.redirect_stderr(said):
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
         except StartupError as error:
             (problem,) = error.problems
-            raise bad_value(f"{location}: {problem.message}") from None
+            located = replace(problem, message=f"{location}: {problem.message}")
+            raise StartupError(error.exit_code, [located]) from None
         except (Exception, SystemExit) as error:
             # gunicorn turns the file's error into an exit
             cause = error.__context__ if isinstance(error, SystemExit) else None
@@ -103,15 +120,17 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 "correct it, or name another with -c FILE",
                 where(cause or error),
             ) from error
+        finally:
+            self.cfg.reads_file = False
         sys.stderr.write(said.getvalue())  # the file's own output
+        self.cfg.file, self.cfg.file_values = location, found
         return found
 
     def load_default_config(self) -> None:
         """Start from the command's own defaults."""
         self.cfg = Config(self.usage, prog=self.prog)
         self.cfg.set("worker_class", WORKER)
-        if "control_socket" in self.cfg.settings:  # gunicorn 25.1
-            self.cfg.settings["control_socket"].value = None
+        self.cfg.settings["control_socket"].value = None
 
     def load_config(self) -> None:
         """Read command line, environment and file, as gunicorn does, and check them."""
@@ -152,23 +171,28 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _check_numbers(self) -> None:
         """Reject numbers that would end in gunicorn's traceback, or a division by zero here."""
-        if self.cfg.workers < 1:
-            raise bad_value(f"--workers: must be a whole number above 0, not {self.cfg.workers}")
+        workers = self.cfg.workers
+        if workers < 1:
+            raise bad_value(
+                f"{self.cfg.named('workers')}: must be a whole number above 0, not {workers}",
+                "use a whole number, as in 1: one for each CPU",
+            )
         for address in self.cfg.address:
             if isinstance(address, tuple) and not 0 <= address[1] < 65536:
-                raise bad_value(f"--bind: there is no port {address[1]}")
+                raise bad_value(f"{self.cfg.named('bind')}: there is no port {address[1]}")
 
     def _check_files(self) -> None:
         for name in ("certfile", "keyfile"):
             path = getattr(self.cfg, name)
             if path and not os.path.exists(path):
-                raise bad_value(f"--{name}: there is no file {path}")
+                raise bad_value(f"{self.cfg.named(name)}: there is no file {path}")
 
     def _check_status_address(self) -> None:
         for address in self.cfg.status_address:
             if address in self.cfg.app_address:
                 text = addresses.text(address)
-                raise bad_value(f"--status: {text} is where the application is served (-b)")
+                name = self.cfg.named("pool_status")
+                raise bad_value(f"{name}: {text} is where the application is served (-b)")
 
     @property
     def unreachable(self) -> list[str]:
@@ -176,13 +200,16 @@ class Application(WSGIApplication):  # type: ignore[misc]
         return [d.alias for d in self._report.databases if d.pooled and d.problem]
 
     def _make_plan(self) -> None:
-        unknown = (
-            unknown_option(name, options.VARIABLES)
-            for name in options.unknown_variables(self.cfg.env_orig)
-        )
+        doubts = [
+            *self._report.warnings,
+            *names.unknown_variables(self.cfg.env_orig),
+            *names.near_settings(self.cfg.file, self.cfg.file_values, self.cfg.settings),
+        ]
+        if self._is_check or self.cfg.pool_strict:  # else the log says so, once it listens
+            doubts += self.cfg.public_status_warnings()
         self.plan = make_plan(
             self.cfg.pool_options(),
-            replace(self._report, warnings=(*self._report.warnings, *unknown)),
+            replace(self._report, warnings=tuple(doubts)),
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             now="at the start" if self._started else "now",
@@ -197,6 +224,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             if self.plan.contradictions:
                 raise StartupError(EXIT_PLAN, self.plan.contradictions)
             self._check_listeners(before[0])
+            self._bound_host()
         except StartupError as error:
             self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", error)
@@ -245,11 +273,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     # --- Start ---------------------------------------------------------------------------------
 
-    def preflight(self) -> None:
+    def preflight(self, *, check: bool = False) -> None:
         """Load the project in a child, ask the servers, and plan the pools.
 
+        :param check: also look at what matters to the project only, such as its migrations.
         :raises StartupError: the project cannot be loaded.
         """
+        self._is_check = check
         self._check_files()
         # The child and all workers inherit the modules that are imported before the fork.
         with compat.imports():
@@ -257,7 +287,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             from pooled_serve.preflight import runner
             from pooled_serve.serve import worker  # noqa: F401
 
-        self._report = runner.run(self.app_uri, self._become_worker)
+        self._report = runner.run(self.app_uri, self._become_worker, check=check)
         self._make_plan()
 
     def _become_worker(self) -> None:
@@ -289,11 +319,12 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """Returns the plan in full."""
         from pooled_serve.preflight import render
 
+        plan, report = self._refusals(thorough=True)
         scheme = "https" if self.cfg.is_ssl else "http"
         binds = [addresses.url(address, scheme) for address in self.cfg.app_address]
         return render.full_plan(
-            self.plan,
-            self._report,
+            plan,
+            report,
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             addresses=binds,
@@ -304,20 +335,35 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """Returns the plan in short."""
         from pooled_serve.preflight import render
 
-        return render.banner(self.plan, self._report)
+        return render.banner(*self._refusals(thorough=self.plan.options.strict))
 
-    def refuse_problems(self, *, need_databases: bool) -> None:
-        """Prevent a start if the plan contradicts itself or, under --strict, has warnings.
+    def _refusals(self, *, thorough: bool) -> tuple[Plan, ProjectReport]:
+        """Returns plan and report with every finding that prevents this start as a FAIL."""
+        plan, report = self.plan, self._report
+        if thorough:
+            strict = plan.options.strict
+            findings = (f.refusing() if strict or f.code == NO_URLS else f for f in plan.findings)
+            plan = replace(plan, findings=tuple(findings))
+            found = (
+                replace(d, problem=d.problem and d.problem.refusing()) for d in report.databases
+            )
+            report = replace(report, databases=tuple(found))
+        return plan, report
 
-        :param need_databases: also if a database cannot be reached.
-        :raises StartupError: without problems of its own, because the plan was shown.
+    def refusal(self, *, thorough: bool) -> int:
+        """Returns the exit code for what prevents a start: a plan that contradicts itself or, under
+        --strict, has warnings. 0 if nothing does.
+
+        :param thorough: also if the URL configuration fails, or a database cannot be reached: a
+            plain start goes on, because both may be over when the first request comes.
         """
-        if self.plan.contradictions:
-            raise StartupError(EXIT_PLAN, ())
-        if self.plan.options.strict and self.plan.warnings:
-            raise StartupError(EXIT_PLAN, ())
-        if need_databases and any(database.problem for database in self._report.databases):
-            raise StartupError(EXIT_DATABASE, ())
+        if thorough and any(finding.code == NO_URLS for finding in self.plan.findings):
+            return EXIT_PROJECT
+        if self.plan.contradictions or (self.plan.options.strict and self.plan.warnings):
+            return EXIT_PLAN
+        if thorough and any(database.problem for database in self._report.databases):
+            return EXIT_DATABASE
+        return 0
 
     def run(self) -> None:
         """Run the arbiter until it is stopped. Always raises SystemExit."""
@@ -329,11 +375,23 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self.balance = Balance()
         if self.cfg.status_address:
             self.scoreboard = Scoreboard()
+        self._bound_host()
         self._started = True
         try:
             super().run()
         finally:  # in the master, and in each worker, which is forked in there
             signals.block_interrupts()
+
+    def _bound_host(self) -> None:
+        """Let the workers share one bound, if they should. After USR2 with those of the old
+        master."""
+        inherited = os.environ.pop(HOST_VARIABLE, None)
+        if self.cfg.pool_max_per_host is None or self.host is not None:
+            return
+        if inherited is not None:
+            self.host = Host.inherit(inherited)
+        if self.host is None:
+            self.host = Host.make(2 * self.cfg.workers + SPARE_WAKEUPS)
 
     def load(self) -> Any:
         """Returns the WSGI application, with its databases pooled. Runs in a worker, or with
@@ -341,7 +399,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         from pooled_serve.backend import patch
 
         launcher.under_command = True
-        patch.install(self.plan)
+        patch.install(self.plan, self.host)
         self._patch = patch
         with loggers_stay_enabled():
             application = super().load()
@@ -356,26 +414,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
             self._patch.close()
 
 
-@contextlib.contextmanager
-def loggers_stay_enabled() -> Iterator[None]:
-    """Keeps the loggers of gunicorn and of the pool enabled while the body loads the project.
-
-    By default, dictConfig() disables all existing loggers that LOGGING does not name.
-    """
-    loggers = [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger)
-        and name.partition(".")[0] in ("gunicorn", "pooled_serve")
-        and not logger.disabled
-    ]
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.disabled = False
-
-
 def serve(application: Application, *, check: bool) -> NoReturn:
     """Run the preflight, print the banner and serve.
 
@@ -385,13 +423,17 @@ def serve(application: Application, *, check: bool) -> NoReturn:
     """
     cfg = application.cfg
     if not (cfg.check_config or cfg.print_config):
-        application.preflight()
+        application.preflight(check=check)
+        # The verdict goes where the plan goes, so that a plan that is kept in a file has it.
+        refused = "\nRefused. Nothing was started."
         if check:
             print(application.describe())
-            application.refuse_problems(need_databases=True)
-            print("\nReady. Nothing was started.")
-            sys.exit(0)
+            code = application.refusal(thorough=True)
+            print(refused if code else "\nReady. Nothing was started.")
+            sys.exit(code)
         print(application.banner(), file=sys.stderr, flush=True)
-        application.refuse_problems(need_databases=application.plan.options.strict)
+        if code := application.refusal(thorough=application.plan.options.strict):
+            print(refused, file=sys.stderr)
+            sys.exit(code)
     application.run()
     sys.exit(EXIT_SERVER)  # not reached: the arbiter exits with a code of its own

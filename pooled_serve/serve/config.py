@@ -4,23 +4,25 @@ command uses itself, before or after the user's."""
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from gunicorn import systemd, util
 from gunicorn.config import Config as GunicornConfig
 
-from pooled_serve import options
+from pooled_serve import options, tls
 from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.options import OPTIONS, PoolOptions
-from pooled_serve.serve import addresses, signals
+from pooled_serve.serve import addresses, names, signals
 
 log = logging.getLogger("gunicorn.error")
 
 PROGRAM = "pooled-serve"
+
+HOST_VARIABLE = "_POOLED_SERVE_HOST"
+"""Tells the new master, after USR2, of the descriptors that its workers share with the old ones."""
 
 options.register_settings()
 
@@ -29,6 +31,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     """Gunicorn's configuration. ``POOLED_SERVE_*`` ranks above ``GUNICORN_CMD_ARGS``."""
 
     _source = ""  # of the arguments being parsed; empty for the command line
+    reads_file = False  # while values come from the configuration file
+
+    def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
+        super().__init__(usage, prog)
+        # The configuration file, once it is read, and the settings that have their values from it.
+        self.file, self.file_values = "", dict[str, Any]()
+        self.from_file: set[str] = set()
 
     @property
     def address(self) -> list[Any]:
@@ -47,7 +56,25 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         text = self.settings["pool_status"].value
         if text is None:
             return []
-        return [util.parse_address(f"0.0.0.0{text}" if text.startswith(":") else text)]
+        return [util.parse_address(f"127.0.0.1{text}" if text.startswith(":") else text)]
+
+    def public_status_warnings(self) -> Iterator[Finding]:
+        """Warn of an address of the status page that other machines may reach."""
+        for address in self.status_address:
+            if isinstance(address, tuple) and not addresses.is_loopback(address[0]):
+                text = (
+                    f"Anyone who can reach {addresses.text(address)} can read the status page: "
+                    "database names and load"
+                )
+                hint = "give --status the loopback address, or one in a private network"
+                yield Finding(Level.WARN, "PS407", "", text, hint)
+
+    def named(self, name: str) -> str:
+        """Returns a setting as it was written: by its name if that was in the configuration file,
+        else by its option."""
+        if name in self.from_file:
+            return f"{self.file}: {name}"
+        return str(self.settings[name].cli[-1])
 
     def is_status_listener(self, sock: Any) -> bool:
         """Whether a listening socket, inherited or not, is the status page's."""
@@ -92,13 +119,22 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 f"{addresses.text(self.status_address[0])}",
                 "add it where the others come from (systemd, fd://), or leave out --status",
             )
-        for address in self.status_address:
-            if isinstance(address, tuple) and not addresses.is_loopback(address[0]):
-                log.warning(
-                    "Anyone who can reach %s can read the status page: database names and load",
-                    addresses.text(address),
-                )
+        for finding in self.public_status_warnings():
+            log.warning("%s", finding.message)
         self.settings["when_ready"].get()(arbiter)
+
+    def ssl_context(self, config: Any, default_factory: Any) -> Any:
+        """Gunicorn's hook: a worker needs a context for the TLS of its clients. Runs the user's."""
+        context = self.settings["ssl_context"].get()(config, default_factory)
+        tls.guard(context)
+        return context
+
+    def pre_exec(self, arbiter: Any) -> None:
+        """Gunicorn's hook, after USR2, in the process that becomes the new master. The user's runs
+        first."""
+        self.settings["pre_exec"].get()(arbiter)
+        if arbiter.app.host is not None:
+            self.env_orig[HOST_VARIABLE] = arbiter.app.host.pass_on()
 
     def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
         """Gunicorn's hook: TTIN, TTOU or HUP. The user's runs first."""
@@ -136,6 +172,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         if worker.scoreboard is not None:
             worker.scoreboard.retire(worker.slot)
         arbiter.app.balance.retire(worker.share)
+        if arbiter.app.host is not None:
+            arbiter.app.host.retire(worker.pid)
         self.settings["child_exit"].get()(arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:
@@ -157,12 +195,14 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         return arguments
 
     def set(self, name: str, value: object) -> None:
-        """As gunicorn does, with errors that always name the option."""
+        """As gunicorn does, with errors that always name the option, or the file's setting."""
         try:
             super().set(name, value)
+            (self.from_file.add if self.reads_file else self.from_file.discard)(name)
         except Exception as error:
             cli = self.settings[name].cli if name in self.settings else None
-            raise bad_value(f"{cli[-1] if cli else name}: {error}") from None
+            where = cli[-1] if cli and not self.reads_file else name
+            raise bad_value(f"{where}: {error}", self._remedy(name)) from None
 
     def parser(self) -> argparse.ArgumentParser:
         """Gunicorn's parser, with errors raised as StartupError."""
@@ -172,14 +212,25 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if message.startswith("unrecognized arguments: --"):
                 name = message.split()[2].partition("=")[0]
                 known = parser._option_string_actions
-                raise StartupError(EXIT_USAGE, [unknown_option(name, known, self._source)])
+                raise StartupError(EXIT_USAGE, [names.unknown(name, known, self._source)])
             name, _, problem = message.removeprefix("argument ").partition(": ")
             name = name.partition("/--no-")[0].split("/")[-1]
             said = f"{name}: {problem}" if problem else message
-            raise bad_value(f"{self._source}{said}")
+            action = parser._option_string_actions.get(name)
+            hint = self._remedy(action.dest) if action else ""
+            if "ignored explicit argument" in message:
+                hint = f"use {name} without a value"
+            raise bad_value(f"{self._source}{said}", hint)
 
         parser.error = complain  # type: ignore[method-assign]
         return parser
+
+    def _remedy(self, name: str) -> str:
+        """Returns which values a setting of gunicorn's takes; empty if the help says it better."""
+        setting = self.settings.get(name)
+        if setting is None or setting.type is not int:
+            return ""
+        return f"use a whole number, as in {setting.default}"
 
     def pool_options(self) -> PoolOptions:
         """The pool options given, from all sources."""
@@ -191,15 +242,10 @@ def _remove_pidfile(arbiter: Any) -> None:
         arbiter.pidfile.unlink()
 
 
-def bad_value(problem: str) -> StartupError:
-    """Returns a usage error about one option."""
-    return startup_error("PS401", problem, f"see {PROGRAM} --help")
+def bad_value(problem: str, remedy: str = "") -> StartupError:
+    """Returns a usage error about one option.
 
-
-def unknown_option(name: str, known: Iterable[str], source: str = "") -> Finding:
-    """Returns the finding for an option that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    what = "option" if name.startswith("-") else "variable"
-    guess = f"did you mean {near[0]}? " if near else ""
-    text = f"{source}there is no {what} {name}"
-    return Finding(Level.WARN, "PS402", "", text, f"{guess}see {PROGRAM} --help")
+    :param problem: may end in " → " and a remedy, which then counts.
+    """
+    text, _, hint = problem.partition(options.REMEDY)
+    return startup_error("PS401", text, hint or remedy or f"see {PROGRAM} --help")

@@ -14,6 +14,7 @@ INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)
 """Both end a worker at once. Ctrl-C causes two: INT from the terminal, QUIT from the master."""
 
 _mask_before: set[int | signal.Signals] | None = None  # the mask from before block()
+_leaving = False  # the last steps of an exit have begun
 
 
 def block() -> None:
@@ -69,7 +70,12 @@ def leave(number: int = 0, frame: object = None) -> None:
     import gevent
 
     hub = gevent.get_hub()
-    hub.loop.run_callback(hub.parent.throw, _Exit(0))
+    hub.loop.run_callback(_throw, hub.parent)
+
+
+def _throw(main: Any) -> None:
+    if not _leaving:  # by itself, meanwhile: Python would print a traceback where the process ends
+        main.throw(_Exit(0))
 
 
 def keep_what_handlers_raise() -> None:
@@ -124,6 +130,8 @@ def ignore_interrupts() -> None:
 def block_interrupts() -> None:
     """Block INT and QUIT for the last steps of an exit, where Python restores the default action,
     which kills."""
+    global _leaving
+    _leaving = True
     ignore_interrupts()
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
 

@@ -25,12 +25,17 @@ class _Listener(NamedTuple):
         return self.name
 
 
+class _Ended(StopIteration):
+    """Closes the connection of a client, as gunicorn does."""
+
+
 class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """What a worker does itself. What runs in gunicorn's hooks, around the user's, is in
     config.py."""
 
     _quitting: gevent.Greenlet | None = None
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
+    _client_check: Any = None  # pooled_serve.backend.client_check.ClientCheck, if it is on
 
     def __init__(self, *args: Any) -> None:
         # Runs in the master, before the fork: there the slot is allocated.
@@ -88,14 +93,25 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_http2_request(self, listener: Any, req: Any, *args: Any) -> Any:
         """Serve one request of HTTP/2, where a connection may have several at a time."""
-        return self._one_request(super().handle_http2_request, listener, req, *args)
-
-    def _one_request(self, handle: Any, listener: Any, req: Any, *args: Any) -> Any:
-        self._patch.begin_request(req)
         try:
-            result = handle(listener, req, *args)
+            return self._one_request(super().handle_http2_request, listener, req, *args)
+        except (self._patch.ClientGone, _Ended):
+            return None  # gunicorn finds the end of the connection
+
+    def _one_request(self, handle: Any, listener: Any, req: Any, client: Any, *args: Any) -> Any:
+        check = self._client_check
+        gone = False
+        self._patch.begin_request(req)
+        if check is not None:
+            check.begin(client)
+        try:
+            result = handle(listener, req, client, *args)
         finally:
+            if check is not None:
+                gone = check.end()
             self._patch.end_request()
+        if gone:
+            raise _Ended
         self._turns.give_up()
         return result
 
@@ -106,10 +122,17 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from pooled_serve.backend import patch
 
         self._patch = patch
+        patch.begin_serving()
+        if self.cfg.pool_client_check is not None:
+            self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
             self.scoreboard.register(self.slot)
             row_for = partial(self.scoreboard.pool_row, self.slot)
-            patch.join_scoreboard(row_for, self.scoreboard.unreachable(self.app.unreachable))
+            patch.join_scoreboard(
+                row_for,
+                self.scoreboard.route_table(self.slot),
+                self.scoreboard.unreachable(self.app.unreachable),
+            )
 
     def notify(self) -> None:
         """Send gunicorn's heartbeat, once a second; also while a stop waits for requests."""

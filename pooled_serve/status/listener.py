@@ -7,10 +7,12 @@ import base64
 import functools
 import hashlib
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any, NamedTuple
 
 import gevent
@@ -19,9 +21,13 @@ from gunicorn.http.parser import RequestParser
 
 from pooled_serve import __version__
 from pooled_serve.pool import ConnectionPool, metrics
+from pooled_serve.status import text
 from pooled_serve.status.clients import Client, ClientServer
 from pooled_serve.status.prometheus import Collector
+from pooled_serve.status.routes import as_routes
 from pooled_serve.status.scoreboard import Scoreboard, Snapshot
+from pooled_serve.status.stats import as_stats, with_history
+from pooled_serve.status.words import unusable
 
 REFRESH_SECONDS = 0.25
 """Between two updates of a worker's gauges, and so the age that they may have when another worker
@@ -40,6 +46,7 @@ class Answer(NamedTuple):
 
 
 OK = "200 OK"
+_VARY = "Vary: Accept"
 UNAVAILABLE = "503 Service Unavailable"
 
 
@@ -65,8 +72,9 @@ class StatusServer:
         self._server = ClientServer(listener, self._serve, alone=worker.cfg.workers <= 1)
         self._refresher: Any = None
         self._routes: dict[str, Callable[[], Answer]] = {
-            "/": _page,
+            "/": _page,  # but see _answer()
             "/stats.json": self._stats,
+            "/history.json": self._history,
             "/metrics": self._metrics,
             "/livez": lambda: Answer(OK, "ok\n"),  # an event loop answers, and asks no database
             "/readyz": self._readyz,
@@ -83,8 +91,12 @@ class StatusServer:
         self._refresher.kill(block=False)
 
     def _keep_gauges_fresh(self) -> None:
+        limit = self._worker.cfg.pool_max_per_host or math.inf
         while True:
             self._refresh_gauges()
+            history, now = self._scoreboard.history, time.monotonic()
+            if history.sample(self._scoreboard.read_whole, now, limit):
+                history.sample_routes(self._routes_so_far, now)
             gevent.sleep(REFRESH_SECONDS)
 
     def _refresh_gauges(self) -> None:
@@ -94,6 +106,14 @@ class StatusServer:
     def _read(self) -> list[Snapshot]:
         self._refresh_gauges()
         return self._scoreboard.read()
+
+    def _routes_so_far(self) -> list[dict[str, Any]]:
+        return as_routes(chain.from_iterable(self._scoreboard.read_routes().values()))
+
+    def _hosts(self) -> dict[str, dict[str, int]]:
+        """Returns alias -> numbers; nothing if the host has no bound."""
+        host, limit = self._worker.app.host, self._worker.cfg.pool_max_per_host
+        return {} if host is None or limit is None else host.stats(limit)
 
     # --- HTTP ----------------------------------------------------------------------------------
 
@@ -119,6 +139,8 @@ class StatusServer:
         if request.method not in ("GET", "HEAD"):
             allow = "Allow: GET, HEAD"
             return Answer("405 Method Not Allowed", "GET or HEAD\n", headers=(allow,))
+        if request.path == "/" and not _wants_html(request.headers):
+            return self._text()
         return route()
 
     # --- Routes --------------------------------------------------------------------------------
@@ -126,24 +148,40 @@ class StatusServer:
     def _readyz(self) -> Answer:
         if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        lost = {
-            r.alias for r in self._scoreboard.read() if r.current[metrics.REACHABLE] == metrics.NO
-        }
+        lost: dict[str, set[str]] = {}
+        for each in self._scoreboard.read():
+            if each.current[metrics.REACHABLE] == metrics.NO:
+                what = unusable(each.current[metrics.LOGIN_REFUSED])
+                lost.setdefault(what, set()).add(each.alias)
         if lost:
-            names = ", ".join(sorted(lost))
-            return Answer(UNAVAILABLE, f"cannot be reached: {names}\n")
+            lines = (f"{what}: {', '.join(sorted(names))}\n" for what, names in lost.items())
+            return Answer(UNAVAILABLE, "".join(lines))
         return Answer(OK, "ok\n")
 
-    def _stats(self) -> Answer:
+    def _numbers(self) -> dict[str, Any]:
         # Read first: when a worker dies in between, its gauges are in neither list nor sum.
         workers = self._scoreboard.workers()
-        answer = {
+        snapshots, now = self._read(), time.monotonic()
+        stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
-            **as_stats(self._read(), workers, time.monotonic()),
+            **as_stats(snapshots, workers, now),
+            "hosts": self._hosts(),
+            "routes": self._routes_so_far(),
         }
-        return Answer(OK, json.dumps(answer), "application/json")
+        return with_history(stats, snapshots, self._scoreboard.history, now)
+
+    def _stats(self) -> Answer:
+        return Answer(OK, json.dumps(self._numbers()), "application/json")
+
+    def _text(self) -> Answer:
+        charts = self._scoreboard.history.charts(time.monotonic())
+        return Answer(OK, text.page(self._numbers(), charts), headers=(_VARY,))
+
+    def _history(self) -> Answer:
+        charts = self._scoreboard.history.charts(time.monotonic())
+        return Answer(OK, json.dumps(charts), "application/json")
 
     def _metrics(self) -> Answer:
         try:
@@ -156,7 +194,15 @@ class StatusServer:
                 "→ pip install 'pooled-serve[metrics]', and restart\n",
             )
         registry = CollectorRegistry()
-        registry.register(Collector(self._read()))
+        instance = {
+            "app": self._worker.app.app_uri,
+            "uptime_seconds": self._scoreboard.uptime,
+            "workers": len(self._scoreboard.workers()),
+        }
+        snapshots, now = self._read(), time.monotonic()
+        peaks = {s.alias: self._scoreboard.history.peaks(s.alias, now) for s in snapshots}
+        routes = self._scoreboard.read_routes()
+        registry.register(Collector(snapshots, instance, self._hosts(), peaks, routes))
         return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
 
 
@@ -169,8 +215,15 @@ def _page() -> Answer:
         f"script-src {_hashes('script', html)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = (f"Content-Security-Policy: {policy}",)
+    headers = (f"Content-Security-Policy: {policy}", _VARY)
     return Answer(OK, html, "text/html; charset=utf-8", headers)
+
+
+def _wants_html(headers: Sequence[tuple[str, str]]) -> bool:
+    """Whether a browser asks, or somebody who does not say what it wants. curl says that it takes
+    anything, and is better served with text."""
+    accepted = [value for name, value in headers if name == "ACCEPT"]
+    return not accepted or any("text/html" in value.lower() for value in accepted)
 
 
 def _encode(answer: Answer, *, body: bool) -> bytes:
@@ -194,37 +247,3 @@ def _hashes(element: str, html: str) -> str:
     texts = re.findall(rf"<{element}>(.*?)</{element}>", html, re.DOTALL)
     digests = (hashlib.sha256(text.encode()).digest() for text in texts)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-
-
-def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float) -> dict[str, Any]:
-    """``workers`` and ``pools`` of ``/stats.json``.
-
-    :param workers: slot -> process id, of the living ones.
-    :param now: monotonic seconds.
-    """
-
-    def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
-        server = {"engine": snapshot.engine, "server": snapshot.server}
-        return server | metrics.by_name(row, now)
-
-    snapshots = list(snapshots)
-    pools = {}
-    for alias in sorted({r.alias for r in snapshots}):
-        of_alias = [r for r in snapshots if r.alias == alias]
-        known = next((r for r in reversed(of_alias) if r.engine), of_alias[0])
-        pools[alias] = as_pool(known, metrics.total(r.row for r in of_alias))
-    return {
-        "workers": [
-            {
-                "slot": slot,
-                "pid": pid,
-                "pools": {
-                    r.alias: as_pool(r, r.current)
-                    for r in snapshots
-                    if (r.slot, r.pid) == (slot, pid)
-                },
-            }
-            for slot, pid in workers.items()
-        ],
-        "pools": pools,
-    }

@@ -14,7 +14,8 @@ from typing import Any
 import gevent
 
 from pooled_serve.pool import ConnectionPool, PoolListener
-from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, WAIT_BUCKETS
+from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, NO, REACHABLE, WAIT_BUCKETS
+from pooled_serve.status.remedies import LOGIN_REMEDY
 
 log = logging.getLogger("gunicorn.error")
 
@@ -31,6 +32,13 @@ CALM_SECONDS = 5.0
 """After so long without a long wait, the pressure is over. A pool at its cap has moments in which
 the queue is empty; they are not worth a line."""
 
+OVERLOADED = "overloaded, late requests get 503"
+AT_BOUND = "at the bound of its host"
+AT_CAP = "at its cap"
+WAITING = "requests wait for the database"
+PRESSURES = OVERLOADED, AT_BOUND, AT_CAP, WAITING
+"""What the log calls a pool whose requests wait."""
+
 POLL_SECONDS = 1.0
 """Between two looks at a queue that has had long waits."""
 
@@ -46,6 +54,7 @@ class Repeats:
     def __init__(self) -> None:
         self._last = -math.inf
         self._times = 0
+        self._unlogged = 0
 
     def pause(self, now: float) -> float:
         """Returns the seconds that must lie between the last line and the next."""
@@ -61,6 +70,41 @@ class Repeats:
         self._times += 1
         return True
 
+    def count(self, now: float) -> int:
+        """Count an event. Returns how many there were since the last line if one may be written
+        now, else 0."""
+        self._unlogged += 1
+        if not self.due(now):
+            return 0
+        unlogged, self._unlogged = self._unlogged, 0
+        return unlogged
+
+
+class Refusals:
+    """Those with one cause that no line has told yet. Each cause has a rhythm of its own: the first
+    line of an outage must not wait because an overload was logged a moment ago."""
+
+    def __init__(self) -> None:
+        self.lines = Repeats()
+        self.unlogged = self.early = 0  # early: of these
+        self.last = ""
+
+    def add(self, error: str, *, early: bool) -> None:
+        """Count one; `error` says why."""
+        self.unlogged += 1
+        self.early += early
+        self.last = error
+
+    def take(self, now: float) -> str:
+        """Returns the text of a line about them if one is due, else ""."""
+        if not self.unlogged or not self.lines.due(now):
+            return ""
+        times = f", {self.unlogged} times" if self.unlogged > 1 else ""
+        if self.unlogged > self.early > 0:
+            times += f", {self.early} of them early"
+        self.unlogged = self.early = 0
+        return f"503 Service Unavailable{times}: {self.last}"
+
 
 class PoolLog(PoolListener):
     """Writes the lines about one pool.
@@ -75,12 +119,11 @@ class PoolLog(PoolListener):
         self._watcher: gevent.Greenlet | None = None  # truthy while it runs
         self._pressure_logged = False
         self._refused = self._early = 0  # requests, and of these early, since the pressure began
-        self._unlogged = self._unlogged_early = 0  # of these
-        self._last_refusal = ""
-        self._pressure_lines, self._refusal_lines, self._relief_lines = (Repeats() for _ in "123")
+        self._of_pressure, self._of_outage = Refusals(), Refusals()
+        self._pressure_lines, self._relief_lines = Repeats(), Repeats()
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
-        self._retry_lines, self._retried = Repeats(), 0
-        self._abandoned_lines = Repeats()
+        self._retry_lines, self._gone_lines, self._abandoned_lines = (Repeats() for _ in "123")
+        self._refusal_of_login_lines = Repeats()
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -96,10 +139,9 @@ class PoolLog(PoolListener):
         :param early: under overload, before its deadline.
         """
         self._refused += 1
-        self._unlogged += 1
         self._early += early
-        self._unlogged_early += early
-        self._last_refusal = error
+        cause = self._of_outage if self._unreachable else self._of_pressure
+        cause.add(error, early=early)
         self._log_refusals()
         self.queued()
 
@@ -128,12 +170,17 @@ class PoolLog(PoolListener):
             elif (
                 now - last >= max(CALM_SECONDS, self._relief_lines.pause(now))
                 and waited < LONG_WAIT_SECONDS / 2  # so that the line is true when it is written
+                and not self._unreachable  # only the visitors have gone
             ):
                 break
             self._log_refusals()
             soon = max(0.01, LONG_WAIT_SECONDS - waited)  # when the head may become a long wait
             gevent.sleep(soon if began is None else POLL_SECONDS)
         self._log_relief(last - began, int(now - last))
+
+    @property
+    def _unreachable(self) -> bool:
+        return self.pool.row[REACHABLE] == NO
 
     def _long_waits(self) -> float:
         """Returns how many there have been since the start."""
@@ -153,22 +200,25 @@ class PoolLog(PoolListener):
 
     def _pressure(self) -> str:
         if self.pool.overloaded:
-            return " is overloaded, late requests get 503"
-        return " is at its cap" if self.pool.full else ": requests wait for the database"
+            return f" is {OVERLOADED}"
+        if self.pool.host_is_full:
+            return f" is {AT_BOUND}"
+        return f" is {AT_CAP}" if self.pool.full else f": {WAITING}"
 
     def _log_refusals(self) -> None:
-        if self._unlogged and self._refusal_lines.due(time.monotonic()):
-            self._pressure_logged = True
-            times = f", {self._unlogged} times" if self._unlogged > 1 else ""
-            if self._unlogged > self._unlogged_early > 0:
-                times += f", {self._unlogged_early} of them early"
-            self._unlogged = self._unlogged_early = 0
-            log.warning("503 Service Unavailable%s: %s", times, self._last_refusal)
+        for cause in (self._of_pressure, self._of_outage):
+            if text := cause.take(time.monotonic()):
+                self._pressure_logged = True
+                log.warning("%s", text)
 
     def _log_relief(self, lasted: float, calm: int) -> None:
-        refused, logged = self._refused, self._pressure_logged or self._unlogged
+        causes = self._of_pressure, self._of_outage
+        refused = self._refused
+        logged = self._pressure_logged or any(cause.unlogged for cause in causes)
         early = f", {self._early} of them early" if self._early else ""
-        self._refused = self._unlogged = self._early = self._unlogged_early = 0
+        self._refused = self._early = 0
+        for cause in causes:
+            cause.unlogged = cause.early = 0
         self._pressure_logged = False
         self._watcher = None  # first: a log handler may switch, and another queue form
         if logged:
@@ -196,27 +246,55 @@ class PoolLog(PoolListener):
             )
         return due
 
-    def database_back(self, seconds: float, failures: int) -> None:
-        """The database can be reached again."""
+    def login_refused(self, error: Exception) -> bool:
+        """The server answers, but lets nobody in. Returns whether a line was written."""
+        due = self._refusal_of_login_lines.due(time.monotonic())
+        if due:
+            address = getattr(error, "address", "")
+            _log_later(
+                logging.ERROR,
+                "database %r: the server%s refuses the login: %s\n  → %s",
+                self._alias,
+                f" at {address}" if address else "",
+                in_a_line(error),
+                LOGIN_REMEDY,
+            )
+        return due
+
+    def database_back(self, seconds: float, failures: int, *, refused: bool = False) -> None:
+        """The database can be used again.
+
+        :param refused: the server could be reached, but refused the login.
+        """
         _log_later(
             logging.WARNING,
-            "database %r is back after %.1fs; failed attempts to connect: %d",
+            "database %r %s after %.1fs; failed attempts to connect: %d",
             self._alias,
+            "lets the user log in again" if refused else "is back",
             seconds,
             failures,
         )
 
     def retried(self, error: Exception) -> None:
         """A statement found its connection dead, and ran again."""
-        self._retried += 1
-        if self._retry_lines.due(time.monotonic()):
-            times, self._retried = self._retried, 0
+        if times := self._retry_lines.count(time.monotonic()):
             _log_later(
                 logging.WARNING,
                 "pool %r: a statement found its connection dead, and runs on a fresh one%s: %s",
                 self._alias,
                 f", {times} times" if times > 1 else "",
                 in_a_line(error),
+            )
+
+    def client_gone(self, what: str) -> None:
+        """A request was ended, because its client has hung up."""
+        if times := self._gone_lines.count(time.monotonic()):
+            _log_later(
+                logging.INFO,
+                "pool %r: a client has hung up, and its request was ended%s: %s",
+                self._alias,
+                f", {times} times" if times > 1 else "",
+                what,
             )
 
     def not_let_go(self) -> None:

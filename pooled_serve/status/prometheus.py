@@ -1,23 +1,32 @@
 """``/metrics``: the numbers of all workers in Prometheus' form.
 
 The names are those of OpenTelemetry's semantic conventions for database clients, where they have
-one. All of it, help texts included, derives from the declarations in ``pool/metrics.py``.
+one. All of it, help texts included, derives from the declarations in ``pool/metrics.py``
+and ``status/instance_metrics.py``.
+
+The label of a route is as bounded as the table of routes: for each worker 64, and three that are
+none. It may contain anything that a project writes into its URLconf; prometheus_client escapes it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pooled_serve import __version__
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import Kind, Metric
+from pooled_serve.status import instance_metrics
+from pooled_serve.status.history import PEAK_METRICS
+from pooled_serve.status.routes import RouteUse
 from pooled_serve.status.scoreboard import Snapshot
 
 POOL, WORKER, STATE, REASON = (
     *("db_client_connection_pool_name", "worker", "db_client_connection_state"),
     "reason",
 )
+ROUTE, METHOD, WINDOW = "http_route", "http_request_method", "window"
 """Labels. The worker is the slot, not the process id: a new worker goes on with the counters of the
 one before it."""
 
@@ -25,13 +34,28 @@ one before it."""
 class Collector:
     """A collector for prometheus_client's registry.
 
+    :param instance: those of INSTANCE_METRICS, and ``app``.
+    :param hosts: see :meth:`pooled_serve.pool.host.Host.stats`.
+    :param peaks: alias -> what :meth:`pooled_serve.status.history.History.peaks` returns.
+    :param routes: see :meth:`pooled_serve.status.scoreboard.Scoreboard.read_routes`.
     :raises ImportError: prometheus_client is not installed.
     """
 
-    def __init__(self, snapshots: Iterable[Snapshot]) -> None:
+    def __init__(
+        self,
+        snapshots: Iterable[Snapshot],
+        instance: Mapping[str, Any],
+        hosts: Mapping[str, Mapping[str, int]],
+        peaks: Mapping[str, Mapping[str, Mapping[str, float]]],
+        routes: Mapping[int, Iterable[RouteUse]],
+    ) -> None:
         from prometheus_client import metrics_core
 
         self._snapshots = list(snapshots)
+        self._instance = instance
+        self._hosts = hosts
+        self._peaks = peaks
+        self._routes = routes
         self._kinds = {
             Kind.COUNTER: metrics_core.CounterMetricFamily,
             Kind.HISTOGRAM: metrics_core.HistogramMetricFamily,
@@ -47,11 +71,50 @@ class Collector:
             if family is None:
                 labels = [POOL, WORKER]
                 labels += [STATE] * bool(metric.state) + [REASON] * bool(metric.reasons)
-                kind = self._kinds.get(metric.kind, self._gauge)
-                family = families[metric.family] = kind(metric.family, metric.help, labels=labels)
+                make = self._kinds.get(metric.kind, self._gauge)
+                family = families[metric.family] = make(metric.family, metric.help, labels=labels)
             for snapshot in self._snapshots:
                 _add(family, metric, snapshot, now)
-        return families.values()
+        yield from families.values()
+        yield from self._infos()
+        for kind, key, text in instance_metrics.INSTANCE_METRICS:
+            family = self._family(kind, key, text, [])
+            family.add_metric([], self._instance[key])
+            yield family
+        for kind, key, text in instance_metrics.HOST_METRICS if self._hosts else ():
+            family = self._family(kind, f"host_{key}", text, [POOL])
+            for alias, numbers in self._hosts.items():
+                family.add_metric([alias], numbers[key])
+            yield family
+        for key, text in PEAK_METRICS.items():
+            text = f"Of a window of time, all workers together. {text}"
+            family = self._family(Kind.GAUGE, f"peak_{key}", text, [POOL, WINDOW])
+            for alias, windows in self._peaks.items():
+                for window, highest in windows.items():
+                    family.add_metric([alias, window], highest[key])
+            yield family
+        for i, (kind, key, text) in enumerate(instance_metrics.ROUTE_METRICS):
+            family = self._family(kind, f"route_{key}", text, [METHOD, ROUTE, WORKER])
+            for slot, uses in self._routes.items():
+                for use in uses:
+                    family.add_metric([use.method, use.route, str(slot)], use.numbers[i])
+            yield family
+
+    def _family(self, kind: Kind, key: str, text: str, labels: list[str]) -> Any:
+        make: Any = self._kinds.get(kind, self._gauge)
+        return make(f"pooled_serve_{key}".removesuffix("_total"), text, labels=labels)
+
+    def _infos(self) -> Iterable[Any]:
+        """Texts, as labels of numbers that are always 1."""
+        text = "The program. A setting: it changes with a release."
+        family = self._family(Kind.GAUGE, "info", text, ["version", "app"])
+        family.add_metric([__version__, str(self._instance["app"])], 1.0)
+        yield family
+        text = "The database servers. A setting: DATABASES. If engine changes, one was upgraded."
+        family = self._family(Kind.GAUGE, "database_info", text, [POOL, "engine", "server"])
+        for texts in {(s.alias, s.engine, s.server) for s in self._snapshots if s.engine}:
+            family.add_metric(texts, 1.0)
+        yield family
 
 
 def _add(family: Any, metric: Metric, snapshot: Snapshot, now: float) -> None:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import gevent
 
-from pooled_serve.driver.error_codes import NOT_REACHED, code_of
-from pooled_serve.errors import PoolClosed
-from pooled_serve.pool import PING_TIMEOUT_SECONDS, ConnectionPool, PoolListener
+from pooled_serve.driver.error_codes import LOGIN_REFUSED, NOT_REACHED, code_of
+from pooled_serve.pool import ConnectionPool, PoolListener, metrics
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.metrics import NO, REACHABLE, YES
 from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
@@ -59,6 +58,7 @@ class Reachability(PoolListener):
         self._lost_since: float | None = None
         self._failures = 0  # in a row
         self._loss_logged = False
+        self._refused = False  # the server answers, but does not let anybody in
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
@@ -71,11 +71,12 @@ class Reachability(PoolListener):
 
     def connected(self) -> None:
         """A connection was opened."""
-        self.pool.row[REACHABLE] = YES
         now = time.monotonic()
         if self._lost_since is not None and self._loss_logged:
-            self._log.database_back(now - self._lost_since, self._failures)
+            self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
         self._lost_since = None
+        self._refused = False
+        self._write_row()
         self._failures = 0
         # One freed descriptor is used up at once, and the next attempt fails again.
         if self._short_since is not None and now - self._short_last >= CALM_SECONDS:
@@ -95,25 +96,35 @@ class Reachability(PoolListener):
                 self._log.no_more_connections(error)
                 return
             self.lose(logged=False)
+        refused = code_of(error) in LOGIN_REFUSED
+        if refused != self._refused:
+            self._loss_logged = False  # what the log says is true no longer
+        self._refused = refused
+        self._write_row()
         if not self._loss_logged:
-            self._loss_logged = self._log.database_lost(error)
+            tell = self._log.login_refused if refused else self._log.database_lost
+            self._loss_logged = tell(error)
 
     def lose(self, *, logged: bool = True) -> None:
         """Note that the database cannot be reached.
 
         :param logged: whether the log says so already, as it does after the preflight.
         """
-        self.pool.row[REACHABLE] = NO
         self._lost_since = time.monotonic()
         self._loss_logged = logged
+        self._write_row()
         self.resume()
 
     def resume(self) -> None:
         """Start to probe, if :attr:`probing` is set and the database is lost."""
         if self.probing and self.lost:
-            self.pool.row[REACHABLE] = NO
+            self._write_row()
             if not self._prober:
                 self._prober = gevent.spawn(self._probe)
+
+    def _write_row(self) -> None:
+        self.pool.row[REACHABLE] = NO if self.lost else YES
+        self.pool.row[metrics.LOGIN_REFUSED] = float(self._refused)
 
     def _note_shortage(self, shortage: Shortage) -> None:
         self._short_last = time.monotonic()
@@ -132,18 +143,12 @@ class Reachability(PoolListener):
         while self.lost and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
-            if self.pool.empty or self.pool.out:
+            if not self.lost:
+                return  # a request has found out meanwhile
+            if self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
-                continue
-            try:
-                # An idle connection proves nothing by itself.
-                with self.pool.lease() as conn, gevent.Timeout(PING_TIMEOUT_SECONDS):
-                    conn.ping()
+            elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
-            except PoolClosed:
-                return
-            except (Exception, gevent.Timeout):
-                continue
 
 
 def shortage_behind(error: BaseException) -> Shortage | None:

@@ -9,6 +9,8 @@ master allocates before the fork, with a row for each of a few pools. A row hold
 * ``retired``: the counters of the slot's former workers, which the master adds up when one dies,
   however it died. So neither the totals nor the counters of a slot ever shrink.
 
+Behind these rows, each slot has a table of routes, see routes.py.
+
 No files, no threads. A reader that comes while the master moves numbers from current to retired
 would count them twice or not at all; a sequence number makes it read again (a seqlock).
 """
@@ -25,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pooled_serve.pool import metrics
+from pooled_serve.status.history import History
+from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse
 
 log = logging.getLogger("gunicorn.error")
 
@@ -47,6 +51,7 @@ _POOL_ROW_BYTES = (
     _TEXTS.size + (metrics.ROW_LENGTH + metrics.FIRST_GAUGE + 1) * _WORD
 )  # +1: permanent
 _SLOT_BYTES = MAX_POOLS * _POOL_ROW_BYTES
+_TABLES = _HEAD_BYTES + MAX_WORKERS * _SLOT_BYTES  # where the tables of routes begin
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,10 @@ class Scoreboard:
     """Made by the master, once, before it forks."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _HEAD_BYTES + MAX_WORKERS * _SLOT_BYTES)
+        self._memory = mmap.mmap(-1, _TABLES + MAX_WORKERS * TABLE_BYTES)
         self._words = memoryview(self._memory)[:_HEAD_BYTES].cast("q")
         self._started = time.monotonic()
+        self.history = History()
         # Kept up to date in the master only; a worker has a copy as of its fork.
         self._allocated: set[int] = set()
         self._last_reachable: dict[str, float] = {}
@@ -158,6 +164,7 @@ class Scoreboard:
             for i in range(metrics.ROW_LENGTH):
                 current[i] = 0.0
         self._words[0] += 1
+        self.route_table(slot).end_move()
         self._allocated.discard(slot)
 
     # --- For a worker --------------------------------------------------------------------------
@@ -188,6 +195,10 @@ class Scoreboard:
             self._warn(f"more than {MAX_POOLS} databases in a worker")
         return row
 
+    def route_table(self, slot: int) -> RouteTable:
+        """Returns the table of the slot's routes, for its worker."""
+        return RouteTable(self._memory, _TABLES + (slot - 1) * TABLE_BYTES)
+
     def unreachable(self, at_start: Iterable[str]) -> list[str]:
         """Returns the aliases of the databases that could not be reached when last tried.
 
@@ -209,13 +220,23 @@ class Scoreboard:
 
     def read(self) -> list[Snapshot]:
         """Returns all rows that are in use, of slots with a worker and without."""
+        whole = self.read_whole()
+        return list(self._read()) if whole is None else whole
+
+    def read_whole(self) -> list[Snapshot] | None:
+        """Returns the same, or None if the master was moving numbers all the time."""
         for _ in range(READ_ATTEMPTS):
             before = self._words[0]
             snapshots = list(self._read())
             if before % 2 == 0 and before == self._words[0]:
-                break
+                return snapshots
             time.sleep(0.001)  # the master needs some microseconds
-        return snapshots
+        return None
+
+    def read_routes(self) -> dict[int, list[RouteUse]]:
+        """Slot -> its routes, also of slots that have no worker now."""
+        slots = range(1, self._words[_HIGHEST_SLOT] + 1)
+        return {slot: self.route_table(slot).read() for slot in slots}
 
     def workers(self) -> dict[int, int]:
         """Slot -> process id, of the living workers."""

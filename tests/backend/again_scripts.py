@@ -74,7 +74,7 @@ def request() -> Iterator[None]:
 def what_loses_nothing_runs_on_a_fresh_connection() -> None:
     with request():
         run(CREATE)
-    whole = (lambda: one("SELECT 1"), lambda: run(INSERT), atomic_insert)
+    whole = (lambda: one("SELECT 1"), lambda: run(INSERT), atomic_insert, atomic_read)
     cases = [(end, do) for end in (kill, cannot_send) for do in whole]
     for done, (end, do) in enumerate([*cases, (kill, insert_many)], 1):
         with request():
@@ -83,7 +83,7 @@ def what_loses_nothing_runs_on_a_fresh_connection() -> None:
             do()
         assert retried() == done, (end, do)
     with request():
-        assert rows() == 6
+        assert rows() == 8
     assert_sound()
 
 
@@ -95,6 +95,13 @@ def insert_many() -> None:
 
 def atomic_insert() -> None:
     with transaction.atomic():
+        run(INSERT)
+
+
+def atomic_read() -> None:
+    """Its BEGIN is sent together with what it reads."""
+    with transaction.atomic():
+        one("SELECT 1")
         run(INSERT)
 
 
@@ -252,7 +259,16 @@ def rows_that_wait_to_be_read_are_no_sign_of_death() -> None:
     assert_sound()
 
 
-def what_somebody_ends_does_not_run_again(times: int) -> None:
+def what_somebody_ends_does_not_run_again(times: int, known: bool) -> None:
+    if not known:  # as through a proxy that lacks one of the variables
+        driver: Any = MySQLConnection
+        read = driver._read_session_defaults
+
+        def read_nothing(self: MySQLConnection) -> None:
+            read(self)
+            self.identity, self.instance, self.has_own_id = (), -1, False
+
+        driver._read_session_defaults = read_nothing
     with request():
         run("CREATE TABLE k (id INT PRIMARY KEY)")
         run("INSERT INTO k VALUES " + ", ".join(f"({number})" for number in range(600)))

@@ -248,6 +248,36 @@ def what_is_asked_while_it_becomes_text() -> None:
         said.append(list(cursor.fetchone()))
 
 
+def a_read_that_begins_a_block_and_writes_while_it_becomes_text() -> None:
+    class Writing(str):
+        def translate(self, table: Any) -> Any:
+            add(7)
+            run("SET @x = 7")
+            return "text"
+
+    with transaction.atomic():
+        said.append(one("SELECT %s", Writing()))
+        said.append(numbers())
+        transaction.set_rollback(True)
+    said.append(numbers())
+
+
+def a_read_that_begins_a_block_and_never_becomes_text() -> None:
+    class Failing(str):
+        def translate(self, table: Any) -> Any:
+            raise KeyError(7)
+
+    with transaction.atomic():
+        try:
+            one("SELECT %s", Failing())
+        except KeyError:
+            said.append("failed")
+        add(8)
+        said.append(numbers())
+        transaction.set_rollback(True)
+    said.append(numbers())
+
+
 def a_wrapper_of_django_s() -> None:
     def wrapper(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
         if "seven" in sql:
@@ -284,6 +314,8 @@ NESTED: tuple[Callable[[], None], ...] = (
     the_same_cursor,
     a_block_inside_a_block,
     what_is_asked_while_it_becomes_text,
+    a_read_that_begins_a_block_and_writes_while_it_becomes_text,
+    a_read_that_begins_a_block_and_never_becomes_text,
     a_wrapper_of_django_s,
     an_error_in_the_middle,
 )

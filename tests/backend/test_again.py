@@ -59,8 +59,11 @@ def test_rows_that_wait_to_be_read_are_no_sign_of_death(folder: Any) -> None:
     run_function(folder, SCRIPTS, "rows_that_wait_to_be_read_are_no_sign_of_death")
 
 
-def test_what_somebody_ends_does_not_run_again(folder: Any) -> None:
-    run_function(folder, SCRIPTS, "what_somebody_ends_does_not_run_again", 10 if TORTURE else 3)
+@pytest.mark.parametrize("known", [True, False])
+def test_what_somebody_ends_does_not_run_again(folder: Any, known: bool) -> None:
+    """Also where the server has not said who it is."""
+    times = 10 if TORTURE else 3
+    run_function(folder, SCRIPTS, "what_somebody_ends_does_not_run_again", times, known)
 
 
 def test_no_stored_function_is_taken_for_one_of_the_servers(folder: Any) -> None:

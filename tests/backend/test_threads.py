@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pooled_serve.preflight.project import ASYNC_STALLS
 from support.script import run_function
 from support.servers import Database, Server
 
@@ -63,6 +64,7 @@ def test_gevents_own_threads_are_greenlets_and_pooled(script: Any) -> None:
     script("gevents_own_threads_are_greenlets_and_pooled")
 
 
+@pytest.mark.skipif(ASYNC_STALLS, reason="here they may never end: gevent issue 2213")
 def test_async_views_get_right_answers(script: Any) -> None:
     script(
         "async_views_get_right_answers",

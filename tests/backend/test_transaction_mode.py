@@ -95,22 +95,26 @@ def proxy(mariadb: Server) -> Iterator[NetProxy]:
 
 @pytest.mark.parametrize("mode", ["request", "transaction"])
 def test_atomic_costs_a_begin_and_a_commit_and_an_empty_one_nothing(
-    project: Any, serve: Any, database: Database, proxy: NetProxy, mode: str
+    project: Any, serve: Any, mariadb: Server, database: Database, proxy: NetProxy, mode: str
 ) -> None:
+    """BEGIN and a statement that only reads are one round trip."""
+    mariadb.admin.query(f"CREATE TABLE {database.name}.t (n INT) ENGINE=InnoDB")
     folder = project(VIEWS, databases={"default": database.via(proxy.port).django()})
     web = serve(folder, "--pool-mode", mode)
     web.get("/bare")
     opened = proxy.traffic().accepted
 
-    def commands(path: str) -> dict[int, int]:
-        before = proxy.traffic().commands
+    def sent(path: str) -> tuple[dict[int, int], int]:
+        before = proxy.traffic()
         assert web.get(path).status == 200
-        return dict(proxy.traffic().commands - before)
+        after = proxy.traffic()
+        return dict(after.commands - before.commands), after.turns - before.turns
 
-    assert commands("/bare") == {COM_QUERY: 1}
-    assert commands("/block") == {COM_QUERY: 3}
-    assert commands("/empty") == {}
-    assert commands("/twice") == {COM_QUERY: 6}
+    assert sent("/bare") == ({COM_QUERY: 1}, 1)
+    assert sent("/block") == ({COM_QUERY: 3}, 2)
+    assert sent("/writing_block") == ({COM_QUERY: 3}, 3)
+    assert sent("/empty") == ({}, 0)
+    assert sent("/twice") == ({COM_QUERY: 6}, 4)
     assert proxy.traffic().accepted == opened
 
 

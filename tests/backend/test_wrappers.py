@@ -177,3 +177,11 @@ def test_another_server_version_is_noticed(script: Any) -> None:
 
 def test_cursor_classes_that_are_made_anew_do_not_pile_up(script: Any) -> None:
     script("cursor_classes_that_are_made_anew_do_not_pile_up")
+
+
+def test_a_django_that_asks_for_a_later_mysqlclient_starts(
+    project: Any, database: Database
+) -> None:
+    """PyMySQL poses as one, as Django's MySQL backend asks for a minimum."""
+    folder = project(databases={"default": database.django()})
+    run_function(folder, SCRIPTS, "a_django_that_asks_for_a_later_mysqlclient_starts")

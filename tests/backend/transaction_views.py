@@ -27,6 +27,12 @@ def block(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+def writing_block(request: HttpRequest) -> HttpResponse:
+    with transaction.atomic():
+        run("UPDATE t SET n = n + 1")
+    return HttpResponse()
+
+
 def empty(request: HttpRequest) -> HttpResponse:
     with transaction.atomic():
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import ssl
 import time
@@ -15,7 +16,6 @@ from typing import Any
 import gevent
 import gevent.socket
 import gevent.ssl
-import pymysql
 import pytest
 from pymysql.cursors import SSCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
@@ -47,8 +47,7 @@ def test_a_fresh_connection_is_clean_and_knows_the_wait_timeout(
     assert connection.alive()
     assert connection.usable()
     assert connection.condition() is None
-    if pymysql.VERSION >= (1, 2):  # the first that uses TLS unasked
-        assert isinstance(connection._sock, ssl.SSLSocket) == (kind == "mysql")
+    assert isinstance(connection._sock, ssl.SSLSocket) == (kind == "mysql")
 
 
 def test_a_server_that_does_not_tell_its_wait_timeout_is_no_obstacle(
@@ -176,6 +175,18 @@ def test_init_command_sql_mode_and_collation_arrive(connect: Connect) -> None:
     assert one(connection, "SELECT @@sql_mode") == "ANSI_QUOTES"
     assert one(connection, "SELECT @@collation_connection") == "latin1_german1_ci"
     assert connection.condition() is None
+
+
+def test_the_error_of_a_socket_names_the_socket(connect: Connect, tmp_path: Path) -> None:
+    path = str(tmp_path / "no.sock")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # PyMySQL leaves its socket to gc
+        with pytest.raises(OperationalError, match="No such file") as error:
+            connect(unix_socket=path)
+        assert error.value.args[0] == 2003
+        assert str(error.value.args[1]).startswith(f"Can't connect to MySQL server on '{path}' (")
+        del error
+        gc.collect()
 
 
 def test_the_servers_socket_can_be_used(connect: Connect, server: Server) -> None:

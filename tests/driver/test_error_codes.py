@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pymysql.constants import CR, ER
+from pymysql.err import OperationalError
 
 from pooled_serve.driver import error_codes
 from support.servers import ROOT
@@ -35,3 +36,16 @@ def test_no_other_module_writes_such_a_number_or_has_another_name_for_it() -> No
             for code in codes().values():
                 assert f"case {code}" not in source, path
                 assert f"== {code}" not in source, path
+
+
+def test_a_galera_node_that_is_not_ready_is_known_by_its_words() -> None:
+    """Their codes have other meanings, too."""
+    unknown, during_commit = error_codes.UNKNOWN_COM_ERROR, error_codes.ERROR_DURING_COMMIT
+    for code, text, expected in (
+        (unknown, "WSREP has not yet prepared node for application use", True),
+        (unknown, "Unknown command", False),
+        (during_commit, "... (provider status: Not connected to Primary Component)", True),
+        (during_commit, 'Got error 28 "No space left on device" during COMMIT', False),
+        (error_codes.SERVER_SHUTDOWN, "WSREP", False),
+    ):
+        assert error_codes.is_not_ready(OperationalError(code, text)) is expected

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pymysql
 import pytest
+from pymysql.constants import FIELD_TYPE
 
-from pooled_serve.driver.abandoned import MARGIN_SECONDS, finish, was_running
+from pooled_serve.driver.abandoned import finish, is_there, was_running
 from pooled_serve.driver.connection import MySQLConnection
 from support.connections import Connect
 from support.processes import wait_until
@@ -30,7 +30,6 @@ def database(server: Server) -> Database:
 @pytest.fixture
 def abandoned(connect: Connect, server: Server) -> MySQLConnection:
     """A connection that was closed while the server was at work for it."""
-    wait_until(lambda: server.admin.status("Uptime") > MARGIN_SECONDS + 1)
     conn = connect()
     with gevent.Timeout(0.1, False):
         conn.query(SLEEP)
@@ -39,9 +38,20 @@ def abandoned(connect: Connect, server: Server) -> MySQLConnection:
     return conn
 
 
+def threads(server: Server) -> list[dict[str, Any]]:
+    return server.admin.query("SHOW PROCESSLIST")
+
+
 def sleeps(server: Server, database: Database) -> bool:
     rows = server.admin.processlist(database.user)
     return any("SLEEP" in str(row["Info"]) for row in rows)
+
+
+def ended(conn: MySQLConnection, closed: MySQLConnection) -> bool | None:
+    """What finish() says of it."""
+    (found,) = filter(None, finish(conn, [closed]))
+    assert found[0] is closed
+    return found[1]
 
 
 @pytest.fixture
@@ -55,17 +65,59 @@ def test_it_is_ended_once(
     connect: Connect, abandoned: MySQLConnection, asleep: Callable[[], bool]
 ) -> None:
     conn = connect()
-    assert finish(conn, abandoned) is True
+    assert ended(conn, abandoned) is True
     assert not asleep()
     assert was_running(conn, abandoned), "it was when it was ended"
     assert conn.reused, "a request may ask about the statement before"
     assert conn.condition() is None
 
 
-def test_what_has_ended_needs_no_end(connect: Connect) -> None:
+def test_many_are_ended_together(connect: Connect, abandoned: MySQLConnection) -> None:
+    closed = [abandoned]
+    for _ in range(9):
+        closed.append(connect())
+        with gevent.Timeout(0.02, False):
+            closed[-1].query(SLEEP)
+    stranger = connect()
+    stranger.close()
+    stranger.has_own_id = False
+    found = dict(filter(None, finish(connect(), [stranger, *closed])))
+    assert found == {stranger: None} | dict.fromkeys(closed, True)
+
+
+def test_a_thread_that_is_locked_is_looked_at_again(
+    connect: Connect, abandoned: MySQLConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MariaDB does not tell what it does then, and it may have been killed by somebody."""
+    answers = iter(["Busy", "Busy", "Killed"])
+    monkeypatch.setattr(
+        "pooled_serve.driver.abandoned._commands",
+        lambda conn: [(abandoned.thread_id(), next(answers))],
+    )
+    assert not was_running(connect(), abandoned)
+    assert not list(answers)
+
+
+@pytest.mark.parametrize("command", ["Killed", None])
+def test_what_somebody_else_has_ended_is_not_ours(
+    connect: Connect,
+    abandoned: MySQLConnection,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str | None,
+) -> None:
+    """It must not run again. Its thread is there for a while, and another KILL succeeds."""
+    commands = [(abandoned.thread_id(), command)] if command else []
+    monkeypatch.setattr("pooled_serve.driver.abandoned._commands", lambda conn: commands)
+    conn = connect()
+    assert ended(conn, abandoned) is None
+    assert not was_running(conn, abandoned)
+
+
+def test_what_has_ended_needs_no_end(connect: Connect, server: Server) -> None:
     conn, gone = connect(), connect()
     gone.close()
-    wait_until(lambda: finish(conn, gone) is None)
+    wait_until(lambda: gone.thread_id() not in {row["Id"] for row in threads(server)})
+    assert ended(conn, gone) is None
     assert conn.reused
     assert conn.condition() is None
 
@@ -83,7 +135,7 @@ def another_server(conn: MySQLConnection, abandoned: MySQLConnection) -> None:
 
 
 def restarted(conn: MySQLConnection, abandoned: MySQLConnection) -> None:
-    abandoned.opened_at = time.monotonic() - 1e6
+    abandoned.instance -= 1 << 24  # a second
 
 
 @pytest.mark.parametrize("change", [wrong_id, wrong_id_then, another_server, restarted])
@@ -95,7 +147,7 @@ def test_where_the_id_may_be_a_strangers_nothing_is_ended(
 ) -> None:
     conn = connect()
     change(conn, abandoned)
-    assert finish(conn, abandoned) is None
+    assert ended(conn, abandoned) is None
     assert asleep()
 
 
@@ -107,13 +159,19 @@ def test_where_it_is_not_allowed_that_is_told(
 ) -> None:
     other = server.create_database()
     conn = connect(**{key: other.connect_args()[key] for key in ("user", "password", "database")})
-    assert finish(conn, abandoned) is False
+    assert ended(conn, abandoned) is False
     assert asleep()
     assert conn.condition() is None
 
 
 def test_a_connection_knows_whether_the_server_knows_it(connect: Connect) -> None:
     assert connect().has_own_id
+
+
+def test_whatever_converters_make_of_numbers_the_server_is_known(connect: Connect) -> None:
+    conv = dict.fromkeys((FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG), float)
+    one, other = connect(conv=conv), connect(conv=conv)
+    assert is_there(one, other)
 
 
 def test_an_error_of_the_server_is_an_answer(connect: Connect) -> None:

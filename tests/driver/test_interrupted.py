@@ -10,7 +10,7 @@ import gevent.ssl
 import pytest
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import conversions
-from pymysql.cursors import SSCursor
+from pymysql.cursors import Cursor, SSCursor
 from pymysql.err import InterfaceError, OperationalError, ProgrammingError
 
 from support.connections import KINDS, Connect, run, stuff
@@ -61,29 +61,33 @@ def test_a_query_that_is_interrupted_while_it_is_sent_closes_it(
 
 # --- Two statements in one write ---------------------------------------------------------------
 
+FIRST = ["forget_key_first", "begin_first"]
+
 
 @pytest.mark.usefixtures("cooperative")
+@pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("answers", [0, 1])
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_a_query_behind_another_that_is_interrupted_closes_it(
-    connect: Connect, proxy: NetProxy, how: str, answers: int
+    connect: Connect, proxy: NetProxy, how: str, answers: int, first: str
 ) -> None:
     connection = connect(port=proxy.port)
-    connection.forget_key_first = True
+    setattr(connection, first, True)
     if not answers:
         proxy.freeze()
     interrupt(lambda: run(connection, "SELECT SLEEP(2)"), how)
     assert connection.condition() == "lost"
 
 
+@pytest.mark.parametrize("first", FIRST)
 def test_a_query_behind_another_gets_its_own_answer_or_none(
-    connect: Connect, proxy: NetProxy
+    connect: Connect, proxy: NetProxy, first: str
 ) -> None:
     cut = 0
     while True:
         cut += 1
         connection = connect(port=proxy.port)
-        connection.forget_key_first = True
+        setattr(connection, first, True)
         proxy.cut_after(cut)
         try:
             rows = run(connection, "SELECT 'own'")
@@ -97,13 +101,41 @@ def test_a_query_behind_another_gets_its_own_answer_or_none(
     assert cut > 11, "the first answer alone has as many bytes"
 
 
-def test_an_error_of_a_query_behind_another_is_the_only_one_to_come(connect: Connect) -> None:
+@pytest.mark.parametrize("first", FIRST)
+def test_an_error_of_a_query_behind_another_is_the_only_one_to_come(
+    connect: Connect, first: str
+) -> None:
     connection = connect()
-    connection.forget_key_first = True
+    setattr(connection, first, True)
     with pytest.raises(ProgrammingError, match="no_such_table"):
         run(connection, "SELECT * FROM no_such_table")
     assert run(connection, "SELECT 1") == [(1,)]
     assert connection.condition() != "lost"
+
+
+def test_both_can_go_before_a_query(connect: Connect) -> None:
+    connection = connect()
+    connection.begin_first = connection.forget_key_first = True
+    assert run(connection, "SELECT LAST_INSERT_ID()") == [(0,)]
+    assert connection.in_transaction()
+    assert run(connection, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize(("cursor", "after"), [(Cursor, None), (SSCursor, "lost")])
+def test_a_begin_that_fails_is_the_error_of_the_query_behind_it(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, cursor: type[Cursor], after: str | None
+) -> None:
+    """As when somebody's KILL QUERY hits it."""
+    connection = connect()
+    monkeypatch.setattr("pooled_serve.driver.connection.BEGIN", "BEGIN nonsense")
+    connection.begin_first = True
+    with pytest.raises(ProgrammingError, match="nonsense"), connection.cursor(cursor) as reader:
+        reader.execute("SELECT 1 UNION SELECT 2")
+    if after is None:
+        assert not connection.in_transaction()
+        assert run(connection, "SELECT 3") == [(3,)]
+        connection.rollback()
+    assert connection.condition() == after
 
 
 # --- Transactions and rows ----------------------------------------------------------------------

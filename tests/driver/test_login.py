@@ -149,7 +149,7 @@ def test_every_request_sees_what_a_login_sets(
     for sql in touching * 2:
         assert it.run(sql).status == 200
         assert it.run(seen).json() == expected, sql
-    stats = it.pool()
+    stats = it.pool_at_rest()
     assert stats["reset_total"] == 10
     assert (stats["opened_total"], stats["closed_total"]) == (1, {})
     it.assert_whole()
@@ -196,7 +196,8 @@ def test_where_a_reset_does_not_do_connections_are_closed_and_the_log_says_so_on
     for _ in range(3):
         assert it.run("SET @tenant = 6, sql_select_limit = 60").status == 200
         assert it.run(ask).json() == expected
-    assert it.pool()["closed_total"] == {"reset failed": 6}  # a question with @ touches, too
+    # A question with @ touches, too.
+    assert it.pool_at_rest()["closed_total"] == {"reset failed": 6}
     assert it.server.log.count(said) == 1
     it.assert_whole()
 

@@ -297,6 +297,24 @@ def test_rows_that_leave_out_columns_or_have_more() -> None:
         assert_equal(result_set([INT, TEXT, BLOB], list(rows)))
 
 
+def test_statements_without_rows() -> None:
+    def number(value: int | None) -> bytes:
+        if value is None:
+            return b"\xfb"
+        return (
+            values(b"x" * 300)[:1] + value.to_bytes(2, "little") if value > 250 else bytes([value])
+        )
+
+    large = [b"\xfd\1\2\3", b"\xfe\1\2\3\4\5\6\7\x08", b"\xff", b"\xfe\1", b""]
+    numbers = [*map(number, [0, 1, 250, 251, 65535, None]), *large]
+    for affected, key in itertools.product(numbers, repeat=2):
+        for tail in [b"\2\0\0\0", b"\3\0\7\0(Rows matched: 1", b"\2\0", b""]:
+            assert_equal(packet(1, b"\0" + affected + key + tail))
+    more = packet(1, b"\0\1\5\x0a\0\0\0")
+    assert_equal(more + packet(2, b"\0\2\0\2\0\1\0"))
+    assert_equal(more + result_set([INT], [values(b"1")], number=2))
+
+
 def test_no_value_can_pass_for_the_end_of_the_columns_or_of_the_rows() -> None:
     ends = [b"\5\0\0%c\xfe\0\0\2\0" % n for n in range(9)]
     rows = [values(b"1", end, end) for end in ends]

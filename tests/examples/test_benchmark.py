@@ -361,14 +361,14 @@ def test_all_the_promises_that_the_table_shows() -> None:
             assert cell.strip() in good or re.fullmatch(r" 503 after [1-4]\.\d s ", cell), row
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+def test_the_tables_that_are_shown_are_those_of_the_results() -> None:
     result = json.loads((BENCHMARK / "results.json").read_text())
     titles = {name: contenders.contender(name, 10).title for name in result["about"]}
     measured = {run["view"] for run in result["runs"]}
     views = {view.name: view.title for view in compare.VIEWS if view.name in measured}
     results = report.Results(result["runs"], titles, views)
     table = report.as_markdown(report.summary(results, "requests/s"))
-    assert f"\n\n{table}\n\n" in (ROOT / "README.md").read_text()
+    assert f"\n\n{table}\n\n" in (BENCHMARK / "README.md").read_text()
     assert table in (BENCHMARK / "results.md").read_text()
 
 

@@ -14,6 +14,9 @@ from urllib.parse import urlencode
 import yaml
 
 from conftest import StartServe
+from pooled_serve.pool import metrics
+from pooled_serve.status import instance_metrics
+from pooled_serve.status.history import PEAK_METRICS
 from support.deploy import DEPLOY, installed, text
 from support.ports import free_port
 from support.processes import wait_until
@@ -21,8 +24,18 @@ from support.serve import Client
 from support.servers import tied_to_us
 from support.torture import torture
 
-LABELS = {"db_client_connection_pool_name", "db_client_connection_state", "worker"}
+LABELS = {
+    *("db_client_connection_pool_name", "db_client_connection_state", "worker"),
+    *("http_route", "http_request_method"),
+}
 NAME = "db_client_connection_"
+OWN = {
+    *(metric.key for metric in metrics.METRICS if not metric.otel),
+    *(key for _, key, _ in instance_metrics.INSTANCE_METRICS),
+    *(f"host_{key}" for _, key, _ in instance_metrics.HOST_METRICS),
+    *(f"route_{key}" for _, key, _ in instance_metrics.ROUTE_METRICS),
+    *(f"peak_{key}" for key in PEAK_METRICS),
+}
 METRICS = {
     *(NAME + n for n in ("count", "max", "idle_max", "pending_requests", "timeouts_total")),
     *(
@@ -30,6 +43,13 @@ METRICS = {
         for what in ("create", "wait", "use")
         for part in ("bucket", "sum", "count")
     ),
+    *(f"pooled_serve_{key}" for key in OWN),
+}
+# The histograms say the same, or others say more.
+UNUSED = {
+    *(f"peak_{key}" for key in PEAK_METRICS.keys() - {"in_use", "waiting"}),
+    *("waited_total", "opened_total", "connecting", "closing"),
+    *("uptime_seconds", "route_longest_held_seconds", "login_refused"),
 }
 
 
@@ -55,12 +75,23 @@ def rules() -> list[dict[str, Any]]:
 
 
 def test_rules_and_dashboard_name_metrics_that_there_are() -> None:
-    dashboard_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(queries())))
-    rule_names = set(re.findall(rf"\b{NAME}\w+", "\n".join(rule["expr"] for rule in rules())))
+    name = rf"\b(?:{NAME}|pooled_serve_)\w+"
+    dashboard_names = set(re.findall(name, "\n".join(queries())))
+    rule_names = set(re.findall(name, "\n".join(rule["expr"] for rule in rules())))
     assert dashboard_names | rule_names <= METRICS | LABELS
+    unused = {f"pooled_serve_{key}" for key in OWN} - dashboard_names - rule_names
+    assert unused == {f"pooled_serve_{key}" for key in UNUSED}
     for kind in ("create", "wait", "use"):
         assert f"{NAME}{kind}_time_seconds_bucket" in dashboard_names
     assert len({panel["id"] for panel in dashboard()["panels"]}) == len(dashboard()["panels"])
+
+
+def test_every_rule_is_tested() -> None:
+    tests = yaml.safe_load(text("prometheus-rules.test.yaml"))["tests"]
+    for rule in rules():
+        cases = [c for t in tests for c in t["alert_rule_test"] if c["alertname"] == rule["alert"]]
+        assert {bool(case.get("exp_alerts")) for case in cases} == {True, False}, rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "description"}
 
 
 def promtool(*args: str) -> None:
@@ -82,13 +113,39 @@ def test_promtool_is_content(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_in_use_is_told_of_what_may_be(tmp_path: Path) -> None:
+    """Two workers share --max-per-host 12; on another host, without it, each has a cap of 12."""
+    common = f'job="web", {NAME}pool_name="default"'
+    hosts = [("a", 1, 7), ("a", 2, 5), ("b", 1, 12), ("b", 2, 0)]
+    series = {f'pooled_serve_host_limit{{{common}, instance="a"}}': 12}
+    for host, worker, used in hosts:
+        labels = f'{common}, instance="{host}", worker="{worker}"'
+        series[f'{NAME}count{{{labels}, {NAME}state="used"}}'] = used
+        series[f"{NAME}max{{{labels}}}"] = 12
+    expected = {"a": (1.0, 12), "b": (0.5, 24), ".*": (24 / 36, 36)}
+    cases = []
+    for instance, (share, most) in expected.items():
+        shown = [q for q in queries(instance=instance) if f"{NAME}max{{" in q]
+        assert len(shown) == 3
+        for query in shown:
+            samples = [{"labels": "{}", "value": share if "/" in query else most}]
+            cases.append({"expr": query, "eval_time": "1m", "exp_samples": samples})
+    test = {
+        "interval": "30s",
+        "input_series": [{"series": name, "values": f"{n}x4"} for name, n in series.items()],
+        "promql_expr_test": cases,
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    promtool("test", "rules", str(tmp_path / "test.yaml"))
+
+
 @torture
 def test_prometheus_answers_every_query_of_the_dashboard(
     myproject: Path, env: dict[str, str], serve: StartServe, tmp_path: Path
 ) -> None:
     program = installed("prometheus", "prometheus")
     status, port = free_port(), free_port()
-    options = ("--pool-size", "1", "--max-outstanding", "2", "--pool-timeout", "0.2")
+    options = ("--pool-size", "1", "--max-per-host", "2", "--pool-timeout", "0.2")
     server = serve(myproject, *options, "--status", f"127.0.0.1:{status}", env=env)
     scrape = {"job_name": "web", "static_configs": [{"targets": [f"127.0.0.1:{status}"]}]}
     (tmp_path / "prometheus.yaml").write_text(

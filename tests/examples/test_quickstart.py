@@ -188,19 +188,98 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
     assert not alive(family)
 
 
+def test_workers_share_the_connections(checkout: Path) -> None:
+    with quickstart(checkout, "-w", "2") as running:
+        running.wait_until_open()
+        (status_port,) = re.findall(
+            r"Its connections:  http://127\.0\.0\.1:(\d+)/\n", running.output
+        )
+        assert running.get("/bench/one")[0] == 200
+        with Client(("127.0.0.1", int(status_port))) as client:
+            processes.wait_until(lambda: len(client.get("/stats.json").json()["workers"]) == 2)
+            stats = client.get("/stats.json").json()
+            metrics = client.get("/metrics")
+        assert stats["hosts"]["default"]["limit"] == 10
+        assert metrics.status == 200
+
+
+def test_what_it_installs_serves_metrics(checkout: Path, tmp_path: Path) -> None:
+    pip = tmp_path / "venv" / "bin" / "python"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\necho "told: $*"\nexit 1\n')
+    pip.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "examples/quickstart.py", "--venv", str(tmp_path / "venv")],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert re.search(r"^told: -m pip .*install .*\[metrics\]$", done.stderr, re.MULTILINE), (
+        done.stderr
+    )
+    assert done.stderr.endswith("→ its output above says why\n")
+
+
+def test_every_option_has_a_help(checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/quickstart.py", "--help"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _, _, told = done.stdout.partition("options:\n")
+    helps = re.split(r"^  (?=-)", told, flags=re.MULTILINE)[1:]
+    assert len(helps) > 7
+    assert [text for text in helps if not re.search(r"(\n|\S)  +\S", text)] == []
+
+
 @torture
 def test_it_ends_by_itself_after_a_while_and_keeps_the_data(checkout: Path) -> None:
     with quickstart(checkout, "--seconds", "0.5") as running:
         running.wait_until_open()
         family = running.family()
+        assert "it is still running" in cleaned(checkout, code=1)
         assert running.wait() == 0
         first = running.output
     assert first.endswith("Stopped.\n")
     assert not alive(family)
+    assert re.search(r"\d+ MB stay in \.quickstart for the next time", first)
+    assert "    python3 examples/quickstart.py --clean\n" in first
 
     with quickstart(checkout, "--seconds", "0.1") as running:
         assert running.wait() == 0
     assert f"{PRODUCTS} products are there already." in running.output
+
+    assert re.fullmatch(r"Removed \.quickstart, \d+ MB\.\n", cleaned(checkout))
+    assert not (checkout / ".quickstart").exists()
+    assert Path(sys.prefix).exists()  # which it has not made
+    assert cleaned(checkout) == "There is nothing to remove.\n"
+
+
+def test_it_removes_a_virtual_environment_that_it_has_made(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    cleaned(checkout, "--venv", str(tmp_path / "venv"))
+    assert (tmp_path / "venv").exists()  # the reader's own
+    (tmp_path / "venv" / "pooled-serve-installed.toml").touch()
+    assert "Removed " in cleaned(checkout, "--venv", str(tmp_path / "venv"))
+    assert not (tmp_path / "venv").exists()
+
+
+def cleaned(checkout: Path, *args: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "examples/quickstart.py", "--clean", *(args or ("--venv", sys.prefix))],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 @torture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -22,7 +20,7 @@ from support.driver import (
     leased,
     settle,
 )
-from support.pools import Clock, MakePool, Pool, hold, quiet_hub
+from support.pools import Clock, MakePool, Pool, count_calls, hold, quiet_hub
 from support.processes import MAX_WAIT_SECONDS
 
 # --- Taking and giving back --------------------------------------------------------------------
@@ -453,7 +451,7 @@ def test_draining_keeps_nothing_idle_and_serves_those_in_the_queue(
     gevent.joinall(users, raise_error=True)
     settle(lambda: not driver.open)
     assert pool.stats()["closed_total"]["drain"] == 2
-    pool._keep_idle = pool.size  # so that assert_sound() may take it to the cap
+    pool.resume()  # so that assert_sound() may take it to the cap
 
 
 def test_a_closed_pool_closes_idle_ones_and_refuses(driver: FakeDriver) -> None:
@@ -489,22 +487,6 @@ def test_a_close_that_never_returns_is_not_waited_for(
 
 
 # --- Cost --------------------------------------------------------------------------------------
-
-
-def count_calls(function: Callable[[], object]) -> int:
-    """Calls of Python and C functions; a slow-down shows here without a clock."""
-    calls = 0
-
-    def profiler(frame: object, event: str, arg: object) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(profiler)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return calls
 
 
 def test_the_fast_path_makes_few_calls(make_pool: MakePool) -> None:

@@ -4,7 +4,7 @@ them, and their place under the cap is kept until it is not."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -25,6 +25,7 @@ class Server:
         self.at_work: list[FakeConnection] = []
         self.answer: Any = True  # or an error, or an Event to wait for
         self.peak = 0
+        self.batches: list[int] = []
 
     def abandon(self, connection: FakeConnection) -> None:
         connection.fault = "killed"
@@ -33,18 +34,22 @@ class Server:
     def unfinished(self, connection: FakeConnection) -> bool:
         return connection in self.at_work
 
-    def finish(self, connection: FakeConnection, closed: FakeConnection) -> Any:
-        assert connection is not closed
+    def finish(
+        self, connection: FakeConnection, batch: list[FakeConnection]
+    ) -> Iterator[tuple[FakeConnection, Any]]:
         assert not connection.closed
-        assert closed.closed
-        self.peak = max(self.peak, len(self.driver.open) + len(self.at_work))
-        if isinstance(self.answer, BaseException):
-            raise self.answer
-        if isinstance(self.answer, Event):
-            self.answer.wait()
-        gevent.sleep(0.001)
-        self.at_work.remove(closed)
-        return self.answer
+        assert connection not in batch
+        self.batches.append(len(batch))
+        for closed in batch:
+            assert closed.closed
+            self.peak = max(self.peak, len(self.driver.open) + len(self.at_work))
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            if isinstance(self.answer, Event):
+                self.answer.wait()
+            gevent.sleep(0.001)
+            self.at_work.remove(closed)
+            yield closed, self.answer
 
 
 @pytest.fixture
@@ -103,6 +108,81 @@ def test_there_is_never_more_than_one_beyond_the_cap(
     assert pool.stats()["killed_total"] == 40
 
 
+def test_all_that_wait_for_that_are_ended_together(
+    make: Callable[..., Pool], server: Server, driver: FakeDriver
+) -> None:
+    """One after the other would take a hundred times as long, for a hundred clients that leave."""
+    pool = make(size=50, max_outstanding=50)
+    for each in [pool.acquire() for _ in range(50)]:
+        server.abandon(each)
+        pool.release(each)
+    settle(lambda: server.at_work == [] and pool.stats()["idle"] == 1)
+    assert server.batches == [50]
+    assert driver.calls["connect"] == 51
+
+
+def test_one_that_is_stuck_delays_none_that_come_after_it(
+    make: Callable[..., Pool], server: Server
+) -> None:
+    pool = make(size=4, max_outstanding=4)
+    stuck, *others = [pool.acquire() for _ in range(4)]
+
+    def finish(connection: FakeConnection, batch: list[FakeConnection]) -> Iterator[Any]:
+        for each in batch:
+            if each is not stuck:
+                server.at_work.remove(each)
+                yield each, True
+        while stuck in batch:
+            yield None
+            gevent.sleep(0.001)
+
+    pool._finish = finish
+    for each in (stuck, *others):
+        server.abandon(each)
+        pool.release(each)
+        gevent.sleep(0.01)
+    settle(lambda: server.at_work == [stuck])
+    assert pool._replacing, "its own time is not up"
+    settle(lambda: pool._entries.busy == 0)
+    assert pool.stats()["killed_total"] == 3
+    server.at_work.clear()
+
+
+def test_the_end_of_a_process_ends_them_too(make: Callable[..., Pool], server: Server) -> None:
+    """Those in use, those that wait to be replaced, and those that come back at that time."""
+    pool = make(size=6, max_outstanding=6)
+    pool._replacing = True  # so that they wait
+    taken = [pool.acquire() for _ in range(6)]
+    for each in taken:
+        server.abandon(each)
+    for each in taken[:2]:
+        pool.release(each)
+    settle(lambda: len(pool._to_replace) == 2)
+    gevent.spawn_later(0.05, pool.release, taken[2])
+    pool.close(timeout=0.2, in_use=True)
+    assert server.at_work == []
+
+
+def test_what_comes_back_at_the_end_of_a_process_does_no_harm(
+    make: Callable[..., Pool], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A close may let other greenlets run, which give back theirs."""
+    pool = make(size=3, max_outstanding=3)
+    first, second, third = (pool.acquire() for _ in range(3))
+    close = first.close
+
+    def slowly() -> None:
+        pool.release(third)
+        close()
+
+    monkeypatch.setattr(first, "close", slowly)
+    for each in (first, second):
+        server.abandon(each)
+    pool.close(timeout=0.05, in_use=True)
+    settle(lambda: first.closed and second.closed and third.closed)
+    assert server.at_work == []
+
+
 def test_what_had_ended_by_itself_is_not_counted(make: Callable[..., Pool], server: Server) -> None:
     pool = make()
     server.answer = None
@@ -152,8 +232,9 @@ def test_a_replacement_that_is_lost_is_not_replaced_in_its_turn(
 ) -> None:
     pool = make(size=1, max_outstanding=1)
 
-    def finish(connection: FakeConnection, closed: FakeConnection) -> None:
+    def finish(connection: FakeConnection, batch: list[FakeConnection]) -> tuple[()]:
         server.abandon(connection)
+        return ()
 
     pool._finish = finish
     mine = pool.acquire()

@@ -17,18 +17,17 @@ import gevent
 import pytest
 from gevent import GreenletExit
 from gevent.event import Event
-from hypothesis import HealthCheck, settings, strategies
+from hypothesis import strategies
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 
 from pooled_serve.errors import PoolOverloaded, PoolTimeout
 from pooled_serve.pool.overload import LATE, STALL, Overload
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound
-from support.torture import TORTURE
+from support.stories import tell_stories
 
 CAP = 3
 
@@ -330,18 +329,5 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.close()
 
 
-def _silent(*args: object) -> None:
-    """Users who are killed with a Timeout are no news."""
-
-
 def test_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gevent.get_hub(), "print_exception", _silent)
-    run_state_machine_as_test(
-        PoolMachine,
-        settings=settings(
-            max_examples=100 if TORTURE else 30,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    tell_stories(PoolMachine, monkeypatch)

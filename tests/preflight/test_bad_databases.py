@@ -27,26 +27,45 @@ def refused_port() -> dict[str, Any]:
     return mysql_at("127.0.0.1", free_port())
 
 
+HOST, NAME = "correct HOST and PORT in DATABASES", "check HOST in DATABASES"
 SERVERS = {
-    "refused": (refused_port, "PS301", "does not accept connections (Connection refused)"),
-    "no socket": (lambda: mysql_at("/nowhere/mysql.sock"), "PS301", "No such file"),
-    "unknown host": (lambda: mysql_at("no-such-host.invalid"), "PS302", "name of no-such-host"),
+    "refused": (refused_port, "PS301", "does not accept connections (Connection refused)", HOST),
+    "no socket": (
+        lambda: mysql_at("/nowhere/mysql.sock"),
+        "PS301",
+        "No such file",
+        "or HOST if that is a path",
+    ),
+    "no socket in OPTIONS": (
+        lambda: mysql_at("localhost", OPTIONS={"unix_socket": "/nowhere/mysql.sock"}),
+        "PS301",
+        "/nowhere/mysql.sock does not accept connections (No such file or directory)",
+        "correct the path of its socket in DATABASES: OPTIONS['unix_socket'], or HOST if",
+    ),
+    "unknown host": (
+        lambda: mysql_at("no-such-host.invalid"),
+        "PS302",
+        "name of no-such-host",
+        NAME,
+    ),
     "password in the host": (
         lambda: mysql_at(f"app:{PASSWORD}@no-such-host.invalid"),
         "PS302",
         "cannot resolve the host name of no-such-host.invalid:3306",
+        NAME,
     ),
 }
 
 
-@pytest.mark.parametrize(("databases", "code", "says"), SERVERS.values(), ids=SERVERS.keys())
+@pytest.mark.parametrize("case", SERVERS.values(), ids=SERVERS.keys())
 def test_unreachable_server(
-    project: MakeProject, databases: Callable[[], dict[str, Any]], code: str, says: str
+    project: MakeProject, case: tuple[Callable[[], dict[str, Any]], str, str, str]
 ) -> None:
+    databases, code, says, remedy = case
     folder = project(databases=databases())
     # A name server that does not answer must not take longer than the preflight waits.
     done = run("mysite.wsgi", "--check", cwd=folder, env={"RES_OPTIONS": "timeout:1 attempts:1"})
-    done.assert_one_problem(code, EXIT_DATABASE, says, "DATABASES")
+    done.assert_one_problem(f"FAIL  {code}", EXIT_DATABASE, says, remedy)
     assert PASSWORD not in done.output
     assert "Ready" not in done.output
 
@@ -59,10 +78,11 @@ def test_unreachable_server_is_no_reason_not_to_start(
         databases=refused_port(),
     )
     done = run("mysite.wsgi", "--strict", "-b", "127.0.0.1:0", cwd=folder)
-    done.assert_one_problem("PS301", EXIT_DATABASE)
+    done.assert_one_problem("FAIL  PS301", EXIT_DATABASE)
     server = serve(folder)
     assert server.get("/hello").text == "hello"
     assert "WARN  PS301" in server.log
+    assert "in DATABASES; it starts nevertheless, --strict would refuse\n" in server.log
     assert server.stop() == 0
 
 
@@ -82,6 +102,13 @@ def test_wrong_password(project: MakeProject, mariadb: Server) -> None:
     done = check(project, database, PASSWORD=PASSWORD)
     done.assert_one_problem("PS303", EXIT_DATABASE, "Access denied", "USER and PASSWORD")
     assert PASSWORD not in done.output
+
+
+def test_expired_password(project: MakeProject, mysql: Server) -> None:
+    database = mysql.create_database()
+    mysql.admin.query(f"ALTER USER {database.user}@127.0.0.1 PASSWORD EXPIRE")
+    done = check(project, database)
+    done.assert_one_problem("PS303", EXIT_DATABASE, "has expired", "ALTER USER")
 
 
 @pytest.mark.parametrize("name", ["nosuch", "mysql"])
@@ -160,6 +187,7 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
     [
         (pymysql.OperationalError(1698, "Access denied"), "PS303", "Access denied"),
         (pymysql.OperationalError(1203, "User x has more"), "PS305", "User x has more"),
+        (pymysql.OperationalError(1862, "Your password has expired."), "PS303", "has expired"),
         (pymysql.OperationalError(2026, "SSL connection error"), "PS309", "SSL"),
         (pymysql.OperationalError(2003, "Can't connect"), "PS301", "Can't connect"),
         (pymysql.OperationalError(2003, "Can't connect (timed out)"), "PS307", "within 5s"),
@@ -264,6 +292,13 @@ PLANS: dict[str, tuple[list[str], dict[str, object], str, str, str]] = {
         "2 workers × 11 connections = 22, the server allows 20 (",
         "use --max-outstanding ",
     ),
+    "pool too large": (
+        ["--pool-size", "200"],
+        {},
+        "PS201",
+        "1 worker × 200 connections = 200, the server allows 20 (",
+        "use --pool-size ",
+    ),
     "too many hosts": (
         ["--max-outstanding", "4", "--replicas", "6"],
         {},
@@ -288,19 +323,21 @@ def test_plan(project: MakeProject, short_tempered: Server, plan: Any) -> None:
     database = short_tempered.create_database()
     done = check(project, database, *args, **settings)
     done.assert_one_problem(code, EXIT_PLAN, says, remedy)
+    assert "cap lowered" not in done.output  # either it fits, or not
 
 
 def test_defaults_yield(project: MakeProject, short_tempered: Server) -> None:
     done = check(project, short_tempered.create_database(), "-w", "2")
     assert done.code == 0, done.output
     assert "age limit lowered from 60s to 24s: MariaDB hangs up after" in done.output
-    assert "cap lowered from 12 to 10 to fit max_connections=20" in done.output
+    assert "cap lowered from 12 to 8 to fit max_connections=20 and leave 4 to others" in done.output
 
 
 def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
     database = mariadb.create_database(max_user_connections=6)
     done = check(project, database)
-    assert "cap lowered from 12 to 6 to fit max_user_connections=6" in done.output
+    says = "cap lowered from 12 to 4 to fit max_user_connections=6 and leave 2 to others"
+    assert says in done.output
     done = check(project, database, "--max-outstanding", "7")
     done.assert_one_problem("PS201", EXIT_PLAN, "= 7, the server allows 6", "raise max_user_conn")
 

@@ -24,11 +24,40 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
     "unknown option": (["a", "--pool-sise", "4"], "PS402", "--pool-sise", "--pool-size?"),
     "unknown option of gunicorn": (["a", "--worker", "4"], "PS402", "--worker", "--workers?"),
     "unknown option like no other": (["a", "--xyzzy"], "PS402", "--xyzzy", "--help"),
+    "unknown option near no other": (["a", "--foo"], "PS402", "--foo", "→ see pooled-serve --help"),
+    **{
+        f"other word {name}": (["a", name, "9"], "PS402", f"no option {name}", f"mean {meant}?")
+        for name, meant in {
+            "--max-connections": "--max-outstanding",
+            "--max-conns": "--max-outstanding",
+            "--pool-max": "--max-outstanding",
+            "--max-overflow": "--max-outstanding",
+            "--pool-recycle": "--conn-max-age",
+            "--port": "--bind",
+        }.items()
+    },
+    "size as an alias": (["a", "--pool", "4"], "PS401", "--pool: ", "→ use --pool-size 4"),
+    "port alone": (["a", "--status", "24211"], "PS401", "--status: ", "→ use 127.0.0.1:24211"),
     "unknown short option": (["a", "-X"], "PS402", "-X", "--help"),
     "option without its value": (["a", "--pool-size"], "PS401", "--pool-size", "--help"),
     "two applications": (["a", "b"], "PS401", "b", "--help"),
-    "gunicorn's number": (["a", "-w", "many"], "PS401", "--workers: invalid int value", "--help"),
-    "gunicorn's check": (["a", "-w", "-1"], "PS401", "--workers: ", "--help"),
+    "gunicorn's number": (
+        ["a", "-w", "many"],
+        "PS401",
+        "--workers: invalid int value",
+        "a whole number, as in 1",
+    ),
+    "gunicorn's check": (["a", "-w", "-1"], "PS401", "--workers: ", "use a whole number"),
+    "gunicorn's timeout": (["a", "--timeout=abc"], "PS401", "'abc'", "a whole number, as in 30"),
+    "a size in words": (["a", "--pool-size", "ten"], "PS401", "'ten'", "use one, as in 12"),
+    "no such mode": (
+        ["a", "--pool-mode", "session"],
+        "PS401",
+        "'session'",
+        "use request or transaction",
+    ),
+    "no seconds": (["a", "--pool-timeout", "1s"], "PS401", "'1s'", "use one, as in 10"),
+    "no age": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "use one, as in 10"),
     "address": (["a", "-b", "127.0.0.1:http"], "PS401", "'http'", "--help"),
     "environment setting": (["a", "-e", "DEBUG"], "PS401", "'DEBUG'", "--help"),
     "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "--help"),
@@ -59,6 +88,8 @@ BAD_VALUES = {
     "pool_overload": ("never", "0"),
     "pool_reset": ("never",),
     "pool_aliases": ("replica", "replica:0", "replica:x", ":4", "replica:4:0", "a:1:2:3"),
+    "pool_max_per_host": ("0", "-1", "unlimited", "1025"),
+    "pool_client_check": ("0", "-1", "never"),
     "pool_replicas": ("0", "two"),
     "pool_leak_threshold": ("0", "-1", "long"),
     "pool_status": ("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
@@ -72,24 +103,28 @@ def test_bad_values(
 ) -> None:
     for value in BAD_VALUES[option.setting]:
         said = here.run("a", f"{option.flag}={value}")
-        said.assert_one_problem("PS401", EXIT_USAGE, option.flag)
+        # That a flag takes no value is the remedy.
+        remedy = "→ see " if option.is_flag else "→ use "
+        said.assert_one_problem("PS401", EXIT_USAGE, option.flag, remedy)
 
         monkeypatch.setenv("GUNICORN_CMD_ARGS", f"{option.flag}='{value}'")
         said = here.run("a")
-        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.flag}: ")
+        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.flag}: ", "→ use ")
         if not option.repeats:  # which gunicorn's parser lets pass
             said.assert_one_problem("PS401", EXIT_USAGE, "GUNICORN_CMD_ARGS: ")
         monkeypatch.delenv("GUNICORN_CMD_ARGS")
 
         if value:  # an empty variable is as good as none
             monkeypatch.setenv(option.variable, value)
-            here.run("a").assert_one_problem("PS401", EXIT_USAGE, f"{option.variable}: ")
+            said = here.run("a")
+            said.assert_one_problem("PS401", EXIT_USAGE, f"{option.variable}: ", "→ use ")
             monkeypatch.delenv(option.variable)
 
         here.conf(f"{option.setting} = {value!r}")
         said = here.run("a")
-        said.assert_one_problem("PS401", EXIT_USAGE, "gunicorn.conf.py: ")
-        said.assert_one_problem("PS401", EXIT_USAGE, option.flag)
+        said.assert_one_problem("PS401", EXIT_USAGE, "gunicorn.conf.py: ", "→ use ")
+        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.setting}: ")
+        assert option.flag not in said.output.replace(f"use {option.flag}", "")
         here.conf("")
 
 
@@ -110,11 +145,14 @@ def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) ->
 @pytest.mark.parametrize(
     ("source", "code", "says"),
     [
-        ("pool_size = 0", "PS401", "--pool-size: must be a whole number above 0, not 0"),
+        ("pool_size = 0", "PS401", "py: pool_size: must be a whole number above 0, not 0"),
         ("pool_size = True", "PS401", "not True"),
-        ("pool_timeout = -1.5", "PS401", "--pool-timeout: must be a number of seconds above 0"),
-        ("pool_aliases = 4", "PS401", "--pool: must be ALIAS:SIZE"),
-        ("workers = 'x'", "PS401", "--workers: "),
+        ("pool_timeout = -1.5", "PS401", "py: pool_timeout: must be a number of seconds"),
+        ("pool_aliases = 4", "PS401", "py: pool_aliases: must be ALIAS:SIZE"),
+        ("workers = 'x'", "PS401", "py: workers: "),
+        ("workers = 0", "PS401", "py: workers: must be a whole number above 0"),
+        ("bind = '127.0.0.1:70000'", "PS401", "py: bind: there is no port 70000"),
+        ("pool_status = '127.0.0.1:8000'", "PS401", "py: pool_status: 127.0.0.1:8000 is where"),
         ("wsgi_app = 4", "PS401", "wsgi_app: "),
         ("worker_class = 'sync'", "PS404", "'sync'"),
     ],
@@ -124,6 +162,48 @@ def test_bad_values_of_other_types_in_the_file(
 ) -> None:
     here.conf(source)
     here.run("a").assert_one_problem(code, EXIT_USAGE, says)
+
+
+def test_a_stronger_source_than_the_file_is_named_as_it_was_written(here: Here) -> None:
+    here.conf("workers = 2")
+    here.run("a", "-w", "0").assert_one_problem("PS401", EXIT_USAGE, "PS401 --workers: must be")
+
+
+NEARLY = {
+    "status = '127.0.0.1:8001'": "pool_status",
+    "replicas = 2": "pool_replicas",
+    "strict = True": "pool_strict",
+    "leak_threshold = 5": "pool_leak_threshold",
+    "max_per_host = 60": "pool_max_per_host",
+    "max_connections = 10": "max_outstanding",
+    "pool_max = 10": "max_outstanding",
+    "pool_sise = 4": "pool_size",
+    "pool_max_outstanding = 4": "max_outstanding",
+    "pool = ['default:4']": "pool_aliases",
+}
+
+
+@pytest.mark.parametrize(("source", "meant"), NEARLY.items())
+def test_a_setting_of_the_file_that_is_nearly_one(
+    project: MakeProject, source: str, meant: str
+) -> None:
+    folder = project(databases={})
+    (folder / "gunicorn.conf.py").write_text(source)
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    name = source.partition(" ")[0]
+    says = f"gunicorn.conf.py: there is no setting {name}"
+    done.assert_one_problem("PS402", 0, says, f"did you mean {meant}?")
+
+
+def test_other_names_in_the_file_are_the_users_own(project: MakeProject) -> None:
+    folder = project(databases={})
+    (folder / "gunicorn.conf.py").write_text(
+        "import os as replicas\nstatus = 'starting'\nsettings = 1\n_pool_sise = 4\nport = 8000\n"
+        "def pool_hook(): ...\ndef strict(): ...\ncheck = True\nsize = 'big'\nhosts = ['a']\n"
+    )
+    done = run("mysite.wsgi", "--check", "--strict", cwd=folder)
+    assert done.code == 0, done.output
+    assert "PS402" not in done.output
 
 
 @pytest.mark.parametrize(
@@ -147,6 +227,28 @@ def test_what_the_configuration_file_prints_is_seen(here: Here) -> None:
     assert "hello from the file" in here.run().output
 
 
+# --- The status page ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:24211", "[::]:24211"])
+def test_a_status_page_for_everybody_is_worth_a_warning(project: MakeProject, address: str) -> None:
+    folder = project(databases={})
+    done = run("mysite.wsgi", "--check", "--status", address, cwd=folder)
+    says = f"Anyone who can reach {address} can read the status page"
+    done.assert_one_problem("PS407", 0, says, "the loopback address")
+    done = run("mysite.wsgi", "--check", "--strict", "--status", address, cwd=folder)
+    done.assert_one_problem("FAIL  PS407", EXIT_PLAN)
+
+
+@pytest.mark.parametrize("address", [":24211", "127.0.0.1:24211", "unix:status.sock"])
+def test_a_status_page_for_this_machine(project: MakeProject, address: str) -> None:
+    folder = project(databases={})
+    done = run("mysite.wsgi", "--check", "--strict", "--status", address, cwd=folder)
+    assert done.code == 0, done.output
+    if address == ":24211":
+        assert "Status    http://127.0.0.1:24211/" in done.output
+
+
 # --- The environment ---------------------------------------------------------------------------
 
 
@@ -154,6 +256,9 @@ def test_what_the_configuration_file_prints_is_seen(here: Here) -> None:
     ("arguments", "code", "says", "remedy"),
     [
         ("--pool-sise 4", "PS402", "GUNICORN_CMD_ARGS: there is no option --pool-sise", "-size?"),
+        ("--max-conns 4", "PS402", "GUNICORN_CMD_ARGS: there is no option", "--max-outstanding?"),
+        ("--pool 4", "PS401", "--pool: must be ALIAS:SIZE", "use --pool-size 4"),
+        ("--status 8001", "PS401", "GUNICORN_CMD_ARGS: --status: must", "use 127.0.0.1:8001"),
         ("--pool-size", "PS401", "GUNICORN_CMD_ARGS: --pool-size", "--help"),
         ("--name 'unclosed", "PS401", "GUNICORN_CMD_ARGS: ", "--help"),
         ("-k sync", "PS404", "'sync'", "GUNICORN_CMD_ARGS"),
@@ -179,3 +284,5 @@ def test_a_variable_that_is_nearly_an_option_is_worth_a_warning(project: MakePro
         "PS402", 0, "no variable POOLED_SERVE_POOLSIZE", "did you mean POOLED_SERVE_POOL_SIZE?"
     )
     assert run("mysite.wsgi", "--check", "--strict", cwd=folder, env=env).code == EXIT_PLAN
+    done = run("mysite.wsgi", "--check", cwd=folder, env={"POOLED_SERVE_MAX_CONNECTIONS": "3"})
+    done.assert_one_problem("PS402", 0, remedy="did you mean POOLED_SERVE_MAX_OUTSTANDING?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -13,6 +14,7 @@ from conftest import MakeProject, StartServe
 from support.command import EXIT_PLAN, EXIT_PROJECT, run
 from support.django_project import PASSWORD, SQLITE, WSGI, mysql_at
 from support.servers import Server
+from support.text import find
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Case:
     databases: dict[str, Any] = field(default_factory=lambda: SQLITE)
     settings: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    cwd: str = "."
     env: dict[str, str] = field(default_factory=dict)
     output: str = ""
 
@@ -63,11 +66,62 @@ ASYNC_MIDDLEWARE = """
         return middleware
 """
 DJANGO_WSGI = dedent(WSGI)
+MANAGE = {"manage.py": "def main(): ..."}
 PROJECTS = {
     "unknown module": Case("PS101", "'mysit'", "use mysite.wsgi", args=("mysit.wsgi",)),
     "unknown submodule": Case("PS101", "'mysite.wsgj'", "use mysite", args=("mysite.wsgj",)),
     "submodule of a module": Case("PS101", "'mysite.wsgi.x'", args=("mysite.wsgi.x",)),
     "two dots": Case("PS101", "'mysite.'", args=("mysite..wsgi",)),
+    "one folder too deep": Case(
+        "PS101",
+        "no module 'mysite'",
+        "run it in the folder above, where manage.py is, or add --chdir ..",
+        cwd="mysite",
+        files=MANAGE,
+    ),
+    "one folder too deep, with the module alone": Case(
+        "PS105",
+        "no settings module 'mysite.settings'",
+        "run it in the folder above, where manage.py is, or add --chdir ..; the application is "
+        "mysite.wsgi",
+        args=("wsgi",),
+        cwd="mysite",
+        files=MANAGE,
+    ),
+    "one folder too high": Case(
+        "PS101",
+        "no module 'mysite'",
+        "use mysite.wsgi --chdir project1",
+        cwd="..",
+        files=MANAGE,
+    ),
+    "manage.py": Case("PS107", "'manage.py'", "use mysite.wsgi", args=("manage.py",)),
+    "manage": Case("PS103", "manage", "use mysite.wsgi", args=("manage",), files=MANAGE),
+    "path of settings": Case(
+        "PS107",
+        "'mysite/settings.py' is a file path; settings are named as a module",
+        "use --settings mysite.settings",
+        args=("mysite.wsgi", "--settings", "mysite/settings.py"),
+    ),
+    "path of settings in the environment": Case(
+        "PS107",
+        "'./mysite/settings.py' is a file path",
+        "use --settings mysite.settings",
+        env={"DJANGO_SETTINGS_MODULE": "./mysite/settings.py"},
+    ),
+    "no hosts": Case(
+        "PS113",
+        "DEBUG is off and ALLOWED_HOSTS is empty",
+        "list the host names",
+        exit_code=0,
+        settings="ALLOWED_HOSTS = []",
+    ),
+    "no hosts, strictly": Case(
+        "FAIL  PS113",
+        exit_code=EXIT_PLAN,
+        args=("mysite.wsgi", "--strict"),
+        settings="ALLOWED_HOSTS = []",
+    ),
     "not here": Case("PS101", "/mysite)", "--chdir", args=("my.wsgi", "--chdir", "mysite")),
     "import inside fails": Case(
         "PS102",
@@ -197,11 +251,15 @@ PROJECTS = {
         "PS109",
         "mysite.urls fails while it is imported",
         "manage.py check",
-        exit_code=0,
         sources={"urls": "import no_such_thing"},
         output="urls.py\", line 1: ModuleNotFoundError: No module named 'no_such_thing'",
     ),
-    "no URLs": Case("PS109", "ROOT_URLCONF", exit_code=0, settings="del ROOT_URLCONF"),
+    "broken URLs, strictly": Case(
+        "PS109",
+        args=("mysite.wsgi", "--strict"),
+        sources={"urls": "import no_such_thing"},
+    ),
+    "no URLs": Case("PS109", "ROOT_URLCONF", settings="del ROOT_URLCONF"),
     "engine that does not exist": Case(
         "PS102",
         "'no.engine' of the database 'default'",
@@ -214,10 +272,54 @@ PROJECTS = {
         databases={"other": SQLITE["default"]},
     ),
     "option of mysqlclient": Case(
-        "PS102",
-        "PyMySQL cannot use the settings of the database 'default'",
-        databases=mysql_at("127.0.0.1", OPTIONS={"ssl_mode": "REQUIRED"}),
-        output="unexpected keyword argument 'ssl_mode'",
+        "PS112",
+        "OPTIONS of the database 'default': PyMySQL has nothing like mysqlclient's 'named_pipe'",
+        "leave HOST empty",
+        databases=mysql_at("127.0.0.1", OPTIONS={"named_pipe": True}),
+    ),
+    "option that nobody knows": Case(
+        "PS112",
+        "neither PyMySQL nor mysqlclient knows 'sql_mod'",
+        "did you mean 'sql_mode'?",
+        databases=mysql_at("127.0.0.1", OPTIONS={"sql_mod": PASSWORD}),
+    ),
+    "mode of TLS that does not exist": Case(
+        "PS112",
+        "there is no ssl_mode 'required'",
+        "use one of DISABLED, PREFERRED, REQUIRED, VERIFY_CA, VERIFY_IDENTITY",
+        databases=mysql_at("127.0.0.1", OPTIONS={"ssl_mode": "required"}),
+    ),
+    "several commands for connections": Case(
+        "PS112",
+        "'default': init_command has 2 statements, and PyMySQL runs one",
+        "join them: SET a = 1, b = 2",
+        databases=mysql_at("127.0.0.1", OPTIONS={"init_command": "SET @a = ';'; SET @b = 2;"}),
+    ),
+    "commands that cannot be joined": Case(
+        "PS112",
+        "init_command has 3 statements",
+        "use one, or multi_statements",
+        databases=mysql_at("127.0.0.1", OPTIONS={"init_command": "SET @a = 1; DO 1; DO 2"}),
+    ),
+    "authority that is not there": Case(
+        "PS112",
+        "'default': the file /nowhere.pem cannot be read (No such file or directory)",
+        "correct OPTIONS['ssl']['ca'] in DATABASES",
+        databases=mysql_at("127.0.0.1", OPTIONS={"ssl": {"ca": "/nowhere.pem"}}),
+    ),
+    "key in PyMySQL's words": Case(
+        "PS112",
+        "the file /nowhere.key cannot be read",
+        "correct OPTIONS['ssl_key']",
+        databases=mysql_at("127.0.0.1", OPTIONS={"ssl_cert": "x.pem", "ssl_key": "/nowhere.key"}),
+        files={"x.pem": ""},
+    ),
+    "authority that is none": Case(
+        "PS112",
+        "no TLS with these files (",
+        "correct OPTIONS['ssl']: PEM files",
+        databases=mysql_at("127.0.0.1", OPTIONS={"ssl": {"ca": "ca.pem"}}),
+        files={"ca.pem": "no certificate"},
     ),
     "port that is no number": Case(
         "PS110",
@@ -269,7 +371,7 @@ PROJECTS = {
     "mysqlclient": Case(
         "PS502",
         "mysqlclient",
-        "remove the import",
+        "remove the import of MySQLdb from the configuration file, or from what runs before",
         files={"MySQLdb/__init__.py": "", "gunicorn.conf.py": "import MySQLdb"},
     ),
     "the ancestor's patch": Case(
@@ -288,11 +390,19 @@ def test_project(project: MakeProject, case: Case) -> None:
     for name, source in case.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(dedent(source))
-    done = run(*case.args, "--check", cwd=folder, env=case.env)
+    done = run(*case.args, "--check", cwd=folder / case.cwd, env=case.env)
     done.assert_one_problem(case.code, case.exit_code, case.says, case.remedy)
     assert case.output in done.output
     assert PASSWORD not in done.output
     assert ("Ready. Nothing was started." in done.output) == (done.code == 0)
+
+
+def test_a_project_that_imports_mysqldb_gets_pymysql(project: MakeProject) -> None:
+    folder = project(
+        databases=SQLITE, settings="import MySQLdb\nassert MySQLdb.__name__ == 'pymysql'"
+    )
+    (folder / "MySQLdb.py").write_text("raise ImportError('this is mysqlclient')")
+    assert run("mysite.wsgi", "--check", cwd=folder).code == 0
 
 
 def test_values_that_count_for_something_else(project: MakeProject, mariadb: Server) -> None:
@@ -302,6 +412,38 @@ def test_values_that_count_for_something_else(project: MakeProject, mariadb: Ser
     assert "CONN_MAX_AGE is True, which counts as 1s" in done.output
     assert "ATOMIC_REQUESTS is 'False', a string, which counts as True" in done.output
     assert done.output.count("PS110 default") == 2
+
+
+@pytest.mark.parametrize("name", ["mysite/wsgi.py", "mysite", "mysite/wsgi.py:application"])
+@pytest.mark.parametrize("here", [True, False])
+def test_absolute_path(project: MakeProject, tmp_path: Path, name: str, here: bool) -> None:
+    folder = project(databases=SQLITE)
+    (folder / "manage.py").touch()
+    done = run(f"{folder}/{name}", "--check", cwd=folder if here else tmp_path)
+    remedy = "use mysite.wsgi" + ("" if here else f" --chdir {folder}")
+    done.assert_one_problem("PS107", EXIT_PROJECT, "is a file path", remedy)
+    assert done.output.rstrip().endswith(remedy)
+    assert run(*remedy.split()[1:], "--check", cwd=tmp_path if not here else folder).code == 0
+
+
+def test_without_hosts_a_debugging_site_answers(project: MakeProject) -> None:
+    folder = project(databases=SQLITE, settings="DEBUG = True\nALLOWED_HOSTS = []")
+    assert "PS113" not in run("mysite.wsgi", "--check", cwd=folder).output
+
+
+def test_migrations_that_are_not_applied(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    apps = "INSTALLED_APPS = ['django.contrib.contenttypes', 'django.contrib.auth']"
+    folder = project(databases={"default": database.django()}, settings=apps)
+    done = run("mysite.wsgi", "--check", "--strict", cwd=folder)
+    assert done.code == 0, done.output
+    found = find(
+        r"note  default +(\d+) migrations are not applied, the first is (\S+): run", done.output
+    )
+    assert int(found.group(1)) > 10
+    assert found.group(2) in ("auth.0001_initial", "contenttypes.0001_initial")
+    tables = f"SELECT 1 FROM information_schema.tables WHERE table_schema = '{database.name}'"
+    assert mariadb.admin.query(tables) == []  # it only looks
 
 
 @pytest.mark.parametrize("age", [0, -1, 1.5, float("inf"), None, 60])

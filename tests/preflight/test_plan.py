@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 
 from pooled_serve.errors import Finding, Level
 from pooled_serve.options import AliasSize, PoolOptions, PoolPlan
-from pooled_serve.preflight.plan import (
-    DatabaseReport,
-    Plan,
-    ProjectReport,
-    ServerFacts,
-    make_plan,
-)
+from pooled_serve.preflight.budget import spared
+from pooled_serve.preflight.plan import Plan, make_plan
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
 
 
 def facts(
@@ -176,20 +172,59 @@ def test_to_wait_for_longer_than_proxies_do_is_worth_a_note() -> None:
 
 def test_a_default_cap_yields() -> None:
     plan = plan_for(database(limit=20), workers=3)
-    assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 6)
-    assert the(plan, Level.NOTE).message == "cap lowered from 12 to 6 to fit max_connections=20"
-    assert plan.budget[0].most == 18
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 5)
+    assert the(plan, Level.NOTE).message == (
+        "cap lowered from 12 to 5 to fit max_connections=20 and leave 5 to others; "
+        "--max-per-host 16 would let a worker use what others do not"
+    )
+    assert plan.budget[0].most == 15
 
 
 def test_a_default_cap_yields_to_other_hosts() -> None:
     plan = plan_for(database(limit=20), replicas=4)
-    assert plan.pools["default"].cap == 5
+    assert plan.pools["default"].cap == 4
     assert Level.FAIL not in levels(plan)
 
 
 def test_a_default_size_yields_with_it() -> None:
-    plan = plan_for(database(limit=20), workers=10)
+    plan = plan_for(database(limit=25), workers=10)
     assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("written", "most", "cap"),
+    [
+        ({"size": 60}, 120, 120),  # and not 151 of 151
+        ({"workers": 20}, 120, 6),
+        ({"workers": 12}, 120, 10),  # 12 × 12 would fit, but leave 7
+        ({"workers": 10}, 120, 12),
+        # What was written is used as it is, if it fits.
+        ({"size": 130}, 130, 130),
+        ({"cap": 151}, 151, 151),
+        ({"workers": 140}, 140, 1),
+        ({"per_host": 151}, 151, 151),
+    ],
+)
+def test_what_defaults_leave_to_others(written: dict[str, Any], most: int, cap: int) -> None:
+    plan = plan_for(**written)
+    assert (plan.budget[0].most, plan.pools["default"].cap) == (most, cap)
+    assert Level.FAIL not in levels(plan)
+    lowered = [f.message for f in plan.findings if "lowered" in f.message]
+    if cap not in (12, 151):
+        assert f" to fit max_connections=151 and leave {151 - most} to others" in lowered[0]
+
+
+def test_remedies_leave_as_much_as_defaults() -> None:
+    hint = the(plan_for(size=200), Level.FAIL).hint
+    assert hint == (
+        "use --pool-size 120 --max-outstanding 120, which leaves 31 or more to others, "
+        "or raise max_connections"
+    )
+    # What others hold now counts as left to them.
+    hint = the(plan_for(database(in_use=25), size=200), Level.FAIL).hint
+    assert "--max-outstanding 120, which leaves 31 or more" in hint
+    hint = the(plan_for(database(in_use=51), size=200), Level.FAIL).hint
+    assert "--max-outstanding 100, which leaves 51 or more" in hint
 
 
 def test_a_written_size_does_not() -> None:
@@ -205,17 +240,24 @@ def test_a_written_cap_is_refused() -> None:
     finding = the(plan, Level.FAIL)
     assert finding.label == "PS201 db:3306"
     assert finding.message == ("8 workers × 48 connections = 384, the server allows 151 (9 in use)")
-    assert finding.hint == "use --max-outstanding 17, or --workers 2, or raise max_connections"
+    assert finding.hint == (
+        "use --max-outstanding 15, or --workers 2, or --max-per-host 120, "
+        "which leaves 31 or more to others, or raise max_connections"
+    )
 
 
 def test_remedies_that_would_not_help_are_not_named() -> None:
     finding = the(plan_for(database(limit=10), workers=20), Level.FAIL)
-    assert finding.hint == "use --workers 10, or raise max_connections"
+    assert finding.hint == (
+        "use --workers 8, or --max-per-host 8, which leaves 2 or more to others, "
+        "or raise max_connections"
+    )
     finding = the(plan_for(database(limit=10), workers=3, replicas=11), Level.FAIL)
     assert finding.hint == "raise max_connections"
     finding = the(plan_for(database(limit=10), workers=4, size=5), Level.FAIL)
     assert finding.hint == (
-        "use --pool-size 2 --max-outstanding 2, or --workers 2, or raise max_connections"
+        "use --pool-size 2 --max-outstanding 2, or --workers 1, or --max-per-host 8, "
+        "which leaves 2 or more to others, or raise max_connections"
     )
 
 
@@ -223,12 +265,15 @@ def test_a_remedy_for_a_pool_with_an_option_of_its_own_is_that_option() -> None:
     """The options for all pools would change nothing."""
     own = (AliasSize("a", 5, 20),)
     finding = the(plan_for(database("a", limit=12), workers=4, aliases=own), Level.FAIL)
-    assert finding.hint == "use --pool a:3:3, or raise max_connections"
+    assert finding.hint == (
+        "use --pool a:2:2, or --max-per-host 9, which leaves 3 or more to others, "
+        "or raise max_connections"
+    )
     two = database("a", limit=40), database("b", limit=40)
     finding = the(plan_for(*two, workers=4, size=9, cap=20, aliases=own), Level.FAIL)
     assert finding.hint == (
-        "use --pool a:5:5 --pool-size 5 --max-outstanding 5, or --workers 1, "
-        "or raise max_connections"
+        "use --pool a:4:4 --pool-size 4 --max-outstanding 4, "
+        "or --max-per-host 16, which leaves 8 or more to others, or raise max_connections"
     )
     finding = the(plan_for(database("a"), aliases=(AliasSize("a", 5, 3),)), Level.FAIL)
     assert finding.hint == "use --pool a:3:3, or --pool a:5:5"
@@ -244,14 +289,96 @@ def test_databases_on_one_server_share_its_limit() -> None:
     plan = plan_for(database("a"), database("b"), database("c", server="db2:3306"), cap=80)
     assert [(row.server, row.most) for row in plan.budget] == [("db:3306", 160), ("db2:3306", 80)]
     assert the(plan, Level.FAIL).label == "PS201 db:3306"
-    assert "--max-outstanding 75" in the(plan, Level.FAIL).hint
+    assert "--max-outstanding 60, which" in the(plan, Level.FAIL).hint
 
 
 def test_a_default_cap_yields_to_a_written_one_on_the_same_server() -> None:
     plan = plan_for(
         database("a", limit=20), database("b", limit=20), aliases=(AliasSize("a", 4, 15),)
     )
-    assert (plan.pools["a"].cap, plan.pools["b"].cap) == (15, 5)
+    assert (plan.pools["a"].cap, plan.pools["b"].cap) == (15, 1)
+
+
+# --- The bound of a host -----------------------------------------------------------------------
+
+
+def test_with_a_bound_of_the_host_workers_do_not_multiply() -> None:
+    plan = plan_for(workers=8, per_host=100)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 100)
+    assert plan.pools["default"].per_host == 100
+    assert [row.most for row in plan.budget] == [100]
+    assert levels(plan) == {Level.OK}
+    assert plan.judge(50) == []
+
+
+def test_a_written_cap_still_counts() -> None:
+    plan = plan_for(workers=2, per_host=100, cap=20)
+    assert plan.pools["default"].cap == 20
+    assert [row.most for row in plan.budget] == [40]
+
+
+def test_a_cap_above_the_bound_is_the_bound() -> None:
+    plan = plan_for(workers=2, per_host=10, cap=20)
+    assert plan.pools["default"].cap == 10
+    assert the(plan, Level.NOTE).message == (
+        "max-outstanding 20 means 10 here: this host may have no more"
+    )
+
+
+def test_an_unlimited_cap_is_the_bound_of_the_host() -> None:
+    plan = plan_for(workers=2, per_host=10, cap=math.inf)
+    assert plan.pools["default"].cap == 10
+    assert levels(plan) == {Level.OK}
+
+
+def test_a_default_size_yields_to_the_bound() -> None:
+    plan = plan_for(workers=2, per_host=2)
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 2)
+
+
+def test_a_written_size_above_the_bound_is_refused() -> None:
+    finding = the(plan_for(size=5, per_host=4), Level.FAIL)
+    assert finding.message.startswith("max-per-host 4 is smaller than pool-size 5: ")
+    assert finding.hint == "use --pool-size 4, or --max-per-host 5 or more"
+    finding = the(plan_for(aliases=(AliasSize("default", 5),), per_host=4), Level.FAIL)
+    assert finding.hint == "use --pool default:4:4, or --max-per-host 5"
+
+
+def test_a_bound_above_the_budget_is_refused() -> None:
+    plan = plan_for(database(limit=100, in_use=10), workers=8, replicas=2, per_host=60)
+    finding = the(plan, Level.FAIL)
+    assert finding.message == (
+        "2 replicas × 60 connections per host = 120, the server allows 100 (10 in use)"
+    )
+    assert finding.hint == (
+        "use --max-per-host 40, which leaves 20 or more to others, or raise max_connections"
+    )
+    plan = plan_for(database(limit=100, in_use=10), size=50, replicas=2, per_host=60)
+    assert "use --pool-size 40 --max-per-host 40, which" in the(plan, Level.FAIL).hint
+
+
+def test_each_database_of_a_server_has_the_bound() -> None:
+    plan = plan_for(database("a", limit=100), database("b", limit=100), workers=9, per_host=60)
+    assert [row.most for row in plan.budget] == [120]
+    assert the(plan, Level.FAIL).hint.startswith("use --max-per-host 40, which leaves 20 ")
+
+
+def test_a_smaller_cap_of_one_database_counts_as_it_is() -> None:
+    own = (AliasSize("a", 2, 2),)
+    two = database("a", limit=20), database("b", limit=20)
+    plan = plan_for(*two, workers=2, per_host=12, aliases=own)
+    assert [row.most for row in plan.budget] == [4 + 12]
+    assert Level.FAIL not in levels(plan)
+    assert plan.judge(1) == []
+    assert plan.judge(6)[0].message.startswith("24 connections per host = 24, the server allows 20")
+
+
+def test_no_bound_is_named_that_is_refused() -> None:
+    notes = plan_for(database(limit=5000), workers=2, size=1000).findings
+    assert any("--max-per-host 1024 would" in finding.message for finding in notes)
+
+
+# --- What is in use ----------------------------------------------------------------------------
 
 
 def test_what_is_in_use_now_is_a_warning() -> None:
@@ -280,7 +407,8 @@ def test_no_cap_counts_greenlets() -> None:
         "2 workers × 1000 connections (no cap: one per greenlet, --worker-connections) = 2000"
     )
     assert finding.hint == (
-        "use --max-outstanding 75, or --worker-connections 75, or raise max_connections"
+        "use --max-outstanding 60, or --worker-connections 60, or --max-per-host 120, "
+        "which leaves 31 or more to others, or raise max_connections"
     )
     plan = plan_for(connections=75, workers=2, cap=math.inf)
     assert levels(plan) == {Level.OK}
@@ -432,3 +560,5 @@ def test_remedies_work(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) 
             )
             labels = {f.label for f in again.contradictions}
             assert finding.label not in labels, remedy
+            if finding.code == "PS201":
+                assert all(row.most <= row.limit - spared(row.limit) for row in again.budget)

@@ -9,7 +9,8 @@ import pytest
 from pooled_serve.errors import Finding, Level
 from pooled_serve.options import PoolOptions
 from pooled_serve.preflight import render
-from pooled_serve.preflight.plan import DatabaseReport, ProjectReport, ServerFacts, make_plan
+from pooled_serve.preflight.plan import make_plan
+from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
 
 FACTS = ServerFacts("MySQL 9.7.1", 600, 151, 0, 3, 0.0012)
 DATABASES = (
@@ -44,17 +45,17 @@ def test_banner() -> None:
     first, *lines = banner().splitlines()
     assert first == render.versions()
     assert lines == [
-        "  default: MySQL 9.7.1 db:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
-        "  reports: far:3306/shop · pool 4 · cap 12 · age 60s · wait 10s",
+        "  default: MySQL 9.7.1 db:3306/shop · pool 4 · cap 12 · age 60s · pool-timeout 10s",
+        "  reports: far:3306/shop · pool 4 · cap 12 · age 60s · pool-timeout 10s",
         "  note  legacy  SQLite is not pooled; Django connects as usual",
         "  WARN  PS301  far:3306 does not accept connections",
-        "               → start it",
+        "               → start it; it starts nevertheless, --strict would refuse",
     ]
 
 
 def test_banner_without_limits() -> None:
     text = banner(cap=math.inf, max_age=math.inf, timeout=0.25)
-    assert "· pool 4 · cap unlimited · age never · wait 0.25s" in text
+    assert "· pool 4 · cap unlimited · age never · pool-timeout 0.25s" in text
     assert "WARN  PS206 default" in text
 
 

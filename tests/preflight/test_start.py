@@ -15,7 +15,7 @@ import pytest
 
 from conftest import MakeProject, StartServe
 from pooled_serve.preflight import child
-from support.command import Done, run
+from support.command import EXIT_PROJECT, Done, run
 from support.ports import free_port
 from support.processes import is_running, wait_until
 from support.serve import POOLED_SERVE, STOP_TIMEOUT, ServerExited, environment
@@ -240,6 +240,7 @@ ABOUT = """
         about = {
             "user": os.getresuid(), "group": os.getresgid(), "groups": os.getgroups(),
             "umask": mask, "cwd": os.getcwd(), "path": sys.path, "environment": dict(os.environ),
+            "argv": sys.argv,
         }
         file.write(json.dumps(about) + "\\n")
     with open("log", "a") as file:
@@ -254,6 +255,19 @@ def as_root() -> list[str]:
         pytest.skip("needs root, to become another user, and setpriv")
     keep = ["--securebits", "+no_setuid_fixup", "--bounding-set", "-dac_override"]
     return [shutil.which("setpriv") or "", *keep, *POOLED_SERVE]
+
+
+def test_a_plain_start_goes_on_without_urls_a_strict_one_does_not(
+    project: MakeProject, serve: StartServe
+) -> None:
+    folder = project(databases={}, urls="import no_such_thing")
+    refused = run("mysite.wsgi", "--strict", cwd=folder)
+    assert "FAIL  PS109" in refused.stderr
+    assert refused.stderr.endswith("\n\nRefused. Nothing was started.\n")
+    assert (refused.code, refused.stdout) == (EXIT_PROJECT, "")
+    server = serve(folder)
+    assert "WARN  PS109" in server.log
+    assert server.get("/").status == 500
 
 
 @pytest.mark.parametrize(
@@ -276,6 +290,7 @@ def test_the_project_is_loaded_as_by_a_worker(
     assert server.get("/hello").text == "hello"
     preflight, worker = map(json.loads, (folder / "loads").read_text().splitlines())
     assert preflight == worker
+    assert worker["environment"]["SERVER_SOFTWARE"].startswith("gunicorn/")
     owner = (folder / "log").stat()
     assert (owner.st_uid, owner.st_gid) == (worker["user"][1], worker["group"][1])
 

@@ -6,7 +6,6 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
@@ -17,14 +16,14 @@ import pytest
 import requests
 from bs4 import BeautifulSoup
 from PIL import Image
+from served import MODES, Application, program, run, served
 
 from support.ports import free_port
 from support.processes import wait_until
-from support.serve import Serve, environment
+from support.serve import environment
 from support.servers import Database, Server, tied_to_us
 
 USER, PASSWORD = "editor", "a-long-password-of-an-editor"
-CAP = 3
 
 # The site's own settings import this module if it is there.
 LOCAL = """
@@ -45,8 +44,7 @@ def database(mariadb: Server) -> Database:
 def bakery(tmp_path_factory: pytest.TempPathFactory, database: Database) -> Path:
     """What `wagtail start` makes, migrated."""
     folder = tmp_path_factory.mktemp("bakery")
-    wagtail = Path(sys.executable).with_name("wagtail")
-    subprocess.run([wagtail, "start", "bakery", folder], check=True, capture_output=True)
+    run([program("wagtail"), "start", "bakery", str(folder)], cwd=folder)
     databases = {"default": database.django()}
     local = folder / "bakery" / "settings" / "local.py"
     local.write_text(dedent(LOCAL).format(databases=databases))
@@ -57,55 +55,11 @@ def bakery(tmp_path_factory: pytest.TempPathFactory, database: Database) -> Path
 
 def manage(folder: Path, *arguments: str) -> str:
     """Run manage.py, which knows nothing of us."""
-    done = subprocess.run(
+    return run(
         [sys.executable, "manage.py", *arguments],
         cwd=folder,
-        env=environment({"DJANGO_SUPERUSER_PASSWORD": PASSWORD}),
-        capture_output=True,
-        text=True,
-        check=False,
+        env={"DJANGO_SUPERUSER_PASSWORD": PASSWORD},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-class Editor:
-    """A browser, as far as Wagtail's pages need one."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.session = requests.Session()
-
-    def get(self, path: str) -> requests.Response:
-        answer = self.session.get(urljoin(self.address, path))
-        assert answer.status_code == 200, (path, answer.status_code)
-        return answer
-
-    def fill_in(self, path: str, marked: str, **values: str) -> requests.Response:
-        """Send the form of a page that has a field of the name `marked`."""
-        page = BeautifulSoup(self.get(path).text, "html.parser")
-        field = page.find(attrs={"name": marked})
-        assert field, f"no field {marked} in {path}"
-        form = field.find_parent("form")
-        data = {
-            item["name"]: item.get("value", "")
-            for item in form.find_all("input")
-            if item.get("name") and item.get("type") not in ("checkbox", "file", "submit")
-        }
-        where = urljoin(self.address, form.get("action") or path)
-        return self.session.post(where, {**data, **values}, headers={"Referer": where})
-
-
-@pytest.fixture(params=["request", "transaction"])
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def served(bakery: Path, mode: str) -> Iterator[Serve]:
-    arguments = ("--pool-size", "2", "--max-outstanding", str(CAP), "--pool-mode", mode)
-    with Serve("bakery.wsgi", *arguments, cwd=bakery, start_timeout=120) as server:
-        yield server
 
 
 def picture() -> bytes:
@@ -114,10 +68,18 @@ def picture() -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_an_editor_works_and_readers_read(
-    served: Serve, mode: str, mariadb: Server, database: Database
+    bakery: Path, mode: str, mariadb: Server, database: Database
 ) -> None:
-    editor = Editor(f"http://127.0.0.1:{served.port}/")
+    with served(
+        "bakery.wsgi", "--pool-mode", mode, mariadb=mariadb, database=database, cwd=bakery
+    ) as site:
+        edit_and_read(site, mode)
+
+
+def edit_and_read(site: Application, mode: str) -> None:
+    editor = site.browser()
     answer = editor.fill_in("/admin/login/", "username", username=USER, password=PASSWORD)
     assert answer.url.endswith("/admin/"), answer.url
 
@@ -158,10 +120,9 @@ def test_an_editor_works_and_readers_read(
     assert "sourdough" in editor.get("/search/?query=sourdough").text
 
     with ThreadPoolExecutor(12) as threads:
-        answers = list(threads.map(served.get, [f"/rye-{mode}/"] * 60))
+        answers = list(threads.map(site.server.get, [f"/rye-{mode}/"] * 60))
     assert {answer.status for answer in answers} == {200}
-    wait_until(lambda: len(mariadb.admin.processlist(database.user)) <= 2)
-    assert "Traceback" not in served.log
+    site.assert_whole("wagtailcore_page", lambda: editor.get(f"/rye-{mode}/"))
 
 
 def test_manage_py_is_as_without_us(bakery: Path) -> None:

@@ -1,4 +1,4 @@
-"""The view of test_abandoned.py: a statement that is left in the middle."""
+"""The views of test_abandoned.py: statements that are left in the middle."""
 
 import random
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import gevent
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
+from pymysql.cursors import SSCursor
 
 
 def run(sql: str) -> None:
@@ -35,4 +36,18 @@ def abandon(request: HttpRequest) -> HttpResponse:
         gevent.sleep(0.001)
     gevent.sleep(seconds)
     greenlet.kill(random.choice((gevent.GreenletExit, gevent.Timeout)))
+    return HttpResponse()
+
+
+def half_read(request: HttpRequest) -> HttpResponse:
+    """The first row of a result whose third one takes the server a minute."""
+    connection.ensure_connection()
+    session: Any = connection.connection
+    cursor = session.cursor(SSCursor)
+    cursor.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4) "
+        "SELECT REPEAT('x', 50000), IF(i < 3, 0, SLEEP(60)) FROM n"
+    )
+    cursor.fetchone()
+    request.kept = cursor  # type: ignore[attr-defined]  # who drops it, reads to the end
     return HttpResponse()

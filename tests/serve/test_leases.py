@@ -77,7 +77,7 @@ def test_receivers_of_request_finished_can_query(requests: Site) -> None:
 def test_threads_that_never_end_hold_no_connection_between_their_tasks(requests: Site) -> None:
     # All eight are at work at the same time.
     assert requests.server.get("/tasks").json() == 8
-    assert requests.pool()["in_use"] == 0
+    requests.pool_at_rest()
     requests.assert_whole()
     assert requests.server.get("/tasks").json() == 8
     requests.assert_whole()

@@ -14,6 +14,7 @@ from typing import Any
 import pymysql
 import pytest
 
+from pooled_serve.status.pool_log import CALM_SECONDS
 from support import servers
 from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome
@@ -60,13 +61,9 @@ def test_killed_idle_connections_cost_no_request(site: StartSite) -> None:
 def test_a_connection_killed_in_use_costs_its_request_and_no_other(site: StartSite) -> None:
     shop = site()
 
-    def asleep() -> list[int]:
-        rows = shop.admin.processlist(shop.database.user)
-        return [row["Id"] for row in rows if "SLEEP" in str(row["Info"])]
-
     with ThreadPoolExecutor(1) as threads:
         killed = threads.submit(shop.run, "SELECT SLEEP(300)")
-        (number,) = wait_until(asleep)
+        (number,) = wait_until(shop.sleepers)
         shop.admin.kill(number)
         assert killed.result().status == 500
     assert shop.run("SELECT 1").status == 200
@@ -202,6 +199,29 @@ def test_in_a_long_outage_requests_fail_fast_and_the_server_is_not_stormed(
         assert len(at_once) > 50
         page = median(each.seconds for each in without_query)
         assert median(each.seconds for each in at_once) < page + 0.05
+        shop.assert_whole()
+
+
+def test_the_log_of_an_outage_is_true(site: StartSite, mariadb: Server) -> None:
+    """Of a host's bound: what died in a statement could not be ended at the server, and is free."""
+    database = mariadb.create_database()
+    with NetProxy(mariadb.port) as proxy:
+        bound = ("--max-per-host", "4", "--pool-timeout", "1")
+        shop = site(*bound, database=database.via(proxy.port))
+        with ThreadPoolExecutor(4) as threads:
+            killed = [threads.submit(shop.run, "SELECT SLEEP(300)") for _ in range(4)]
+            wait_until(lambda: len(shop.sleepers()) == 4)
+            proxy.refuse()
+            proxy.cut()
+            assert [each.result().status for each in killed] == [503] * 4  # each ran again
+        wait_until(lambda: shop.run("SELECT 1").status == 503)
+        refused = shop.server.wait_for_log("refused: no connection to the database for")
+        assert "(0 in use, 0 idle, 0 waiting, cap 4); last connect error" in refused
+        time.sleep(CALM_SECONDS + 2)
+        assert "the pressure is over" not in shop.server.log, "the visitors have gone, that is all"
+        proxy.accept()
+        shop.wait_until_served()
+        shop.server.wait_for_log("the pressure is over")
         shop.assert_whole()
 
 

@@ -127,7 +127,7 @@ def test_a_result_that_was_not_read_is_not_left_to_the_next(website: Site) -> No
     for _ in range(2 * CAP):
         assert website.server.get("/forgotten_cursor").status == 200
         assert website.run("SELECT 3").json() == [["3"]]
-    assert website.pool()["closed_total"]["unread"] >= 2 * CAP
+    assert website.pool_at_rest()["closed_total"]["unread"] >= 2 * CAP
 
 
 def test_nested_atomic_and_on_commit_do_what_they_say(website: Site) -> None:
@@ -171,7 +171,7 @@ def test_a_stream_that_is_read_to_its_end_commits_and_gives_back(website: Site) 
         answer = website.server.get("/stream?rows=3")
         assert len(answer.body) == 300_000
     assert rows(website) == [1] * (CAP + 1)
-    assert website.pool()["in_use"] == 0
+    website.pool_at_rest()
 
 
 def test_a_stream_that_fails_gives_back(website: Site) -> None:

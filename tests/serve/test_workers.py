@@ -54,7 +54,9 @@ def test_ttin_beyond_the_budget_is_worth_a_warning(
         f"the server allows {LIMIT} "
     )
     assert re.search(
-        r"\(\d in use at the start\)\n  → use --max-outstanding \d+, or --workers 2", first
+        r"\(\d in use at the start\)\n  → use --max-outstanding \d+, or --workers 2, "
+        r"or --max-per-host \d+",
+        first,
     )
     tell(server, signal.SIGTTIN, 4)
     assert "4 workers × 12 connections = 48" in wait_until(lambda: warnings(server)[1:])[0]

@@ -103,7 +103,7 @@ def test_what_it_answers_and_what_not(status: StartStatus) -> None:
     assert "default-src 'none'" in policy
     assert policy.count("sha256-") == 2
     assert "unsafe" not in policy
-    for path in ("/stats.json", "/", "/livez", "/readyz", "/nothing"):
+    for path in ("/stats.json", "/history.json", "/", "/livez", "/readyz", "/nothing"):
         headers = it.get(path).headers
         assert headers["Cache-Control"] == "no-store"
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -127,7 +127,7 @@ def test_what_it_answers_and_what_not(status: StartStatus) -> None:
 
 def test_the_main_port_never_serves_it(status: StartStatus) -> None:
     it = status()
-    for path in ("/stats.json", "/livez", "/readyz", "/metrics"):
+    for path in ("/stats.json", "/history.json", "/livez", "/readyz", "/metrics"):
         forged = {"Host": "{}:{}".format(*it.address), "X-Forwarded-Host": "127.0.0.1"}
         answer = it.site.server.get(path, headers=forged)
         assert answer.status in (400, 404)
@@ -177,7 +177,7 @@ def test_it_tells_no_secrets(status: StartStatus, mariadb: Server) -> None:
     assert it.site.server.get(path).status == 200
     everything = "".join(
         it.get(path).text + str(it.get(path).headers)
-        for path in ("/", "/stats.json", "/metrics", "/livez", "/readyz", "/x")
+        for path in ("/", "/stats.json", "/history.json", "/metrics", "/livez", "/readyz", "/x")
     )
     assert it.site.database.user not in everything
     assert it.site.database.password not in everything + it.site.server.log
@@ -206,10 +206,27 @@ def test_an_address_that_others_can_reach_is_worth_a_warning(
     project: Callable[..., Path], serve: Callable[..., Serve]
 ) -> None:
     port = free_port()
-    server = serve(project(VIEWS), "--status", f"0.0.0.0:{port}", "--strict")
+    server = serve(project(VIEWS), "--status", f"0.0.0.0:{port}")
     assert f"[WARNING] Anyone who can reach 0.0.0.0:{port} can read the status page" in server.log
     with closing(Client(("127.0.0.1", port))) as client:
         assert client.get("/livez").status == 200
+
+
+@pytest.mark.parametrize("kind", ["TCP", "IPv6", "Unix"])
+def test_the_log_tells_it_from_the_site(
+    kind: str, project: Callable[..., Path], serve: Callable[..., Serve], tmp_path: Path
+) -> None:
+    """Two addresses that look alike look like two copies of the site."""
+    port = free_port()
+    where = {
+        "TCP": (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"),
+        "IPv6": (f"[::1]:{port}", f"http://[::1]:{port}"),
+        "Unix": (f"unix:{tmp_path}/status", f"unix:{tmp_path}/status"),
+    }
+    address, shown = where[kind]
+    server = serve(project(VIEWS, databases={}), "--status", address)
+    site = f"http://127.0.0.1:{server.port}"
+    assert f"Listening at: {site}, status page at {shown} ({server.master_pid})" in server.log
 
 
 def test_the_applications_own_address_is_a_usage_error(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from pooled_serve.options import OPTIONS
 from support.metrics import samples_in
 from support.netproxy import NetProxy
 from support.processes import wait_until
@@ -19,6 +23,10 @@ from support.status import StartStatus
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 KINDS = {"wait": "wait", "held": "use", "create": "create"}
+TIMES = KINDS.values()
+ROUTES_VIEWS = Path(__file__).with_name("routes_views.py")
+
+Labels = tuple[tuple[str, str], ...]
 
 
 def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
@@ -59,16 +67,64 @@ def test_metrics_have_the_names_of_opentelemetry(status: StartStatus) -> None:
     assert summed("create_time_seconds_count") == total["opened_total"]
     assert summed("count", db_client_connection_state="idle") == total["idle"]
     assert summed("max") == total["max_outstanding"]
-    assert {dict(ls).get("worker") for _, ls in samples} == {"1", "2"}
-    assert {dict(ls).get("db_client_connection_pool_name") for _, ls in samples} == {"default"}
+    for label, values in (("worker", {"1", "2"}), ("db_client_connection_pool_name", {"default"})):
+        assert {dict(ls).get(label) for n, ls in samples if n.startswith(prefix)} == values
 
 
-def test_metrics_have_every_number_of_the_json(status: StartStatus) -> None:
-    it = status("--pool-mode", "transaction")
+def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
+    it = status("--pool-mode", "transaction", "--max-per-host", "6", "-w", "2", cap=3)
+    it.wait_for(lambda stats: len(stats["workers"]) == 2)
     assert it.site.run("SET @x = 1").status == 200
-    pool = it.pool_at_rest()
+    it.pool_at_rest()
+    stats = it.stats()
     samples = samples_in(it.get("/metrics"))
-    otel = {
+    told: set[tuple[str, Labels]] = set()
+
+    def value(name: str, **labels: str) -> float:
+        """The sum over the rest of the labels."""
+        found = {
+            key: number
+            for key, number in samples.items()
+            if key[0] == name and labels.items() <= set(key[1])
+        }
+        assert found, (name, labels)
+        told.update(found)
+        return sum(found.values())
+
+    for key, number in stats.items():
+        if key in ("version", "app"):
+            assert value("pooled_serve_info", **{key: number}) == 1
+        elif key == "uptime_seconds":
+            assert 0 <= value("pooled_serve_uptime_seconds") - number < 30
+        elif key == "workers":
+            # Their process ids are no numbers to watch. What else they have is in the pools.
+            assert value("pooled_serve_workers") == len(number) == 2
+            assert {worker_key for w in number for worker_key in w} == {"slot", "pid", "pools"}
+        elif key == "hosts":
+            for name, of_host in number["default"].items():
+                labels = {"db_client_connection_pool_name": "default"}
+                assert value(f"pooled_serve_host_{name}", **labels) == of_host
+        elif key == "routes":
+            for route in number:
+                labels = {
+                    f"http_{label}": route.pop(name)
+                    for label, name in (("route", "route"), ("request_method", "method"))
+                }
+                del route["recent"]  # Prometheus derives its own
+                for name, of_route in route.items():
+                    assert value(f"pooled_serve_route_{name}", **labels) == of_route
+        elif key not in ("findings", "advice"):  # sentences; the rules for alerts are others
+            assert key == "pools", "this is not in /metrics"
+            assert_pool_is_told(number["default"], value)
+    assert stats["pools"]["default"]["pinned_total"] == {"variable": 1}
+    unexpected = {name for name, _ in samples.keys() - told if not name.endswith("_created")}
+    assert unexpected == {f"db_client_connection_{kind}_time_seconds_count" for kind in TIMES}, (
+        "and the JSON has all that they have"
+    )
+
+
+def assert_pool_is_told(pool: dict[str, Any], value: Callable[..., float]) -> None:
+    names = {
         "in_use": "count",
         "idle": "count",
         "size": "idle_max",
@@ -78,19 +134,73 @@ def test_metrics_have_every_number_of_the_json(status: StartStatus) -> None:
         **{f"{key}_seconds_total": f"{name}_time_seconds_sum" for key, name in KINDS.items()},
         **{f"{key}_seconds_buckets": f"{name}_time_seconds_bucket" for key, name in KINDS.items()},
     }
-    names = {name for name, _ in samples}
-    for key, value in pool.items():
-        if isinstance(value, str):
+    states = {"in_use": "used", "idle": "idle"}
+    for key, number in pool.items():
+        name = f"db_client_connection_{names[key]}" if key in names else f"pooled_serve_{key}"
+        if key == "recent":
+            continue  # Prometheus derives its own
+        if key == "peaks":
+            for window, highest in number.items():
+                for name, peak in highest.items():
+                    # There may be one second more by now.
+                    assert value(f"pooled_serve_peak_{name}", window=window) >= peak
             continue
-        name = f"db_client_connection_{otel[key]}" if key in otel else f"pooled_serve_{key}"
-        assert name in names, key
-        if isinstance(value, dict) and not key.endswith("_buckets"):
-            told = {dict(labels)["reason"]: n for (n_, labels), n in samples.items() if n_ == name}
-            assert {reason: n for reason, n in told.items() if n} == value
-        elif key.endswith("_total"):
-            total = sum(n for (n_, _), n in samples.items() if n_ == name)
-            assert total == value, (key, pool)
-    assert pool["pinned_total"] == {"variable": 1}
+        if isinstance(number, str):
+            assert value("pooled_serve_database_info", **{key: number}) == 1
+        elif key in states:
+            assert value(name, db_client_connection_state=states[key]) == number
+        elif key.endswith("_buckets"):
+            for bound, count in number.items():
+                assert value(name, le=bound) == count
+        elif isinstance(number, dict):
+            for reason, count in number.items():
+                assert value(name, reason=reason) == count
+            assert value(name) == sum(number.values())
+        elif "oldest" in key:
+            assert value(name) == number == 0
+        elif key == "reachable":
+            assert value(name) >= 1, "of the workers that have asked"
+            assert number is True
+        else:
+            assert value(name) == number, (key, pool)
+
+
+def test_every_help_says_what_to_do(status: StartStatus) -> None:
+    it = status("--max-per-host", "6")
+    assert it.site.run("SELECT 1").status == 200  # before that the host has no numbers
+    families = list(text_string_to_metric_families(it.get("/metrics").text))
+    assert len(families) > 30
+    # With --max-per-host the sum of the caps may never be reached.
+    of_the_cap = {
+        *(f"db_client_connection_{n}" for n in ("max", "count")),
+        "pooled_serve_peak_in_use",
+    }
+    bound = {f.name for f in families if "pooled_serve_host_limit" in f.documentation}
+    assert bound == of_the_cap
+    for family in families:
+        said = family.documentation
+        assert re.search(r"If .*(rises|falls|changes)|A setting: ", said), (family.name, said)
+        # Those that it names are there, and so are the options.
+        told = {f.name for f in families}
+        for name in re.findall(r"(?:pooled_serve|db_client)_\w+", said):
+            assert name.removesuffix("_total") in told, (family.name, name)
+        for option in re.findall(r"--[a-z-]+", said):
+            assert option in {o.flag for o in OPTIONS} | {"--workers"}, (family.name, option)
+
+
+def test_routes_are_told_whatever_they_contain(status: StartStatus) -> None:
+    it = status(views=ROUTES_VIEWS)
+    assert it.site.server.get("/odd%22%5C%0A%7B%7Dx/").status == 200
+    assert it.site.server.get("/").status == 200
+    it.pool_at_rest()
+    samples = samples_in(it.get("/metrics"))
+    leases = {
+        (dict(labels)["http_request_method"], dict(labels)["http_route"]): number
+        for (name, labels), number in samples.items()
+        if name == "pooled_serve_route_leases_total"
+    }
+    assert leases == {("GET", 'odd"\\\n{}<b>/'): 1, ("GET", ""): 1}
+    assert {dict(ls)["worker"] for (name, ls), _ in samples.items() if "route" in name} == {"1"}
 
 
 def test_the_counters_of_a_slot_outlive_its_worker(status: StartStatus) -> None:

@@ -14,13 +14,15 @@ from urllib.parse import urlencode
 
 import pytest
 
+from pooled_serve.pool import metrics
+from support.answers import Answers, a_route, recent
 from support.browser import BrowserMissing, StatusPage, browser
 from support.client import gate
 from support.django_project import APP, write_project
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
-from support.servers import Database, Server
+from support.servers import ROOT, Database, Server
 from support.site import VIEWS
 from support.torture import torture
 
@@ -58,7 +60,7 @@ class Shop:
             return stats
 
     def run(self, sql: str) -> int:
-        return self.server.get("/run?" + urlencode({"sql": sql}), timeout=60).status
+        return self.server.get("/run?" + urlencode({"sql": sql}), timeout=90).status
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +93,15 @@ def open_page(chromium: Browser, shop: Shop) -> Iterator[OpenPage]:
         opened: list[StatusPage] = []
 
         def open_page(
-            stats: Callable[[], Any] | None = None, *, of: Shop = shop, width: int = 1200
+            stats: Callable[[], Any] | None = None,
+            *,
+            of: Shop = shop,
+            width: int = 1200,
+            history: Any = None,
         ) -> StatusPage:
             context = chromium.new_context(viewport={"width": width, "height": 740})
             stack.callback(context.close)
-            opened.append(StatusPage(context, of.url, stats))
+            opened.append(StatusPage(context, of.url, stats, history))
             return opened[-1]
 
         yield open_page
@@ -127,7 +133,7 @@ def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: S
             pool = stats["pools"]["default"]
             assert page.aliases == ["default"]
             assert page.value("in_use") == str(in_use)
-            assert page.value("idle") == page.value("free") == "0"
+            assert page.value("idle") == page.value("unopened") == "0"
             assert page.value("max_outstanding") == str(in_use)
             assert page.value("timeouts") == str(pool["timeouts_total"])
             assert page.value("server") == f"{pool['engine']} · {pool['server']}"
@@ -141,18 +147,20 @@ def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: S
                 for name in ("in_use", "idle", "waiting", "max_outstanding"):
                     assert page.cell(slot, name) == str(its[name])
                 assert re.fullmatch(r"\d+(\.\d)? (s|ms)", page.cell(slot, "oldest_held"))
-            assert re.fullmatch(
-                rf"Workers 1 and 2 are at their cap: {waiting} requests queue,"
-                r" the longest-held connection has been in use for \d+(\.\d)? m?s\.",
+            assert re.match(
+                rf"Too small a pool: all {in_use} connections are in use: {waiting} requests wait,"
+                r" the longest \d+(\.\d)? m?s",
                 page.sentence,
             )
-            assert f"waiting: now {waiting}," in page.chart("connections")
+            assert page.remedy.startswith("--max-outstanding ")
+            assert f"waiting: now {waiting}," in page.chart("waiting")
         assert [request.result() for request in requests] == [200] * len(requests)
 
     wait_until(lambda: page.sentence.startswith(f"All is well: 0 of {in_use} connections in use"))
     wait_until(lambda: page.totals()["acquired"] == str(pool["acquired_total"] + waiting))
-    assert float(page.value("rate")) > 0
-    assert page.value("held_p50").endswith("s")
+    # Some ten in as many seconds.
+    assert re.search(r"highest (0\.[1-9]|[1-9])", page.chart("rate"))
+    assert re.search(r"hold: now .+, highest .+s\.", page.chart("times"))
 
 
 def queues(stats: dict[str, Any], worker: int, before: dict[str, Any]) -> bool:
@@ -190,6 +198,7 @@ def test_it_survives_a_restart_of_the_server(
         assert page.cell(1, "pid") == str(shop.stats()["workers"][0]["pid"])
 
 
+@torture
 def test_it_says_that_the_database_is_down_and_when_it_is_back(
     open_page: OpenPage, shop: Shop, mariadb: Server
 ) -> None:
@@ -197,15 +206,16 @@ def test_it_says_that_the_database_is_down_and_when_it_is_back(
     mariadb.stop()
     try:
         assert shop.run("SELECT 1") == 503
-        wait_until(lambda: page.sentence == "Database default cannot be reached.")
+        wait_until(
+            lambda: page.sentence.startswith("Outage: the database default cannot be reached")
+        )
         assert page.value("server").endswith("cannot be reached")
     finally:
         mariadb.start()
     # Nobody has to ask for anything: the worker that has lost it looks for it.
     wait_until(lambda: not page.value("server").endswith("cannot be reached"))
-    wait_until(lambda: page.sentence.startswith("Nobody waits any more, 1 timed out"))
-    (other,) = page.tab.locator('[data-list="more"] li').all_inner_texts()
-    assert other.startswith("Connecting to default failed")
+    wait_until(lambda: "1 timed out" in page.sentence)
+    assert page.sentence.startswith("Outage over: the database default could not be used until ")
     assert page.tab.locator('[data-total="waited for the database"] dd').inner_text() == "1"
 
 
@@ -216,7 +226,11 @@ def test_it_is_allowed_to_load_nothing_but_itself(open_page: OpenPage, shop: Sho
     policy = page.response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert {url.removeprefix(shop.url) for url in page.requests} == {"", "stats.json"}
+    assert {url.removeprefix(shop.url) for url in page.requests} == {
+        "",
+        "stats.json",
+        "history.json",
+    }
     # Its style is in force, though the policy names it by its hash: the page is not black on white.
     assert page.tab.evaluate("getComputedStyle(document.body).maxWidth") == "1440px"
     # And the policy is, too.
@@ -227,116 +241,165 @@ def test_it_is_allowed_to_load_nothing_but_itself(open_page: OpenPage, shop: Sho
 
 # --- With numbers that no server can be made to have at a given moment ---
 
-BUCKETS = ("0.001", "0.01", "0.1", "1", "10", "+Inf")
 
-
-class Answers:
-    """What the page is told; tests change it between polls."""
-
-    def __init__(self, workers: int = 1, **pool: Any) -> None:
-        self.stats: Any = {
-            "version": "1.2.3",
-            "app": "shop.wsgi",
-            "uptime_seconds": 1000.0,
-            "workers": [
-                {"slot": slot, "pid": 4194304 - slot, "pools": {"default": a_pool(**pool)}}
-                for slot in range(1, workers + 1)
-            ],
-            "pools": {"default": a_pool(**pool)},
-        }
-
-    def __call__(self) -> Any:
-        if isinstance(self.stats, dict) and "uptime_seconds" in self.stats:
-            self.stats["uptime_seconds"] += 1
-        return self.stats
-
-    def set(self, alias: str = "default", **changes: Any) -> None:
-        """Of a single worker."""
-        for pools in (self.stats["pools"], self.stats["workers"][0]["pools"]):
-            pools[alias] = a_pool(**{**pools.get(alias, {}), **changes})
-
-
-def a_pool(**changes: Any) -> dict[str, Any]:
-    return {
-        "engine": "MariaDB 10.11.19",
-        "server": "127.0.0.1:3306/shop",
-        "size": 4,
-        "max_outstanding": 12,
-        "in_use": 3,
-        "idle": 1,
-        "waiting": 0,
-        "acquired_total": 0,
-        "timeouts_total": 0,
-        "shed_total": 0,
-        "connect_errors_total": 0,
-        "oldest_wait_seconds": 0.0,
-        "oldest_held_seconds": 0.0,
-        "wait_seconds_buckets": dict.fromkeys(BUCKETS, 0),
-        "held_seconds_buckets": dict.fromkeys(BUCKETS, 0),
-        "reachable": True,
-        **changes,
-    }
-
-
-def cumulative(*counts: int) -> dict[str, int]:
-    return {bound: sum(counts[: i + 1]) for i, bound in enumerate(BUCKETS)}
-
-
-def test_rates_and_percentiles_are_those_of_the_last_ten_seconds(open_page: OpenPage) -> None:
-    answers = Answers(
-        acquired_total=1000,
-        wait_seconds_buckets=cumulative(0, 0, 0, 0, 0, 1000),
-        held_seconds_buckets=cumulative(1000),
+def test_with_a_bound_of_the_host_that_is_the_cap(open_page: OpenPage) -> None:
+    answers = Answers(workers=2, in_use=7, idle=0, waiting=3, oldest_wait_seconds=0.2)
+    for pools in (answers.stats["pools"], *(w["pools"] for w in answers.stats["workers"])):
+        pools["default"]["max_outstanding"] = 24 if pools is answers.stats["pools"] else 12
+    host = {"limit": 12, "taken": 12, "hungry": 1, "trades_total": 34}
+    answers.stats["hosts"] = {"default": host}
+    page = open_page(answers)
+    assert page.value("max_outstanding") == "12"
+    assert page.value("host") == "12 of this host's 12 taken · 1 worker lacks some · lent 34 times"
+    assert page.sentence == (
+        "Too small a pool: all 12 connections of this host are taken: 3 requests wait,"
+        " the longest 200 ms."
     )
+    assert page.remedy.startswith("--max-per-host ")
+    answers.stats["hosts"] = {"default": host | {"taken": 2, "hungry": 0, "trades_total": 1}}
+    answers.set(waiting=0, in_use=2)
+    page.after(1)
+    assert page.sentence.startswith("All is well: 2 of 12 connections in use")
+    assert page.value("host") == "2 of this host's 12 taken · no worker lacks any · lent once"
+
+
+def test_rates_and_percentiles_are_those_of_the_server(open_page: OpenPage) -> None:
+    answers = Answers(acquired_total=1000, timeouts_total=7)
     page = open_page(answers)
     assert page.value("rate") == page.value("wait_p50") == page.value("held_p95") == "–"
-    for second in range(1, 21):
-        # In the first ten seconds 50 each second, then 20.
-        acquired = 1000 + (50 * second if second <= 10 else 500 + 20 * (second - 10))
-        answers.set(
-            acquired_total=acquired,
-            # Half of them up to 10 ms, the others up to 100 ms.
-            wait_seconds_buckets=cumulative(0, acquired // 2, acquired // 2, 0, 0, 1000),
-            # 90 % within 1 ms, 10 % up to 1 s: 95 % are in the middle of the latter's bucket.
-            held_seconds_buckets=cumulative(1000 + acquired * 9 // 10, 0, 0, acquired // 10),
-        )
-        page.after(1)
-        if second == 10:
-            assert page.value("rate") == "50"
+    lately = {
+        "acquired_per_second": 20.0,
+        "waited_share": 0.005,
+        "wait_p50_seconds": 0.01,
+        "wait_p95_seconds": 0.0911,
+        "held_p50_seconds": 0.0004,
+        "held_p95_seconds": 0.55,
+    }
+    answers.set(recent=recent(**lately))
+    page.after(1)
     assert page.value("rate") == "20"
+    assert page.value("waited_share") == "< 1 %"
     assert page.value("wait_p50") == "10 ms"
     assert page.value("wait_p95") == "91 ms"
     assert page.value("held_p50") == "< 1 ms"
     assert page.value("held_p95") == "550 ms"
+    assert (page.value("refused"), page.value("timeouts")) == ("0", "7")
+    answers.set(recent=recent(**lately | {"acquired_per_second": 50.0}))
+    page.after(1)
     assert page.chart("rate") == (
-        "Acquired per second, the last 5 minutes. rate: now 20, lowest 20, highest 50."
+        "Acquired per second, the last 1 min. rate: now 50, lowest 20, highest 50."
     )
 
 
-def test_counters_that_begin_anew_make_no_peak_and_no_negative_rate(open_page: OpenPage) -> None:
-    answers = Answers(acquired_total=100_000)
+def seconds(ages: range, **columns: Callable[[int], float | None]) -> dict[str, Any]:
+    """``/history.json``."""
+    known = {key: [value(age) for age in ages] for key, value in columns.items()}
+    return {"ages_seconds": list(ages), "pools": {"default": known}}
+
+
+def test_charts_are_full_when_the_page_opens_and_fill_what_it_has_missed(
+    open_page: OpenPage,
+) -> None:
+    before = seconds(range(299, 0, -1), in_use=lambda age: 11 if age == 200 else 4)
+    page = open_page(Answers(in_use=6), history=before)
+    assert page.chart("connections") == (
+        "Connections, the last 4 min 59 s. in use: now 6, lowest 4, highest 11."
+    )
+    assert page.line("connections", "first").count("M") == 1
+    # As when a laptop was closed for two minutes.
+    page.history = seconds(range(60, 0, -1), in_use=lambda age: 9)
+    page.sleep(120)
+    page.after(1)
+    assert "highest 9." in page.chart("connections"), "the eleven are older than five minutes"
+    assert page.line("connections", "first").count("M") == 2, "of a minute nothing is known"
+
+
+def test_charts_show_as_much_as_there_is(open_page: OpenPage) -> None:
+    page = open_page(Answers(in_use=6), history=seconds(range(90, 0, -1), in_use=lambda age: 1))
+    assert "the last 1 min 30 s." in page.chart("connections")
+    page = open_page(Answers(in_use=6))
+    assert "the last 1 min." in page.chart("connections")
+
+
+def test_charts_are_read_with_the_keyboard(open_page: OpenPage) -> None:
+    page = open_page(Answers(in_use=6), history=seconds(range(90, 0, -1), in_use=lambda age: age))
+    legend = page.tab.locator('[data-chart="connections"] [data-series] b')
+    page.tab.locator('[data-chart="connections"] svg').focus()
+    assert legend.inner_text() == "6"
+    for _ in range(3):
+        page.tab.keyboard.press("ArrowLeft")
+    assert legend.inner_text() == "15"
+    page.tab.keyboard.press("ArrowRight")
+    assert legend.inner_text() == "10"
+    page.tab.keyboard.press("Escape")
+    assert legend.inner_text() == "6"
+
+
+def test_routes_have_a_table(open_page: OpenPage) -> None:
+    answers = Answers()
     page = open_page(answers)
-    answers.set(acquired_total=100_010)
+    assert not page.tab.locator('[data-section="routes"]').is_visible()
+    answers.stats["routes"] = [
+        a_route("report/", leases=2, held_seconds=1.0, requests=2, statements=3),
+        a_route("shop/<slug:slug>/", leases=750, held_seconds=3.0, waited=70),
+        a_route("forgotten/", leases=0, held_seconds=0.0),
+    ]
     page.after(1)
-    assert page.value("rate") == "10"
-    answers.stats["uptime_seconds"] = 0.0
-    answers.set(acquired_total=3)
+    busiest, other = (page.route(name) for name in ("shop/<slug:slug>/", "report/"))
+    assert busiest == ["GET", "shop/<slug:slug>/", "75 %", "4.0 ms", "750", "–", "70", "2.5 s"]
+    assert other == ["GET", "report/", "25 %", "500 ms", "2", "1.5", "0", "2.5 s"]
+    assert page.tab.locator("[data-route]").count() == 2
+
+
+def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
+    answers = Answers()
+    page = open_page(answers)
+    peaks = {"in_use": 7, "waiting": 3, "wait_seconds": 0.25, "acquired": 90, "refused": 10}
+    answers.set(peaks={"5m": {**peaks, "waited": 0}, "24h": {**peaks, "in_use": 9, "waited": 15}})
+    said = {"pool": "default", "text": "In 24 h at most 9 of 12. → --max-outstanding 10 would do"}
+    answers.stats["advice"] = [said]
     page.after(1)
-    assert page.value("rate") == "–"
-    answers.set(acquired_total=7)
-    page.after(1)
-    assert page.value("rate") == "4"
-    assert "highest 10." in page.chart("rate")
-    assert page.line("rate", "first").count("M") == 2, "the line is broken at the restart"
+    rows = page.tab.locator("[data-peak]").all_inner_texts()
+    assert [row.split("\t") for row in rows] == [
+        ["5 min", "7", "3", "250 ms", "10 %"],
+        ["24 h", "9", "3", "250 ms", "25 %"],
+    ]
+    assert page.value("advice") == said["text"]
+    assert page.tab.locator(".advice code").inner_text() == "--max-outstanding 10"
+
+
+def test_every_term_is_explained(open_page: OpenPage) -> None:
+    closed = dict.fromkeys(metrics.CLOSE_REASONS, 1)
+    answers = Answers(
+        closed_total=closed, pinned_total={"variable": 1}, leaked_total=1, shed_total=1
+    )
+    page = open_page(answers)
+    assert page.tab.locator("[data-term]:not([title])").count() == 0
+    unexplained = page.tab.locator('[data-total] dt:not([title]), [data-total] dt[title=""]')
+    assert unexplained.count() == 0
+    said = page.tab.locator('[data-total="closed"] dd span')
+    reasons = dict(zip(said.all_inner_texts(), attributes(said, "title"), strict=True))
+    assert {name for name, title in reasons.items() if not title} == {"other 1"}
+    page.tab.locator("summary").click()
+    assert "--pool-size says how many are kept" in page.tab.locator("details").inner_text()
+    files = ("README.md", "examples/deploy/README.md")
+    readme = "".join((ROOT / file).read_text() for file in files)
+    terms = page.tab.locator("details dt").all_inner_texts()
+    assert {t for t in terms if f"**{t}**" not in readme and f"`{t}`" not in readme} == set()
+
+
+def attributes(found: Any, name: str) -> list[str]:
+    values: list[str] = found.evaluate_all(f"all => all.map((one) => one.{name})")
+    return values
 
 
 def test_connections_that_are_opened_or_closed_are_not_free_and_not_in_use(
     open_page: OpenPage,
 ) -> None:
     page = open_page(Answers(in_use=3, idle=1, connecting=2, closing=1, max_outstanding=12))
-    assert [page.value(name) for name in ("in_use", "idle", "connecting", "closing", "free")] == [
-        *("3", "1", "2", "1", "5")
-    ]
+    assert [
+        page.value(name) for name in ("in_use", "idle", "connecting", "closing", "unopened")
+    ] == [*("3", "1", "2", "1", "5")]
 
 
 @torture
@@ -351,76 +414,27 @@ def test_the_charts_forget_what_is_older_than_five_minutes(open_page: OpenPage) 
     assert "in use: now 4, lowest 4, highest 4." in page.chart("connections")
 
 
-SENTENCES: list[tuple[dict[str, Any], str]] = [
-    ({}, "All is well: 3 of 12 connections in use, nobody waits."),
-    ({"max_outstanding": None}, "All is well: 3 connections in use, nobody waits."),
-    ({"reachable": None}, "All is well: 3 of 12 connections in use, nobody waits."),
-    ({"in_use": 12, "idle": 0}, "Worker 1 is at its cap of 12, but nobody waits."),
-    (
-        {"in_use": 12, "idle": 0, "waiting": 7, "oldest_held_seconds": 8.91},
-        "Worker 1 is at its cap of 12: 7 requests queue,"
-        " the longest-held connection has been in use for 8.9 s.",
-    ),
-    (
-        {"in_use": 12, "waiting": 1, "oldest_held_seconds": 75, "timeouts_total": 4},
-        "Worker 1 is at its cap of 12: 1 request queues,"
-        " the longest-held connection has been in use for 1 min 15 s,"
-        " 4 timed out in the last 10 s.",
-    ),
-    (
-        {"waiting": 2, "oldest_wait_seconds": 0.25},
-        "2 requests wait for a connection, the longest 250 ms.",
-    ),
-    ({"timeouts_total": 3}, "Nobody waits any more, 3 timed out in the last 10 s."),
-    (
-        {"timeouts_total": 3, "shed_total": 3},
-        "Nobody waits any more, 3 refused early in the last 10 s.",
-    ),
-    (
-        {"waiting": 2, "oldest_wait_seconds": 0.25, "timeouts_total": 9, "shed_total": 7},
-        "2 requests wait for a connection, the longest 250 ms, 2 timed out and 7 refused early"
-        " in the last 10 s.",
-    ),
-    ({"connect_errors_total": 5}, "Connecting to default failed in the last 10 s, 5 times."),
-    ({"connect_errors_total": 1}, "Connecting to default failed in the last 10 s, once."),
-    (
-        {"reachable": False, "connect_errors_total": 5, "in_use": 0},
-        "Database default cannot be reached.",
-    ),
-]
-
-
-def test_one_sentence_says_how_it_is(open_page: OpenPage) -> None:
-    answers = Answers()
-    page = open_page(answers)
-    for changes, sentence in SENTENCES:
-        answers.stats = Answers().stats  # as of a new server, of which nothing is remembered
-        page.after(1)
-        answers.set(**changes)
-        page.after(1)
-        assert page.sentence == sentence
-
-
 def test_the_worst_comes_first_and_is_announced_once(open_page: OpenPage) -> None:
     answers = Answers()
     page = open_page(answers)
     assert page.announcement == page.sentence
     page.sleep(6)
-    answers.set(in_use=12, waiting=5, oldest_held_seconds=1.0)
+    answers.set(in_use=12, waiting=5, oldest_wait_seconds=1.0)
     answers.set("reports", reachable=False)
     page.after(1)
-    assert page.sentence == "Database reports cannot be reached."
-    (other,) = page.tab.locator('[data-list="more"] li').all_inner_texts()
-    assert other.startswith("Worker 1 is at its cap of 12 for default: 5 requests queue")
+    assert page.sentence == "Outage: the database reports cannot be reached."
+    (other,) = page.other_sentences
+    full = "Too small a pool: all 12 connections for default are in use: "
+    assert other.startswith(f"{full}5 requests for default wait, the longest 1.0 s")
     assert page.announcement == page.sentence
     assert page.tab.title().startswith("✕ ")
     answers.stats["pools"]["reports"]["reachable"] = True
     page.sleep(6)
     said = page.announcement
-    assert said.startswith("Worker 1 is at its cap of 12 for default: 5 requests queue")
+    assert said.startswith(f"{full}5 requests for default wait")
     answers.set(waiting=6)
     page.sleep(6)
-    assert "6 requests queue" in page.sentence
+    assert "6 requests for default wait" in page.sentence
     assert page.announcement == said, "numbers that change are not read aloud each second"
 
 
@@ -457,12 +471,14 @@ def test_names_are_text_whatever_they_contain(open_page: OpenPage) -> None:
     )
     answers.stats |= {"version": bad, "app": bad}
     answers.stats["workers"][0] |= {"slot": bad, "pid": bad}
+    answers.stats["routes"] = [a_route(bad, leases=1, held_seconds=1.0)]
     page = open_page(answers)
     page.after(1)
     assert page.aliases == ["default", bad]
     assert page.value("server", bad) == f"{bad} · {bad} · cannot be reached"
     assert page.totals(bad) == {"acquired": "0", "closed": f"3 ({bad} 3)", "pinned": f"4 ({bad} 4)"}
-    assert page.sentence == f"Database {bad} cannot be reached."
+    assert page.sentence == f"Outage: the database {bad} cannot be reached."
+    assert page.route(bad)[1] == bad
     assert page.tab.locator("img").count() == 0
     assert page.tab.locator("script").count() == 1
 
@@ -472,10 +488,8 @@ def test_a_server_of_another_version_does_not_stop_it(open_page: OpenPage) -> No
     complete = copy.deepcopy(answers.stats)
     answers.stats = {}
     page = open_page(answers)
-    assert page.sentence == "No worker is running."
     answers.stats = {"workers": [{"slot": 1, "pid": 7, "pools": {}}], "pools": {}}
     page.after(1)
-    assert page.sentence == "All is well: no request has needed a database yet."
     assert page.aliases == []
     answers.stats["pools"] = {"default": {}}
     page.after(1)
@@ -487,6 +501,7 @@ def test_a_server_of_another_version_does_not_stop_it(open_page: OpenPage) -> No
     complete["more"] = {"of": ["what", "comes"]}
     complete["pools"]["default"]["more_total"] = {"reason": 1}
     answers.stats = complete
+    page.history = nonsense
     page.after(1)
     assert page.sentence == "All is well: 3 of 12 connections in use, nobody waits."
     assert page.value("in_use") == page.cell(1, "in_use") == "3"
@@ -506,10 +521,16 @@ def test_sixteen_workers_fit_on_every_screen(open_page: OpenPage, width: int) ->
         closed_total={"reset failed": 123_456, "surplus": 1_234_567},
     )
     page = open_page(answers, width=width)
+    answers.stats["routes"] = [
+        a_route("shop/<slug:slug>/<int:page>/" * 4, leases=1, held_seconds=0.1)
+    ]
     page.after(1)
     assert page.tab.locator("[data-worker]").count() == 16
     assert page.cell(16, "pid") == str(4194304 - 16)
-    assert page.sentence.startswith("All 16 workers are at their cap: 16,000 requests queue")
+    assert page.sentence.startswith(
+        "Too small a pool: all 1,200 connections are in use: 1,000 requests"
+    )
+    assert page.tab.locator('[data-worker="16"] .bar').is_visible(), "on a phone, too"
     assert page.too_wide() == 0
     # Nor does anything stick out of its box.
     assert (

@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import gevent
 import pytest
 from pymysql.err import OperationalError
 
-from pooled_serve.pool.metrics import REACHABLE, YES
+from pooled_serve.pool import metrics
+from pooled_serve.pool.metrics import LOGIN_REFUSED, NO, REACHABLE, YES
 from pooled_serve.status import pool_log, reachability
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog, Repeats
 from pooled_serve.status.reachability import Reachability, shortage_behind
@@ -206,6 +208,31 @@ def test_a_pool_is_called_overloaded_while_it_is(
 NO_SERVER = OperationalError(2003, "Can't connect to MySQL server")
 
 
+def test_refusals_in_an_outage_do_not_wait_for_those_of_an_overload(it: Watched) -> None:
+    it.log.refused("too many")
+    it.log.refused("too many")  # not told yet
+    it.connect(NO_SERVER)
+    it.log.refused("no connection to the database")
+    assert [line.text for line in it.with_text("503")] == [
+        "503 Service Unavailable: too many",
+        "503 Service Unavailable: no connection to the database",
+    ]
+
+
+def test_no_pressure_is_over_while_the_database_is_lost(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.2)
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
+    it.connect(NO_SERVER)
+    it.log.refused("no connection to the database")
+    gevent.sleep(0.6)
+    assert not it.with_text(OVER), "the visitors have gone, and it is still lost"
+    it.connect(None)
+    settle(lambda: bool(it.with_text(OVER)))
+    assert it.lines[-1].text.endswith(": 1")
+
+
 def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +250,54 @@ def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
     it.connect(NO_SERVER)
     assert len(it.with_text(LOST)) == told + 1
     assert it.reachability.lost
+
+
+def test_a_refused_login_is_no_outage(it: Watched) -> None:
+    denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
+    denied.address = "db:3306/shop"
+    it.connect(denied)
+    it.connect(denied)
+    settle(lambda: bool(it.lines))
+    (line,) = it.lines
+    assert line.level == logging.ERROR
+    assert line.text.startswith(
+        "database 'default': the server at db:3306/shop refuses the login: Access denied for user"
+        " 'shop'@'app' (1045)\n  → correct USER, PASSWORD and NAME in DATABASES"
+    )
+    assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (NO, 1)
+    it.connect(NO_SERVER)  # which is something else
+    settle(lambda: bool(it.with_text(LOST)))
+    assert it.pool.row[LOGIN_REFUSED] == 0
+    it.connect(None)
+    settle(lambda: bool(it.with_text(BACK)))
+    it.reachability.connect_failed(denied)
+    it.reachability._loss_logged = True  # as if a line had been due
+    it.connect(None)
+    settle(lambda: "lets the user log in again after" in it.lines[-1].text)
+    assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (YES, 0)
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_probe_is_no_use_of_the_pool(it: Watched, idle: int) -> None:
+    used: list[float] = []
+
+    class Uses:
+        def returned(self, conn: Any, seconds: float) -> None:
+            used.append(seconds)
+
+        def waited(self, seconds: float, *, served: bool) -> None:
+            used.append(seconds)
+
+    it.pool.attach_row(metrics.new_row(), Uses())
+    if idle:
+        it.use(0)
+    before = it.pool.row[metrics.ACQUIRED], len(used)
+    it.reachability.probing = True
+    it.reachability.lose()
+    settle(lambda: not it.reachability.lost and not it.reachability._prober)
+    assert not it.pool.empty, "one connection has been asked, or opened"
+    assert (it.pool.row[metrics.ACQUIRED], len(used)) == before
+    assert sum(it.pool.row[metrics.HELD_BUCKETS :][:15]) == len(used)
 
 
 def pymysql_error(cause: OSError) -> OperationalError:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence
 from typing import Any
 
 import pytest
@@ -16,30 +15,9 @@ from hypothesis import strategies as st
 from pooled_serve.driver import statements as sql
 from pooled_serve.pool import metrics
 from pooled_serve.status import scoreboard as module
-from pooled_serve.status.listener import as_stats
 from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
-
-
-def _forked(child: Callable[[], object]) -> int:
-    """The process id of a child that does this, and waits to be killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-            os.write(writer, b"done")
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        assert pipe.read(4) == b"done"
-    return pid
-
-
-def _kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+from pooled_serve.status.stats import as_stats
+from support.processes import forked
 
 
 def _allocated(scoreboard: Scoreboard) -> int:
@@ -68,10 +46,9 @@ def _acquired(scoreboard: Scoreboard) -> dict[str, int]:
 def test_what_a_killed_worker_counted_is_kept() -> None:
     scoreboard = Scoreboard()
     slot = _allocated(scoreboard)
-    pid = _forked(lambda: _count(scoreboard, slot, 7))
-    assert scoreboard.workers() == {slot: pid}
-    assert _acquired(scoreboard) == {"default": 7}
-    _kill(pid)
+    with forked(lambda: _count(scoreboard, slot, 7)) as pid:
+        assert scoreboard.workers() == {slot: pid}
+        assert _acquired(scoreboard) == {"default": 7}
     scoreboard.retire(slot)
     (snapshot,) = scoreboard.read()
     assert snapshot.row[metrics.ACQUIRED] == 7
@@ -86,7 +63,8 @@ def test_the_next_worker_in_a_slot_goes_on_with_its_counters() -> None:
     for n in range(1, 6):
         slot = _allocated(scoreboard)
         assert slot == 1
-        _kill(_forked(lambda: _count(scoreboard, 1, 10)))
+        with forked(lambda: _count(scoreboard, 1, 10)):
+            pass
         assert _acquired(scoreboard) == {"default": 10 * n}
         scoreboard.retire(slot)
         assert _acquired(scoreboard) == {"default": 10 * n}

@@ -21,8 +21,11 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 TAKEN = re.compile(
     r"\[WARNING\] pool 'default': a connection has been held for (\d+\.\d)s by GET /run "
-    r"\(.+\); it was taken here:\n(?:  .*\n)+"
+    r"\(.+\); it was taken here, the innermost call first:\n((?:  .*\n)+)"
 )
+TAKEN_BY_ANY = re.compile(r"it was taken here, the innermost call first:\n((?:  .*\n)+)")
+LEAKS_VIEWS = Path(__file__).with_name("leaks_views.py")
+TEMPLATES = 'TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]'
 
 
 @pytest.mark.timing
@@ -45,8 +48,12 @@ def test_a_lease_that_lasts_too_long_is_told_with_the_stack_that_took_it(
             most = time.monotonic() - began + 0.1  # they are rounded
         assert answer.result().status == 200
     assert 0.5 <= float(told[1]) <= most
-    assert "in run\n    with connection.cursor() as cursor:" in told[0]
-    assert "pooled_serve" not in told[0]
+    # Nothing of Django, which called the view, and which the view has called.
+    assert re.fullmatch(
+        r'  File ".+/mysite/views.py", line \d+, in run\n'
+        r"    with connection.cursor\(\) as cursor:\n",
+        told[2],
+    )
     log = it.site.server.wait_for_log("came back after", times=before + 1)
     *_, back = re.findall(
         r"\[INFO\] pool 'default': the connection of GET /run \(.+\) came back after (\d+\.\d)s",
@@ -74,6 +81,42 @@ def test_a_leak_in_a_greenlet_is_told_once_though_it_never_ends(status: StartSta
     assert "by a greenlet, not a request" in log
     assert it.pool()["leaked_total"] == 1
     it.site.assert_whole()
+
+
+def test_a_report_has_the_frames_of_the_project_and_what_lies_between(status: StartStatus) -> None:
+    it = status("--leak-threshold", "0.3", views=LEAKS_VIEWS, django=TEMPLATES)
+    assert it.site.server.get("/through_a_library").text == "1"
+    (told,) = TAKEN_BY_ANY.findall(it.site.server.wait_for_log("came back after"))
+    frames = re.findall(r'File "(.+)", line \d+, in (\w+)\n    (.+)', told)
+    own = [(name, line) for file, name, line in frames if file.endswith("mysite/views.py")]
+    assert own == [
+        ("_ask", "with connection.cursor() as cursor:"),
+        ("_rows", "_ask()"),
+        ("through_a_library", 'answer = template.render({"rows": _rows})'),
+    ]
+    libraries = [file for file, _, _ in frames if not file.endswith("mysite/views.py")]
+    assert libraries
+    assert all("/django/template/" in file for file in libraries)
+    assert frames[0][1] == "_ask"
+    assert frames[-1][1] == "through_a_library"
+
+
+def test_a_place_that_leaks_again_and_again_is_reported_once_a_minute_with_a_count(
+    status: StartStatus,
+) -> None:
+    it = status("--leak-threshold", "0.2", cap=8, views=LEAKS_VIEWS)
+    assert [answer.status for answer in it.site.at_once("/often", 8)] == [200] * 8
+    more = "more connections taken at this place were held for too long, the last by GET /often "
+    log = it.site.server.wait_for_log(more)
+    assert len(TAKEN_BY_ANY.findall(log)) == log.count("came back after") == 1
+    assert f"pool 'default': in the last 2s 7 {more}(" in log
+    assert re.search(more + r'\(.+\):\n  File ".+views.py", line \d+, in _ask\n', log)
+    assert it.pool()["leaked_total"] == 8
+    time.sleep(2.5)  # after which nothing is left to tell
+    assert it.site.server.get("/often").status == 200
+    log = it.site.server.wait_for_log("came back after", times=2)
+    assert len(TAKEN_BY_ANY.findall(log)) == 2
+    assert log.count(more) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pooled_serve.status.history import PEAK_KEYS, WINDOWS
 from support.client import gate
 from support.load import Hammer, hammer
 from support.status import SLEEP, StartStatus
@@ -25,7 +26,11 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     it = status()
     assert it.site.run("SELECT 1").status == 200
     stats = it.stats()
-    assert set(stats) == {"version", "app", "uptime_seconds", "workers", "pools"}
+    assert set(stats) == {
+        *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
+        *("findings", "advice"),
+    }
+    assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"
     assert 0 < stats["uptime_seconds"] < 60
     (worker,) = stats["workers"]
@@ -36,18 +41,37 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("engine", "server", "size", "max_outstanding", "in_use", "idle", "waiting"),
         *("acquired_total", "waited_total", "wait_seconds_total", "held_seconds_total"),
         *("timeouts_total", "shed_total", "retried_total", "killed_total", "outage_waits_total"),
+        "client_gone_total",
         *("opened_total", "connect_errors_total", "closed_total"),
         *("reset_total", "leaked_total", "pinned_total", "oldest_wait_seconds"),
         *("oldest_held_seconds", "wait_seconds_buckets", "held_seconds_buckets"),
+        *("longest_wait_seconds", "login_refused", "recent", "peaks"),
     }
+    assert set(pool["recent"]) == {
+        *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
+        *("shed", "wait_p50_seconds", "wait_p95_seconds", "held_p50_seconds", "held_p95_seconds"),
+        *("opened", "connect_errors", "lost_ago_seconds", "leaked", "closed", "pinned"),
+    }
+    assert set(pool["peaks"]) == set(WINDOWS)
+    assert all(set(peaks) == set(PEAK_KEYS) for peaks in pool["peaks"].values())
+    (finding,) = stats["findings"]
+    assert set(finding) == {"level", "name", "pool", "problem", "remedy", "text"}
     assert pool["engine"].startswith("MariaDB 10.")
     assert pool["server"] == f"127.0.0.1:{it.site.database.port}/{it.site.database.name}"
     assert (pool["size"], pool["max_outstanding"]) == (4, 4)
     assert (pool["in_use"], pool["idle"], pool["waiting"]) == (0, 1, 0)
     assert (pool["acquired_total"], pool["opened_total"]) == (1, 1)
     assert pool["wait_seconds_buckets"]["+Inf"] == pool["held_seconds_buckets"]["+Inf"] == 1
+    (route,) = stats["routes"]
+    assert set(route) == {
+        *("route", "method", "leases_total", "held_seconds_total", "waited_total"),
+        *("wait_seconds_total", "longest_held_seconds", "requests_total", "statements_total"),
+        "recent",
+    }
+    assert (route["route"], route["method"], route["leases_total"]) == ("run", "GET", 1)
+    assert (route["requests_total"], route["statements_total"]) == (1, 1)
     assert {k: v for k, v in worker["pools"]["default"].items() if "oldest" not in k} == {
-        k: v for k, v in pool.items() if "oldest" not in k
+        k: v for k, v in pool.items() if "oldest" not in k and k not in ("recent", "peaks")
     }
 
 
@@ -152,6 +176,17 @@ def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:
     pool = it.pool_at_rest()
     assert pool["pinned_total"] == {"variable": 3}
     assert pool["reset_total"] == 3
+
+
+def test_it_shows_the_bound_of_the_host(status: StartStatus) -> None:
+    it = status("--max-per-host", "6", "--workers", "2")
+    assert it.site.run("SELECT 1").status == 200
+    bound = {"limit": 6, "taken": 1, "hungry": 0, "trades_total": 0}
+    assert it.wait_for(lambda stats: stats["hosts"] == {"default": bound})
+    metrics = it.get("/metrics").text
+    assert 'pooled_serve_host_limit{db_client_connection_pool_name="default"} 6.0' in metrics
+    assert 'pooled_serve_host_taken{db_client_connection_pool_name="default"} 1.0' in metrics
+    assert 'pooled_serve_host_trades_total{db_client_connection_pool_name="default"}' in metrics
 
 
 def test_json_is_json(status: StartStatus) -> None:

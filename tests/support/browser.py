@@ -49,7 +49,8 @@ class StatusPage:
     """The page in a browser tab, with all that it asks for and complains about.
 
     Where `stats` is given, the page gets its answers and not the server's, and nothing moves but by
-    :meth:`after`: the tab has a clock of its own.
+    :meth:`after`: the tab has a clock of its own. `history` is what the server then knows of the
+    time before, by default nothing.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class StatusPage:
         context: BrowserContext,
         url: str,
         stats: Callable[[], Any] | None = None,
+        history: Any = None,
     ) -> None:
         self.tab = context.new_page()
         self.complaints: list[str] = []
@@ -70,6 +72,9 @@ class StatusPage:
             self.tab.clock.install(time=0)
             self.tab.clock.pause_at(1)
             self.tab.route(self._stats_url, lambda route: _answer(route, stats()))
+            self.history = history or {"ages_seconds": [], "pools": {}}
+            history_url = urljoin(url, "history.json")
+            self.tab.route(history_url, lambda route: _answer(route, self.history))
         self.response = self.tab.goto(url)
         wait_until(lambda: self.polls > 0)
 
@@ -98,7 +103,17 @@ class StatusPage:
 
     @property
     def sentence(self) -> str:
-        return self._text('[data-value="sentence"]')
+        """The first of the findings, without its remedy."""
+        return self._text('[data-list="findings"] li:first-child .problem')
+
+    @property
+    def remedy(self) -> str:
+        """That of the first of the findings."""
+        return self._text('[data-list="findings"] li:first-child .remedy')
+
+    @property
+    def other_sentences(self) -> list[str]:
+        return self.tab.locator('[data-list="findings"] li + li .problem').all_inner_texts()
 
     @property
     def announcement(self) -> str:
@@ -127,6 +142,11 @@ class StatusPage:
         """One of the figures of a worker."""
         row = f"{_quoted('alias', alias)} {_quoted('worker', str(worker))}"
         return self._text(f"{row} {_quoted('cell', name)}")
+
+    def route(self, name: str) -> list[str]:
+        """The figures of a route."""
+        cells = self.tab.locator(f"{_quoted('route', name)} [data-cell]")
+        return cells.all_inner_texts()
 
     def chart(self, name: str, alias: str = "default") -> str:
         """What somebody who cannot see the chart is told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,47 @@ from pymysql.cursors import DictCursor
 from support.processes import wait_until
 
 if TYPE_CHECKING:
-    from support.servers import Database
+    from support.servers import Database, Server
 
 Row = dict[str, Any]
+
+
+class BoundWatch:
+    """Counts the connections to a server of which this application is the only user, as often as it
+    can, from `with` to the end of the block: the most is in `peak`.
+
+    MariaDB counts a connection for some milliseconds after it has hung up, if another thread gets
+    the processor first, and then calls it busy, as it may call any other one for a moment.
+    """
+
+    def __init__(self, server: Server, database: Database) -> None:
+        self._admin = Admin(server.admin_url())
+        self._users = (database.user, "unauthenticated user")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._asked = 0
+        self.peak = 0
+        self.seen: list[str] = []  # the process list at that time
+
+    def __enter__(self) -> BoundWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._admin.close()
+        assert self._asked > 10
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.001):
+            rows = self._admin.query("SHOW FULL PROCESSLIST")
+            there = [row for row in rows if row["User"] in self._users]
+            there = [row for row in there if row["Command"] not in ("Busy", "Killed")]
+            self._asked += 1
+            if len(there) > self.peak:
+                self.peak = len(there)
+                self.seen = [f"{row['Id']} {row['Command']} {row['Info']}" for row in rows]
 
 
 class Admin:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,8 +15,10 @@ class ProgramMissing(Exception):
     """This program cannot be had here; str() is one line that says why."""
 
 
-def program(name: str, package: str) -> Path:
+def program(name: str, package: str, *needed: str) -> Path:
     """The one that is installed, or else the one in the package, downloaded once per user.
+
+    `needed` are packages without which it does not run, unpacked into the same folder.
 
     :raises ProgramMissing: it is neither here nor to be had.
     """
@@ -25,22 +28,22 @@ def program(name: str, package: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "pooled-serve-tests" / package
     if not folder.exists():
-        _unpack(package, folder)
+        _unpack((package, *needed), folder)
     for found in folder.glob(f"usr/*bin/{name}"):
         return found
     raise ProgramMissing(f"there is no {name} here, nor in Debian's package {package}")
 
 
-def _unpack(package: str, folder: Path) -> None:
+def _unpack(packages: Sequence[str], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         try:
-            _run("apt-get", "download", "--quiet", package, cwd=scratch)
-            (archive,) = Path(scratch).glob("*.deb")
-            _run("dpkg-deb", "--extract", archive.name, "root", cwd=scratch)
-        except (OSError, subprocess.SubprocessError, ValueError):
+            _run("apt-get", "download", "--quiet", *packages, cwd=scratch)
+            for archive in Path(scratch).glob("*.deb"):
+                _run("dpkg-deb", "--extract", archive.name, "root", cwd=scratch)
+        except (OSError, subprocess.SubprocessError):
             raise ProgramMissing(
-                f"there is no {package} here, and apt-get cannot download it"
+                f"there is no {packages[0]} here, and apt-get cannot download it"
             ) from None
         try:
             # At once, because two test runs may want it at the same time.

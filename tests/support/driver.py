@@ -56,6 +56,7 @@ class FakeDriver:
         self.always: dict[str, Any] = {}
         self.calls: dict[str, int] = dict.fromkeys(self.plan, 0)
         self.open: list[FakeConnection] = []
+        self.left: list[int] = []  # numbers of connections that other workers left behind
         self.connecting = 0
         self.peak = 0
 
@@ -98,11 +99,14 @@ class FakeDriver:
     def unfinished(self, connection: FakeConnection) -> bool:
         return connection.at_work
 
-    def finish(self, connection: FakeConnection, closed: FakeConnection) -> bool:
-        assert closed.closed
+    def finish(
+        self, connection: FakeConnection, closed: list[FakeConnection]
+    ) -> Iterator[tuple[FakeConnection, bool]]:
         self.step("finish")
-        closed.at_work = False
-        return True
+        for each in closed:
+            assert each.closed
+            each.at_work = False
+            yield each, True
 
     def abandon(self, connection: FakeConnection) -> None:
         connection.abandoned = True

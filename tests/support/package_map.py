@@ -1,4 +1,4 @@
-"""The map of the package in the README: a line for each module, the beginning of its docstring.
+"""The map of the package in tests/README.md: for each module, the beginning of its docstring.
 
     python tests/support/package_map.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pooled_serve"
-README = ROOT / "README.md"
+README = ROOT / "tests" / "README.md"
 BEGIN, END = "<!-- tests/support/package_map.py writes this -->\n", "<!-- end of the map -->\n"
 
 
@@ -33,7 +33,7 @@ def folders() -> tuple[str, ...]:
 
 
 def written() -> str:
-    """What the README has."""
+    """What tests/README.md has."""
     return README.read_text().partition(BEGIN)[2].partition(END)[0]
 
 

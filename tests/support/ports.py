@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 MAX_HELD = 200  # held at a time: more than a test needs, and fewer than the files it may have open
 
@@ -23,3 +24,10 @@ def free_port() -> int:
         _held.pop(0).close()
     port: int = holder.getsockname()[1]
     return port
+
+
+def is_listening(port: int) -> bool:
+    """Whether connections to this port of 127.0.0.1 are accepted."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
+        return True
+    return False

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -78,3 +78,25 @@ def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"not so within {timeout:g} s, the last answer is {answer!r}")
         time.sleep(0.02)
+
+
+@contextmanager
+def forked(does: Callable[[], object]) -> Iterator[int]:
+    """The process id of a child that has done this, and waits until it is killed at the end."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            does()
+            os.write(writer, b"done")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            assert pipe.read(4) == b"done", "the child has failed"
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -21,9 +21,9 @@ EXAMPLES = ROOT / "examples"
 # The examples ship the starter that readers use; the tests use it too, from where it is.
 sys.path.append(str(EXAMPLES))
 
-from private_database import PrivateDatabase, tied_to_us  # noqa: E402
+from private_database import USER, PrivateDatabase, tied_to_us  # noqa: E402
 
-__all__ = ["Database", "Server", "ServerMissing", "mariadb", "mysql", "tied_to_us"]
+__all__ = ["USER", "Database", "Server", "ServerMissing", "mariadb", "mysql", "tied_to_us"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pooled-serve-tests"
 
@@ -97,10 +97,10 @@ class Server(PrivateDatabase):
         """As the first server of this kind had it made, which takes ten times as long as a copy."""
         made = _made.get(self.server)
         if made:
-            _copy(made, self._data)
+            copy(made, self._data)
         else:
             super()._create_data()
-            _made[self.server] = _copy(self._data, Path(_scratch.name, f"data{len(_made)}"))
+            _made[self.server] = copy(self._data, Path(_scratch.name, f"data{len(_made)}"))
 
     def create_database(self, *, max_user_connections: int = 0) -> Database:
         """0 connections stands for no limit, as it does for the server."""
@@ -119,14 +119,32 @@ class Server(PrivateDatabase):
         return Database(name, name, password, "127.0.0.1", self.port)
 
 
-def _copy(data: Path, to: Path) -> Path:
+def copy(data: Path, to: Path) -> Path:
+    """A data directory, with all that is in it."""
     # A redo log of 100 MB is mostly holes.
     subprocess.run(["cp", "-a", "--sparse=always", data, to], check=True)
     return to
 
 
+NEWER_MARIADB = os.environ.get("MARIADB", "")
+"""The MariaDB of all tests: empty for the one of this machine, 11.8 for that of get_mariadb.sh."""
+
+
 def mariadb(directory: Path, *options: str) -> Server:
-    return Server(directory, extra_options=options)
+    """Without TLS unless options bring a certificate: tests look into what goes over the wire, and
+    11.8 would make itself one.
+
+    Raise ServerMissing where MARIADB asks for one that cannot be had.
+    """
+    return Server(directory, extra_options=("--skip-ssl", *options), server=mariadb_program())
+
+
+def mariadb_program() -> Path | None:
+    """None for the one of this machine, which is found later. Raise ServerMissing."""
+    if not NEWER_MARIADB:
+        return None
+    assert NEWER_MARIADB == "11.8", f"MARIADB={NEWER_MARIADB}: only 11.8 is known"
+    return downloaded("get_mariadb.sh", f"mariadb{NEWER_MARIADB}") / "sbin" / "mariadbd"
 
 
 def mysql(directory: Path, *options: str) -> Server:
@@ -135,20 +153,27 @@ def mysql(directory: Path, *options: str) -> Server:
     return Server(
         directory,
         extra_options=("--innodb-flush-method=nosync", *options),
-        server=_mysql_program(),
+        server=downloaded("get_mysql.sh", "mysql") / "mysqld",
     )
 
 
-def _mysql_program() -> Path:
-    """Downloaded once per user: it takes 60 MB and several seconds."""
-    folder = CACHE / "mysql"
-    script = Path(__file__).with_name("get_mysql.sh")
+def downloaded(script: str, name: str) -> Path:
+    """The folder in which one of the scripts beside this file puts programs, once per user: it
+    takes up to 60 MB and half a minute.
+
+    Raise ServerMissing where they cannot be had.
+    """
+    folder = CACHE / name
     done = subprocess.run(
-        [script, folder], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        [Path(__file__).with_name(script), folder],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
-        raise ServerMissing((done.stderr.strip() or "get_mysql.sh failed").splitlines()[-1])
-    return folder / "mysqld"
+        raise ServerMissing((done.stderr.strip() or f"{script} failed").splitlines()[-1])
+    return folder
 
 
 def create_twin(database: Database, server: Server) -> Database:

@@ -32,15 +32,44 @@ class Site:
         """A request with this statement."""
         return self.server.get("/run?" + urlencode({"sql": sql}), timeout=timeout)
 
+    def value(self, sql: str) -> str:
+        """The last column of the only row."""
+        answer = self.run(sql)
+        assert answer.status == 200, self.server.log
+        (row,) = answer.json()
+        return str(row[-1])
+
+    def is_encrypted(self) -> bool:
+        """Whether the application speaks TLS to its server."""
+        return bool(self.value("SHOW SESSION STATUS LIKE 'Ssl_cipher'"))
+
     def pool(self) -> dict[str, Any]:
         """The statistics of the worker's pool."""
         stats: dict[str, Any] = self.server.get("/pool").json()
         assert stats["in_use"] + stats["idle"] <= self.cap
         return stats
 
+    def pool_at_rest(self) -> dict[str, Any]:
+        """Those once all connections are idle: they are cleaned, and counted, after the answer,
+        and what is being cleaned is not in use any more."""
+        found: dict[str, Any] = {}
+
+        def rests() -> bool:
+            found.update(self.pool())
+            there = found["opened_total"] - sum(found["closed_total"].values())
+            return bool(found["idle"] == there and not found["waiting"])
+
+        wait_until(rests)
+        return found
+
     def connection_ids(self) -> set[int]:
         """What the server knows of the application."""
         return {row["Id"] for row in self.admin.processlist(self.database.user)}
+
+    def sleepers(self) -> list[int]:
+        """The connections on which the application runs a SLEEP(), as the server knows them."""
+        rows = self.admin.processlist(self.database.user)
+        return [row["Id"] for row in rows if "SLEEP" in str(row["Info"])]
 
     def fill(self) -> None:
         """Use the full cap at the same time."""

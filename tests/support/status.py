@@ -1,4 +1,4 @@
-"""A site with a status listener, and the fixture that starts one."""
+"""A status listener, a site that has one, and the fixture that starts it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ StartSite = Callable[..., Site]
 SLEEP = "/run?sql=SELECT+SLEEP({})"
 
 
-class Status:
-    """A site and its status listener."""
+class StatusListener:
+    """The numbers of whatever is served."""
 
-    def __init__(self, site: Site, address: Any) -> None:
-        self.site = site
+    def __init__(self, address: Any) -> None:
         self.address = address
 
     def get(self, path: str = "/", method: str = "GET", **headers: str) -> Response:
@@ -63,6 +62,14 @@ class Status:
         stats = self.wait_for(lambda stats: all(map(rests, stats["pools"].values())))
         pool: dict[str, Any] = stats["pools"]["default"]
         return pool
+
+
+class Status(StatusListener):
+    """A site and its status listener."""
+
+    def __init__(self, site: Site, address: Any) -> None:
+        super().__init__(address)
+        self.site = site
 
 
 StartStatus = Callable[..., Status]

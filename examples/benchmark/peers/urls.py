@@ -43,11 +43,14 @@ def probe(request: HttpRequest) -> HttpResponse:
 
 
 def work(request: HttpRequest) -> HttpResponse:
-    """?queries= queries, ?ms= milliseconds of CPU between them and the answer, and who did it."""
+    """?queries= queries, ?hold= milliseconds in which the connection is held, ?ms= milliseconds of
+    CPU between that and the answer, and who did it."""
     for _ in range(int(request.GET["queries"])):
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             cursor.fetchall()
+    if hold := int(request.GET.get("hold", 0)):
+        time.sleep(hold / 1000)
     # The thread's own clock: a page costs the same however busy the machine is.
     until = time.thread_time() + int(request.GET["ms"]) / 1000
     while time.thread_time() < until:

@@ -1,0 +1,423 @@
+"""What is wrong now, in sentences: each has a name, numbers, and a remedy.
+
+A pure function of ``/stats.json``, whose numbers the page shows beside the sentences. One incident
+has many symptoms, and the same queue has many causes: of the causes of a queue the one that comes
+first in :func:`_queue` is named, because it would explain the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pooled_serve.status.remedies import LOGIN_REMEDY, cap_option, size_option, total_cap
+from pooled_serve.status.sentence import LEVELS, Sentence, recent_routes
+from pooled_serve.status.words import count, duration, listed, percent, plural, span
+
+LEAK_SECONDS = 30.0
+"""A connection held for longer, for LEAK_TIMES as long as 95 % of the others, and for twice as long
+as any that has come back, was forgotten."""
+LEAK_TIMES = 20.0
+
+SLOW_SECONDS = 0.5
+"""What a lease takes on average in a slow view..."""
+SLOW_SHARE = 0.5
+"""... that has held connections for this share of all connection time."""
+
+MANY_STATEMENTS = 50.0
+"""Statements of a request on average, of which a loop over single rows is suspected."""
+MANY_SHARE = 0.3
+"""... in a view with this share of all connection time."""
+
+PINNED_SHARE = 0.2
+"""Of all leases of transaction mode; each is as long as its request."""
+
+STORM_OPENED = 10
+"""Connections opened, and as good as closed, in the last seconds..."""
+STORM_SHARE = 0.2
+"""... and this share of all hand-outs met a new one."""
+
+SHORT_WAIT_SECONDS = 0.05
+"""A queue that 95 % of requests pass in less is what a pool is for..."""
+MANY_WAIT = 0.3
+"""... unless this share of them has to."""
+
+
+def findings(stats: Mapping[str, Any]) -> list[Sentence]:
+    """Returns what there is to say of an instance, the worst first; never nothing.
+
+    :param stats: as of ``/stats.json``. What an older server leaves out is not judged.
+    """
+    found = []
+    pools: Mapping[str, Any] = stats.get("pools") or {}
+    if not stats.get("workers"):
+        remedy = "the log says why workers end"
+        found.append(Sentence("bad", "no worker", "", "No worker is running", remedy))
+    for alias, pool in pools.items():
+        found += _Pool(stats, alias, pool).judge()
+    found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
+    return found or [_all_is_well(stats)]
+
+
+class _Pool:
+    """One database, and what is known of it."""
+
+    def __init__(self, stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any]) -> None:
+        self.stats = stats
+        self.alias = alias
+        self.pool = pool
+        self.recent: Mapping[str, Any] = pool.get("recent") or {}
+        self.several = len(stats.get("pools") or {}) > 1
+        self.of = f" for {alias}" if self.several else ""
+        self.workers = [
+            (worker.get("slot"), (worker.get("pools") or {}).get(alias) or {})
+            for worker in stats.get("workers") or ()
+        ]
+        self.window = f"in the last {count(self.recent.get('seconds', 10))} s"
+
+    def number(self, key: str) -> float:
+        return float(self.pool.get(key) or 0)
+
+    def lately(self, key: str) -> float:
+        return float(self.recent.get(key) or 0)
+
+    def say(self, level: str, name: str, problem: str, remedy: str) -> Sentence:
+        return Sentence(level, name, self.alias, f"{name[0].upper()}{name[1:]}: {problem}", remedy)
+
+    def judge(self) -> Iterator[Sentence]:
+        if self.pool.get("reachable") is False:
+            yield self._login_refused() if self.number("login_refused") else self._outage()
+            return
+        if self.recent.get("lost_ago_seconds") is not None:
+            yield self._outage_over()  # it explains refusals and waits, too
+            return
+        if errors := self.lately("connect_errors"):
+            yield self.say(
+                "warn",
+                "failing connects",
+                f"connecting to {self.alias} failed {_times(errors)} {self.window}",
+                "the log has the server's error: often its limit of connections, or an account",
+            )
+        queue = next(self._queue(), None) if self.pressed else None
+        if queue is not None:
+            yield queue
+        for other in (self._leak(), self._storm(), self._many_statements(), self._pinned()):
+            if other is not None and (queue is None or other.name != queue.name):
+                yield other
+
+    # --- A queue, and why ----------------------------------------------------------------------
+
+    @property
+    def pressed(self) -> bool:
+        """Whether requests wait for longer than a moment, or were refused."""
+        if self.lately("timeouts"):
+            return True
+        if self.number("waiting") and self.number("oldest_wait_seconds") >= SHORT_WAIT_SECONDS:
+            return True
+        if self.lately("waited_share") >= MANY_WAIT:
+            return True
+        return self.lately("waited") > 0 and self.wait_p95 >= SHORT_WAIT_SECONDS
+
+    @property
+    def wait_p95(self) -> float:
+        return self.lately("wait_p95_seconds")
+
+    @property
+    def level(self) -> str:
+        return "bad" if self.lately("timeouts") else "warn"
+
+    def queue_in_words(self) -> str:
+        """Who waits, for how long, and who was refused; all that the numbers beside it show."""
+        words = []
+        if waiting := self.number("waiting"):
+            verb = "waits" if waiting == 1 else "wait"
+            longest = duration(self.pool.get("oldest_wait_seconds"))
+            words.append(f"{plural(waiting, 'request')}{self.of} {verb}, the longest {longest}")
+        elif waited := self.lately("waited"):
+            share = percent(self.recent.get("waited_share"))
+            words.append(f"{share} of requests{self.of} waited {self.window}")
+            if waited:
+                words.append(f"95 % less than {duration(self.wait_p95)}")
+        if refused := self.refused_in_words():
+            words.append(refused)
+        return ", ".join(words)
+
+    def refused_in_words(self) -> str:
+        refused, early = self.lately("timeouts"), self.lately("shed")
+        kinds = [(refused - early, "timed out"), (early, "refused early")]
+        said = [f"{count(n)} {how}" for n, how in kinds if n > 0]
+        return f"{listed(said)} {self.window}" if said else ""
+
+    def _queue(self) -> Iterator[Sentence]:
+        """Returns the causes of a queue, the first of which counts."""
+        queue = self.queue_in_words()
+        if leak := self._leak(queue):
+            yield leak
+        if busy := self._busy_worker(queue):
+            yield busy
+        if pinned := self._pinned(queue):
+            yield pinned
+        if many := self._many_statements(queue):
+            yield many
+        if slow := self._slow_view(queue):
+            yield slow
+        cap = total_cap(self.stats, self.alias)
+        host = (self.stats.get("hosts") or {}).get(self.alias)
+        if host and host.get("taken", 0) >= host.get("limit", 0):
+            taken = f"all {count(host['limit'])} connections of this host are taken"
+            name = "overload" if self.lately("timeouts") else "too small a pool"
+            option = cap_option(self.stats, self.alias)
+            yield self.say(self.level, name, f"{taken}: {queue}", option + _BUDGET)
+        opening = self.number("connecting") or self.lately("opened")
+        if cap is None or (opening and self.most_in_use() < cap and not self.lately("timeouts")):
+            yield self.say(
+                self.level,
+                "slow connects",
+                f"{queue}, while {plural(opening, 'connection')} had to be opened",
+                f"keep more of them open: {size_option(self.stats, self.alias)}",
+            )
+        full = self.at_cap()
+        faster = self.routes_in_words()
+        if self.lately("timeouts"):
+            yield self.say(
+                "bad",
+                "overload",
+                f"requests arrive faster than connections come back, {full}: {queue}{faster}",
+                f"more workers or hosts, shorter requests, or {cap_option(self.stats, self.alias)}"
+                + _BUDGET,
+            )
+        yield self.say(
+            self.level,
+            "too small a pool",
+            f"{full}: {queue}{faster}",
+            cap_option(self.stats, self.alias) + _BUDGET,
+        )
+
+    def most_in_use(self) -> float:
+        """Of this moment and the last minutes: at the cap there are moments with one less."""
+        peaks = (self.pool.get("peaks") or {}).get("5m") or {}
+        return max(self.number("in_use"), peaks.get("in_use") or 0)
+
+    def at_cap(self) -> str:
+        """How much of what there may be is used."""
+        cap, most = total_cap(self.stats, self.alias) or 0, self.most_in_use()
+        if most >= cap:
+            return f"all {count(cap)} connections{self.of} are in use"
+        return f"up to {count(most)} of {count(cap)} connections{self.of} are in use"
+
+    def full_workers(self) -> list[Any]:
+        return [
+            slot
+            for slot, its in self.workers
+            if its.get("max_outstanding") and its.get("in_use", 0) >= its["max_outstanding"]
+        ]
+
+    def _busy_worker(self, queue: str) -> Sentence | None:
+        """Some workers have a queue, and others at least half of their connections free."""
+        full = self.full_workers()
+        busy = [slot for slot, its in self.workers if its.get("waiting") and slot in full]
+        others = [its for slot, its in self.workers if slot not in busy]
+        each = max((its.get("max_outstanding") or 0 for _, its in self.workers), default=0)
+        caps = each * len(others)  # one that was not asked yet has no pool
+        used = sum(its.get("in_use", 0) for its in others)
+        if not busy or not caps or used > caps / 2 or (self.stats.get("hosts") or {}):
+            return None
+        who = f"worker {busy[0]} is" if len(busy) == 1 else f"workers {listed(_texts(busy))} are"
+        rest = "the other worker has" if len(others) == 1 else f"{len(others)} others have"
+        limit = count(each * len(self.workers))
+        return self.say(
+            self.level,
+            "one busy worker" if len(busy) == 1 else "busy workers",
+            f"{who} at the cap, while {rest} {count(caps - used)} of {count(caps)} free: {queue}",
+            f"--max-per-host {limit} lets workers lend each other connections",
+        )
+
+    def _leak(self, queue: str = "") -> Sentence | None:
+        held = self.number("oldest_held_seconds")
+        usual = self.lately("held_p95_seconds")
+        longest = (
+            route.get("longest_held_seconds") or 0 for route in self.stats.get("routes") or ()
+        )
+        if held < LEAK_SECONDS or held < LEAK_TIMES * usual or held < 2 * max(longest, default=0.0):
+            return None
+        other = f", the others {duration(usual)} at most (95 %)" if usual else ""
+        text = f"a connection{self.of} has been in use for {duration(held)}{other}"
+        remedy = (
+            f"--leak-threshold {LEAK_SECONDS / 2:.0f} logs the request and the line that took it"
+        )
+        level = self.level if queue else "warn"
+        return self.say(level, "leak", text + (f"; {queue}" if queue else ""), remedy)
+
+    def _pinned(self, queue: str = "") -> Sentence | None:
+        pinned: Mapping[str, int] = self.recent.get("pinned") or {}
+        total, acquired = sum(pinned.values()), self.lately("acquired")
+        if total < 2 or total < PINNED_SHARE * acquired:
+            return None
+        reason = max(pinned, key=lambda key: pinned[key])
+        share = percent(min(1.0, total / acquired)) if acquired else "all"
+        text = (
+            f"{share} of leases{self.of} are kept to the end of the request, "
+            f"{_times(pinned[reason])} because of {_PINS.get(reason, f'“{reason}”')} {self.window}"
+        )
+        remedy = "do that in an atomic() block or on an alias of its own, or not at all"
+        level = self.level if queue else "note"
+        return self.say(level, "pinned leases", text + (f": {queue}" if queue else ""), remedy)
+
+    def _many_statements(self, queue: str = "") -> Sentence | None:
+        for route, its, share in self.routes():
+            requests = its.get("requests") or 0
+            each = (its.get("statements") or 0) / requests if requests else 0.0
+            if each >= MANY_STATEMENTS and (share or 0) >= MANY_SHARE:
+                text = f"{route} runs {count(each)} statements for each request"
+                text += f" and holds {percent(share)} of the connection time"
+                level = self.level if queue else "note"
+                remedy = "select_related() or prefetch_related() there instead of a query per row"
+                return self.say(level, "N+1 queries", text + (f": {queue}" * bool(queue)), remedy)
+        return None
+
+    def _slow_view(self, queue: str) -> Sentence | None:
+        for route, its, share in self.routes():
+            each = its["held_seconds"] / its["leases"] if its.get("leases") else 0.0
+            if each < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
+                return None
+            text = f"{route} holds {percent(share)} of the connection time, {duration(each)} each"
+            # In transaction mode only atomic() keeps a connection for so long.
+            remedy = (
+                "make its statements faster; if it waits for another service: --pool-mode "
+                "transaction, and no atomic() around that"
+            )
+            return self.say(self.level, "slow view", f"{text}: {queue}", remedy)
+        return None
+
+    # --- Routes --------------------------------------------------------------------------------
+
+    def routes(self) -> list[tuple[str, Mapping[str, Any], float | None]]:
+        """Returns name, numbers and share of the connection time of routes, the busiest first."""
+        return recent_routes(self.stats)
+
+    def routes_in_words(self) -> str:
+        busiest = self.routes()[:1]
+        if not busiest or not busiest[0][2]:
+            return ""
+        route, its, share = busiest[0]
+        each = duration(its["held_seconds"] / its["leases"])
+        return f"; {route} holds most, {percent(share)} of the time, {each} each"
+
+    # --- Others --------------------------------------------------------------------------------
+
+    def _server(self) -> str:
+        where = self.pool.get("server")
+        engine = self.pool.get("engine") or "the server"
+        return f"{engine} at {where}" if where else f"{engine} of {self.alias}"
+
+    def _outage(self) -> Sentence:
+        remedy = f"see that {self._server()} runs and lets this host in; requests then go on"
+        problem = f"the database {self.alias} cannot be reached{self._costs()}"
+        return self.say("bad", "outage", problem, remedy)
+
+    def _login_refused(self) -> Sentence:
+        problem = f"{self._server()} refuses the login of {self.alias}{self._costs()}"
+        return self.say("bad", "login refused", problem, f"{LOGIN_REMEDY}: the log has the error")
+
+    def _outage_over(self) -> Sentence:
+        ago = span(self.lately("lost_ago_seconds"))
+        text = f"the database {self.alias} could not be used until {ago} ago"
+        if errors := self.lately("connect_errors"):
+            text += f", {plural(errors, 'attempt')} to connect failed"
+        if refused := self.refused_in_words():
+            text += f", {refused}"
+        elif errors:
+            text += f" {self.window}"
+        level = "warn" if refused else "note"
+        return self.say(
+            level, "outage over", text, "nothing to do: the log says why, and for how long"
+        )
+
+    def _costs(self) -> str:
+        """Who waits for the database, and who was refused."""
+        parts = [""]
+        if waiting := self.number("waiting"):
+            parts.append(f"{plural(waiting, 'request')} {'waits' if waiting == 1 else 'wait'}")
+        if refused := self.lately("timeouts"):
+            parts.append(f"{count(refused)} refused {self.window}")
+        return ", ".join(parts)
+
+    def _storm(self) -> Sentence | None:
+        """New connections all the time. Those of a start are not closed so soon."""
+        opened, acquired = self.lately("opened"), self.lately("acquired")
+        closed: Mapping[str, int] = self.recent.get("closed") or {}
+        if min(opened, sum(closed.values())) < STORM_OPENED or opened < STORM_SHARE * acquired:
+            return None
+        reason = max(closed, key=lambda key: closed[key])
+        text = (
+            f"{count(opened)} connections{self.of} were opened {self.window} for"
+            f" {plural(acquired, 'hand-out')}; {count(closed[reason])} were closed as “{reason}”"
+        )
+        remedy = _STORMS.get(reason, "the README's table of reasons says what closes them")
+        if reason == "lent":
+            remedy = f"workers take them from each other: {cap_option(self.stats, self.alias)}"
+        if reason == "surplus":
+            remedy = f"keep more of them open: {size_option(self.stats, self.alias)}"
+        return self.say("warn", "connect storm", text, remedy)
+
+
+_BUDGET = ", if the server has room: --check shows its budget"
+
+_STORMS = {
+    "age": "a longer --conn-max-age, below the server's wait_timeout",
+    "dead": "--conn-max-age below the time after which the server or a proxy closes idle ones",
+    "lost": "see the server's log for why it ends connections",
+    "moved": "the server has become read-only: connections go to where its name leads now",
+    "dirty": "see that views end their transactions, or leave --pool-reset at auto",
+    "unread": "read results to the end, or do not use unbuffered cursors",
+    "lasting state": "leave out the statement that a reset cannot undo, see the README",
+    "direct use": "use Django's cursors rather than connection.connection",
+    "reset failed": "the log has the server's error; --pool-reset rollback does without resets",
+    "killed": "see what ends requests in the middle of a statement: timeouts, clients that hang up",
+    "abandoned": "see what ends greenlets that hold a connection",
+    "drain": "a worker stops: nothing to do, unless it happens all the time",
+}
+
+_PINS = {
+    "variable": "SET or a user variable",
+    "lock": "GET_LOCK()",
+    "table lock": "LOCK TABLES",
+    "temporary table": "a temporary table",
+    "unbuffered cursor": "an unbuffered cursor",
+    "procedure": "a stored procedure",
+    "prepared statement": "PREPARE",
+}
+
+
+def _times(number: float) -> str:
+    return "once" if number == 1 else f"{count(number)} times"
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def _all_is_well(stats: Mapping[str, Any]) -> Sentence:
+    pools = list((stats.get("pools") or {}).items())
+    if not pools:
+        return Sentence(
+            "ok", "all is well", "", "All is well: no request has needed a database yet"
+        )
+    caps = [total_cap(stats, alias) for alias, _ in pools]
+    of = f" of {count(sum(cap for cap in caps if cap))}" if all(caps) else ""
+    in_use = count(sum(pool.get("in_use") or 0 for _, pool in pools))
+    text = f"All is well: {in_use}{of} connections in use, {_waits_in_words(pools)}"
+    return Sentence("ok", "all is well", "", text)
+
+
+def _waits_in_words(pools: list[tuple[str, Any]]) -> str:
+    recents = [pool.get("recent") or {} for _, pool in pools]
+    waited = sum(recent.get("waited") or 0 for recent in recents)
+    waiting = sum(pool.get("waiting") or 0 for _, pool in pools)
+    if not waited and not waiting:
+        return "nobody waits"
+    longest = max(recent.get("wait_p95_seconds") or 0.0 for recent in recents)
+    waited += waiting  # as in waited_share
+    share = waited / (sum(recent.get("acquired") or 0 for recent in recents) + waiting or 1)
+    short = f"{percent(min(1.0, share))} of requests waited a moment"
+    return f"{short}, 95 % of all less than {duration(longest)}" if longest else short

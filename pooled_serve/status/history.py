@@ -1,0 +1,436 @@
+"""The last five minutes of each pool, second by second, and its peaks of up to a day.
+
+They are of all workers together, and in memory that all processes share, made by the master before
+it forks: no worker's end takes any of it away. Once a second one worker adds up what all of them
+have on the scoreboard, and writes it here: the first one whose timer fires in that second, so that
+a worker that is killed or blocked is no gap. A lock of the kernel's, which goes with its process,
+keeps two from writing at once.
+
+What is not sampled is seen by its counter: that somebody has waited or was refused, and for how
+long, is exact. How many connections were in use at most is that of the samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import mmap
+import os
+import struct
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pooled_serve.pool import metrics
+from pooled_serve.status.figures import RECENT_SECONDS, Second, point
+
+if TYPE_CHECKING:
+    from pooled_serve.status.scoreboard import Snapshot
+
+KEPT_SECONDS = 300
+"""For the charts."""
+
+WINDOWS = {"5m": (10, 31), "1h": (60, 61), "24h": (1200, 73)}
+"""Seconds of a cell, and how many cells: as many as the window has, and the one that is being
+filled."""
+
+MAX_POOLS = 8
+"""Aliases with a history. One that was not used for as long as is kept gives way to a new one."""
+
+ROUTES_SECONDS = 300
+"""What "recently" means for routes: leases of slow ones are too rare for ten seconds."""
+
+_ROUTES_EVERY = 60  # seconds
+_ROUTES_KEPT = ROUTES_SECONDS // _ROUTES_EVERY + 2  # the next one is written over the oldest
+_ROUTES_BYTES = 16 * 1024
+
+_WORD = 8
+_ALIAS = struct.Struct("96p")
+_RING = KEPT_SECONDS + RECENT_SECONDS + 10  # what is about to be written over is not read
+_SECOND_WORDS = 2 + metrics.ROW_LENGTH  # which second it is; when it was sampled; the row
+
+PEAK_METRICS = {
+    "in_use": "Most connections in use. If it rises to the sum of db_client_connection_max, or to "
+    "pooled_serve_host_limit, the next requests wait: do as for pooled_serve_waited_total. If it "
+    "stays far below, a lower cap would do.",
+    "in_use_worker": "The same of the worker that had most. If it rises to --max-outstanding, one "
+    "worker is full while others need not be: use --max-per-host.",
+    "waiting": "Most requests that waited. If it rises, do as for pooled_serve_waited_total.",
+    "wait_seconds": "The longest wait. If it rises to half of --pool-timeout, requests are "
+    "refused: do as for pooled_serve_waited_total.",
+    "acquired": "Connections handed out. If it rises, there is more traffic.",
+    "waited": "Those after a wait. If it rises, do as for pooled_serve_waited_total.",
+    "refused": "Requests that got 503. If it rises, the log says why.",
+    "occasions": "How often waits began after a second without any. If it rises, the cap is "
+    "reached again and again: do as for pooled_serve_waited_total.",
+    "seconds": "How many were seen. If it falls, all workers were blocked or gone.",
+}
+"""Of a window in ``peaks`` of ``/stats.json``, with their help in ``/metrics``."""
+
+PEAK_KEYS = tuple(PEAK_METRICS)
+
+_MAXIMA = 4  # the first ones; the others are sums
+_CELL_WORDS = 1 + len(PEAK_KEYS)
+_AREA_WORDS = _RING * _SECOND_WORDS + sum(n for _, n in WINDOWS.values()) * _CELL_WORDS
+_AREA_BYTES = _ALIAS.size + _AREA_WORDS * _WORD
+_HEAD_BYTES = 2 * _WORD  # the last second that was sampled; the last minute of routes
+_ROUTES_AT = _HEAD_BYTES + MAX_POOLS * _AREA_BYTES
+BYTES_PER_POOL = _AREA_BYTES
+"""Memory that a database's history takes. That of the routes is a tenth of a megabyte."""
+
+CHARTS = ("in_use", "waiting", "rate", "wait_p95", "held_p95")
+"""Keys of a pool in ``/history.json``, in the order of :func:`figures.point`."""
+
+
+class History:
+    """Made by the master, once, before it forks."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _ROUTES_AT + _ROUTES_KEPT * _ROUTES_BYTES)
+        self._head = memoryview(self._memory)[:_HEAD_BYTES].cast("d")
+        # A lock belongs to a process, so a worker can have it though all inherit the descriptor.
+        self._lock = os.memfd_create("pooled-serve-history")
+        weakref.finalize(self, os.close, self._lock)
+
+    # --- Writing -------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        read: Callable[[], Iterable[Snapshot] | None],
+        now: float,
+        limit: float = math.inf,
+    ) -> bool:
+        """Note this second, if nobody else has. Returns whether it did.
+
+        :param read: see :meth:`Scoreboard.read_whole`. A sum that was too high once, of numbers on
+            the move, would be counted for ever.
+        :param now: monotonic seconds, on the clock that all processes share.
+        :param limit: what all workers may have together of a database. Two of them do not count
+            at the same moment, and what one has lent to another would be in use twice.
+        """
+        second = int(now)
+        if self._head[0] >= second:
+            return False
+        with self._alone() as alone:
+            if not alone or self._head[0] >= second:
+                return False
+            snapshots = read()
+            if snapshots is None:
+                return False
+            self._head[0] = second
+            rows: dict[str, list[list[float]]] = {}
+            for snapshot in snapshots:
+                rows.setdefault(snapshot.alias, []).append(snapshot.row)
+            for alias, of_workers in rows.items():
+                area = self._area(alias) or self._new_area(alias, now)
+                if area is not None:
+                    most = max(row[metrics.IN_USE] for row in of_workers)
+                    total = metrics.total(of_workers)
+                    total[metrics.IN_USE] = min(total[metrics.IN_USE], limit)
+                    area.write(second, now, total, most)
+        return True
+
+    def sample_routes(self, read: Callable[[], list[dict[str, Any]]], now: float) -> None:
+        """Note what the routes have used so far, once a minute.
+
+        :param read: returns ``routes`` of ``/stats.json``.
+        """
+        number = int(now // _ROUTES_EVERY)
+        if self._head[1] >= number:
+            return
+        with self._alone() as alone:
+            if not alone or self._head[1] >= number:
+                return
+            self._head[1] = number
+            routes, packed = read(), b""
+            while len(packed := json.dumps(_lean(routes)).encode()) > _ROUTES_BYTES - 2 * _WORD:
+                routes = routes[: len(routes) // 2]  # the busiest come first
+            at = _ROUTES_AT + number % _ROUTES_KEPT * _ROUTES_BYTES
+            head = memoryview(self._memory)[at : at + 2 * _WORD].cast("d")
+            head[0] = 0.0
+            head[1] = len(packed)
+            self._memory[at + 2 * _WORD : at + 2 * _WORD + len(packed)] = packed
+            head[0] = number
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other process writes meanwhile."""
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    # --- Reading -------------------------------------------------------------------------------
+
+    def aliases(self) -> list[str]:
+        """Returns the databases that have a history."""
+        return [area.alias for area in self._areas() if area.alias]
+
+    def before(self, alias: str, now: float) -> Second | None:
+        """Returns the sample of RECENT_SECONDS ago, or the oldest since; None if there is none."""
+        area = self._area(alias)
+        return None if area is None else area.around(now - RECENT_SECONDS, now)
+
+    def lately(self, alias: str, now: float) -> list[Second]:
+        """Returns the samples of the last RECENT_SECONDS."""
+        area = self._area(alias)
+        seconds = range(int(now) - RECENT_SECONDS + 1, int(now) + 1)
+        found = [] if area is None else map(area.read, seconds)
+        return [sample for sample in found if sample is not None]
+
+    def peaks(self, alias: str, now: float) -> dict[str, dict[str, Any]]:
+        """``peaks`` of ``/stats.json``: window -> the numbers named in PEAK_KEYS."""
+        area = self._area(alias)
+        return {
+            name: dict(zip(PEAK_KEYS, [0] * len(PEAK_KEYS), strict=True))
+            if area is None
+            else area.peaks(name, now)
+            for name in WINDOWS
+        }
+
+    def charts(self, now: float) -> dict[str, Any]:
+        """``/history.json``: for each second the age, and for each pool a list for each of CHARTS,
+        with None where nothing is known."""
+        last = int(now)
+        seconds = range(last - KEPT_SECONDS + 1, last + 1)
+        pools = {}
+        for area in self._areas():
+            if not area.alias:
+                continue
+            points: list[Sequence[float | None]] = []
+            waits: deque[float] = deque(maxlen=RECENT_SECONDS)  # the longest of each second
+            for second in range(seconds[0] - RECENT_SECONDS, seconds[-1] + 1):
+                sample = area.read(second)
+                waits.append(sample.row[metrics.LONGEST_WAIT] if sample else 0.0)
+                if second not in seconds:
+                    continue
+                if sample is None:
+                    points.append([None] * len(CHARTS))
+                    continue
+                base = area.around(second - RECENT_SECONDS, second)
+                if base is None or base.at >= sample.at:
+                    points.append(point(sample.row, None, 0.0))
+                else:
+                    points.append(point(sample.row, base.row, sample.at - base.at, max(waits)))
+            if any(column[0] is not None for column in points):
+                columns = zip(*points, strict=True)
+                pools[area.alias] = {
+                    key: [None if value is None else round(value, 5) for value in column]
+                    for key, column in zip(CHARTS, columns, strict=True)
+                }
+        return {"ages_seconds": [round(now - second, 3) for second in seconds], "pools": pools}
+
+    def recent_routes(self, routes: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+        """Returns routes, each with ``recent``: what it has used in the last ROUTES_SECONDS, or
+        since the start if that is later."""
+        oldest = int(now // _ROUTES_EVERY) - ROUTES_SECONDS // _ROUTES_EVERY
+        past: dict[tuple[str, str], dict[str, float]] = {}
+        for number in range(oldest, oldest + _ROUTES_KEPT - 1):
+            if (found := self._read_routes(number)) is not None:
+                past = {(r["route"], r["method"]): r for r in found}
+                break
+        return [route | {"recent": _since(route, past)} for route in routes]
+
+    def _read_routes(self, number: int) -> list[dict[str, Any]] | None:
+        at = _ROUTES_AT + number % _ROUTES_KEPT * _ROUTES_BYTES
+        head = memoryview(self._memory)[at : at + 2 * _WORD].cast("d")
+        if head[0] != number:
+            return None
+        packed = self._memory[at + 2 * _WORD : at + 2 * _WORD + int(head[1])]
+        if head[0] != number:
+            return None
+        found: list[dict[str, Any]] = json.loads(packed)
+        return found
+
+    # --- Areas ---------------------------------------------------------------------------------
+
+    def _areas(self) -> Iterator[_Area]:
+        for i in range(MAX_POOLS):
+            yield _Area(self._memory, _HEAD_BYTES + i * _AREA_BYTES)
+
+    def _area(self, alias: str) -> _Area | None:
+        name = _packed(alias)
+        return next((area for area in self._areas() if area.packed_alias == name), None)
+
+    def _new_area(self, alias: str, now: float) -> _Area | None:
+        """Returns a free one, or one whose alias was not used for long; None if there is none."""
+        for area in self._areas():
+            if not area.alias or area.last_at() < now - KEPT_SECONDS:
+                area.assign(alias)
+                return area
+        return None
+
+
+class _Area:
+    """The history of one alias."""
+
+    def __init__(self, memory: mmap.mmap, offset: int) -> None:
+        self._memory = memory
+        self._offset = offset
+        numbers: Any = memoryview(memory)[offset + _ALIAS.size : offset + _AREA_BYTES].cast("d")
+        self._seconds = numbers[: _RING * _SECOND_WORDS]
+        self._cells: dict[str, Any] = {}
+        at = _RING * _SECOND_WORDS
+        for name, (_, many) in WINDOWS.items():
+            self._cells[name] = numbers[at : at + many * _CELL_WORDS]
+            at += many * _CELL_WORDS
+
+    @property
+    def packed_alias(self) -> bytes:
+        return self._memory[self._offset : self._offset + _ALIAS.size]
+
+    @property
+    def alias(self) -> str:
+        """Empty if the area is free."""
+        packed: bytes = _ALIAS.unpack(self.packed_alias)[0]
+        return packed.decode("utf-8", "ignore")
+
+    def assign(self, alias: str) -> None:
+        """Forget everything, and keep this alias from now on."""
+        self._memory[self._offset : self._offset + _AREA_BYTES] = bytes(_AREA_BYTES)
+        self._memory[self._offset : self._offset + _ALIAS.size] = _packed(alias)
+
+    def last_at(self) -> float:
+        """Returns when it was last written; 0 if never."""
+        return max(self._seconds[1::_SECOND_WORDS], default=0.0)
+
+    def write(self, second: int, at: float, row: Sequence[float], most: float) -> None:
+        """Note a second.
+
+        :param most: connections in use of the worker that has most.
+        """
+        former = self.last_before(second)
+        known = former is not None or self.last_at() == 0.0
+        start = second % _RING * _SECOND_WORDS
+        self._seconds[start] = 0.0  # not to be read until it is whole
+        self._seconds[start + 1] = at
+        for i, number in enumerate(row, start + 2):
+            self._seconds[i] = number
+        self._seconds[start] = second
+        # What came before the first sample counts with it; after a long gap nothing is known.
+        self._write_peaks(second, at, row, former.row if former else None if known else row, most)
+
+    def _write_peaks(
+        self,
+        second: int,
+        at: float,
+        row: Sequence[float],
+        former: Sequence[float] | None,
+        most: float,
+    ) -> None:
+        def risen(index: int) -> float:
+            return max(0.0, row[index] - (former[index] if former is not None else 0.0))
+
+        if self._out(second, row):
+            return  # what an outage does says nothing about the size of a pool
+        wait = max(row[metrics.LONGEST_WAIT], metrics.age(row[metrics.OLDEST_WAIT], at))
+        waited, refused = risen(metrics.WAITED), risen(metrics.TIMEOUTS)
+        waits = bool(waited or refused or row[metrics.WAITING])
+        begun = float(waits and not self._waited_in(second - 1))
+        maxima = (row[metrics.IN_USE], most, row[metrics.WAITING], wait)
+        sums = (risen(metrics.ACQUIRED), waited, refused, begun, 1.0)
+        for name, (period, many) in WINDOWS.items():
+            key = 1 + second // period  # 0: never used
+            cell = self._cells[name]
+            start = key % many * _CELL_WORDS
+            if cell[start] != key:
+                cell[start] = 0.0
+                for i in range(start + 1, start + _CELL_WORDS):
+                    cell[i] = 0.0
+                cell[start] = key
+            for i, number in enumerate(maxima, start + 1):
+                if number > cell[i]:
+                    cell[i] = number
+            for i, number in enumerate(sums, start + 1 + _MAXIMA):
+                cell[i] += number
+
+    def _out(self, second: int, row: Sequence[float]) -> bool:
+        """Whether the database could not be reached, now or a moment ago."""
+        before = [sample.row for n in range(1, 4) if (sample := self.read(second - n)) is not None]
+        return any(one[metrics.REACHABLE] == metrics.NO for one in [row, *before])
+
+    def _waited_in(self, second: int) -> bool:
+        """Whether anybody waited in a second, or was in it still refused."""
+        now, before = self.read(second), self.read(second - 1)
+        if now is None:
+            return False
+        if now.row[metrics.WAITING]:
+            return True
+        keys = (metrics.WAITED, metrics.TIMEOUTS)
+        return before is not None and any(now.row[key] > before.row[key] for key in keys)
+
+    def read(self, second: int) -> Second | None:
+        """Returns the sample of a second, or None."""
+        start = second % _RING * _SECOND_WORDS
+        if second <= 0 or self._seconds[start] != second:
+            return None
+        at, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
+        return Second(at, row) if self._seconds[start] == second else None
+
+    def around(self, second: float, now: float) -> Second | None:
+        """Returns the sample of a second, or the next after it that there is, before now."""
+        for number in range(int(second), int(now)):
+            if (sample := self.read(number)) is not None:
+                return sample
+        return None
+
+    def last_before(self, second: int) -> Second | None:
+        """Returns the last sample before a second; None if there was none for KEPT_SECONDS."""
+        for number in range(second - 1, second - KEPT_SECONDS, -1):
+            if (sample := self.read(number)) is not None:
+                return sample
+        return None
+
+    def peaks(self, name: str, now: float) -> dict[str, Any]:
+        """Returns the peaks of a window."""
+        period, many = WINDOWS[name]
+        newest = 1 + int(now) // period
+        found = [0.0] * len(PEAK_KEYS)
+        cells = self._cells[name]
+        for start in range(0, many * _CELL_WORDS, _CELL_WORDS):
+            key, *numbers = cells[start : start + _CELL_WORDS]
+            if newest - many < key <= newest and key == cells[start]:
+                for i, number in enumerate(numbers):
+                    found[i] = max(found[i], number) if i < _MAXIMA else found[i] + number
+        return {
+            key: value if key == "wait_seconds" else int(value)
+            for key, value in zip(PEAK_KEYS, found, strict=True)
+        }
+
+
+def _packed(alias: str) -> bytes:
+    return _ALIAS.pack(alias.encode()[: _ALIAS.size - 1].decode("utf-8", "ignore").encode())
+
+
+_IDENTITY = ("route", "method")
+
+
+def _lean(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is kept of routes: their names and counters."""
+    return [
+        {
+            key: round(value, 4) if isinstance(value, float) else value
+            for key, value in route.items()
+            if key in _IDENTITY or key.endswith("_total")
+        }
+        for route in routes
+    ]
+
+
+def _since(
+    route: dict[str, Any], past: dict[tuple[str, str], dict[str, float]]
+) -> dict[str, float]:
+    before = past.get((route["route"], route["method"]), {})
+    return {
+        key.removesuffix("_total"): max(0, value - before.get(key, 0))
+        for key, value in route.items()
+        if key.endswith("_total")
+    }

@@ -1,0 +1,97 @@
+"""What is measured beside the pools: of the instance, of its host and of its routes.
+
+As in pool/metrics.py: each is declared once, with what to do when it rises, for ``/stats.json``,
+``/metrics`` and the page alike.
+"""
+
+from pooled_serve.pool.metrics import Kind
+
+INSTANCE_METRICS = (
+    (
+        Kind.GAUGE,
+        "uptime_seconds",
+        "Since the master started. If it falls, it was restarted; the counters begin at 0, too.",
+    ),
+    (
+        Kind.GAUGE,
+        "workers",
+        "Workers that serve. If it falls below --workers and stays, they end when they start: see "
+        "the log.",
+    ),
+)
+"""Of all pools together."""
+
+HOST_METRICS = (
+    (
+        Kind.GAUGE,
+        "limit",
+        "Connections that all workers of this host may have together. A setting: --max-per-host.",
+    ),
+    (
+        Kind.GAUGE,
+        "taken",
+        "Connections that they have, or are opening or closing. If it rises to the limit and "
+        "stays, requests wait for other workers: shorten the busiest routes, or raise "
+        "--max-per-host.",
+    ),
+    (
+        Kind.GAUGE,
+        "hungry",
+        "Workers with waiting requests that could open more if it were not for that. If it rises "
+        "and stays, do as for pooled_serve_host_taken.",
+    ),
+    (
+        Kind.COUNTER,
+        "trades_total",
+        "Connections given up by a worker for another one. If it rises with the traffic, they take "
+        "turns: raise --max-per-host, or use fewer workers.",
+    ),
+)
+"""Of a host with a bound, by the keys in ``/stats.json``; see :meth:`Host.stats`."""
+
+ROUTE_METRICS = (
+    (
+        Kind.COUNTER,
+        "leases_total",
+        "Connections that requests of a route have given back. If it rises faster than they "
+        "arrive, each takes several: use atomic() around statements that belong together.",
+    ),
+    (
+        Kind.COUNTER,
+        "held_seconds_total",
+        "Seconds for which they had them. If it rises for one route above all, shorten that one "
+        "first: fewer and faster statements, and calls to others before or after them.",
+    ),
+    (
+        Kind.COUNTER,
+        "waited_total",
+        "Connections handed out to them after a wait, also those still out. If it rises, find the "
+        "routes that hold the connections meanwhile: pooled_serve_route_held_seconds_total.",
+    ),
+    (
+        Kind.COUNTER,
+        "wait_seconds_total",
+        "Seconds for which they waited, served or not. If it rises, do as for "
+        "pooled_serve_route_waited_total.",
+    ),
+    (
+        Kind.GAUGE,
+        "longest_held_seconds",
+        "The longest of their leases so far. If it rises to seconds, --leak-threshold logs what "
+        "took the connection.",
+    ),
+    (
+        Kind.COUNTER,
+        "requests_total",
+        "Requests of a route that have run statements. If it rises, there are more of them.",
+    ),
+    (
+        Kind.COUNTER,
+        "statements_total",
+        "Statements they have run. If it rises faster than these, see if rows have one each.",
+    ),
+)
+"""Of a route, by the keys in ``/stats.json``; see status/routes.py."""
+
+ROUTE_LEASES, ROUTE_HELD, ROUTE_WAITED, ROUTE_WAIT, ROUTE_LONGEST = range(5)
+ROUTE_REQUESTS, ROUTE_STATEMENTS = 5, 6

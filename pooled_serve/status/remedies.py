@@ -1,0 +1,84 @@
+"""Options as remedies: with the numbers that a busy instance's own suggest, and for the database in
+question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LOGIN_REMEDY = "correct USER, PASSWORD and NAME in DATABASES, or the rights of the account"
+
+SPARE = 1.1
+"""Times what was in use at most: a sample a second does not see every peak."""
+
+
+def total_cap(stats: Mapping[str, Any], alias: str) -> float | None:
+    """Returns how many connections all workers together may have; None if there is no limit."""
+    pool = (stats.get("pools") or {}).get(alias) or {}
+    host = (stats.get("hosts") or {}).get(alias)
+    limits = [n for n in (pool.get("max_outstanding"), (host or {}).get("limit")) if n]
+    return min(limits, default=None)
+
+
+def cap_option(stats: Mapping[str, Any], alias: str, window: str = "5m") -> str:
+    """Returns the option that lets in all that were in use or waited at the peaks of a window;
+    twice as many as now at most.
+
+    :param window: that which the sentence speaks of: one of ``peaks`` in ``/stats.json``.
+    """
+    pool = stats["pools"][alias]
+    peaks = (pool.get("peaks") or {}).get(window) or {}
+    parts = shares(stats, alias)
+    cap = total_cap(stats, alias)
+    now_asked = (pool.get("in_use") or 0) + (pool.get("waiting") or 0)
+    asked = max(now_asked, (peaks.get("in_use") or 0) + (peaks.get("waiting") or 0))
+    now = math.ceil((cap or asked or 1) / parts)
+    return cap_of(stats, alias, max(now + 1, min(2 * now, math.ceil(asked / parts))))
+
+
+def size_option(stats: Mapping[str, Any], alias: str, window: str = "1h") -> str:
+    """Returns the option that keeps as many connections open as were in use at most in a window."""
+    pool = stats["pools"][alias]
+    peaks = (pool.get("peaks") or {}).get(window) or {}
+    parts = len(_workers(stats, alias)) or 1
+    size = math.ceil((pool.get("size") or 0) / parts)
+    cap = pool.get("max_outstanding") or math.inf
+    needed = max(peaks.get("in_use_worker") or 0, size + 1)
+    size = int(min(needed, cap / parts))
+    if len(stats["pools"]) > 1:
+        return f"--pool {alias}:{size}"
+    return f"--pool-size {size}"
+
+
+def fitting_cap(stats: Mapping[str, Any], alias: str, peaks: Mapping[str, Any]) -> int:
+    """Returns what would do, for a worker or, where the host has a bound, for all together."""
+    most = peaks["in_use"] if _bound(stats, alias) else peaks["in_use_worker"]
+    fits: int = max(2, math.ceil(SPARE * most))
+    return fits
+
+
+def cap_of(stats: Mapping[str, Any], alias: str, cap: int) -> str:
+    """Returns the option that sets this cap: for a worker or, with a bound of the host, for all."""
+    if _bound(stats, alias):
+        return f"--max-per-host {cap}"
+    workers = len(_workers(stats, alias)) or 1
+    size = math.ceil((stats["pools"][alias].get("size") or 0) / workers)
+    each = " per worker" if workers > 1 else ""
+    if len(stats["pools"]) > 1:
+        return f"--pool {alias}:{min(size, cap) or cap}:{cap}{each}"
+    smaller = f"--pool-size {cap} " if size > cap else ""
+    return f"{smaller}--max-outstanding {cap}{each}"
+
+
+def _bound(stats: Mapping[str, Any], alias: str) -> bool:
+    return alias in (stats.get("hosts") or {})
+
+
+def _workers(stats: Mapping[str, Any], alias: str) -> list[Any]:
+    return [w for w in stats.get("workers") or () if alias in (w.get("pools") or {})]
+
+
+def shares(stats: Mapping[str, Any], alias: str) -> int:
+    """Returns how many caps make up the cap of all."""
+    return 1 if _bound(stats, alias) else len(_workers(stats, alias)) or 1

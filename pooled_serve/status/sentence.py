@@ -1,0 +1,54 @@
+"""A sentence about an instance: a name, what is the matter in numbers, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LEVELS = ("bad", "warn", "note", "ok")
+"""The worst first."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A finding."""
+
+    level: str
+    name: str
+    pool: str  # alias; empty if it is about all
+    problem: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem}. → {self.remedy}" if self.remedy else f"{self.problem}."
+
+
+def banner(found: Sequence[Sentence], advised: Sequence[Sentence]) -> list[Sentence]:
+    """Returns what both pages begin with: what is the matter, and, unless something is wrong, what
+    would fit better."""
+    if found[0].level in ("bad", "warn"):
+        return list(found)
+    return [*found, *(sentence for sentence in advised if sentence.level != "ok")]
+
+
+def as_json(sentences: Iterable[Sentence]) -> list[dict[str, str]]:
+    """``findings`` and ``advice`` of ``/stats.json``."""
+    return [asdict(sentence) | {"text": str(sentence)} for sentence in sentences]
+
+
+def recent_routes(
+    stats: Mapping[str, Any],
+) -> list[tuple[str, Mapping[str, Any], float | None]]:
+    """Returns name, recent numbers and share of the connection time of routes, the busiest first.
+
+    Routes that have held nothing lately are left out.
+    """
+    found = [
+        (f"{route.get('method', '')} {route.get('route') or '/'}".strip(), its)
+        for route in stats.get("routes") or ()
+        if (its := route.get("recent")) and its.get("leases")
+    ]
+    total = sum(its["held_seconds"] for _, its in found)
+    found.sort(key=lambda item: -item[1]["held_seconds"])
+    return [(name, its, its["held_seconds"] / total if total else None) for name, its in found]

@@ -1,0 +1,71 @@
+"""``/stats.json``: the numbers of all workers, what has happened lately, and what that means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pooled_serve.pool import metrics
+from pooled_serve.status.advice import advice
+from pooled_serve.status.figures import recent
+from pooled_serve.status.findings import findings
+from pooled_serve.status.history import History
+from pooled_serve.status.scoreboard import Snapshot
+from pooled_serve.status.sentence import as_json, banner
+
+
+def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float) -> dict[str, Any]:
+    """``workers`` and ``pools`` of ``/stats.json``.
+
+    :param workers: slot -> process id, of the living ones.
+    :param now: monotonic seconds.
+    """
+
+    def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
+        server = {"engine": snapshot.engine, "server": snapshot.server}
+        return server | metrics.by_name(row, now)
+
+    snapshots = list(snapshots)
+    pools = {}
+    for alias in sorted({r.alias for r in snapshots}):
+        of_alias = [r for r in snapshots if r.alias == alias]
+        known = next((r for r in reversed(of_alias) if r.engine), of_alias[-1])
+        pools[alias] = as_pool(known, metrics.total(r.row for r in of_alias))
+    return {
+        "workers": [
+            {
+                "slot": slot,
+                "pid": pid,
+                "pools": {
+                    r.alias: as_pool(r, r.current)
+                    for r in snapshots
+                    if (r.slot, r.pid) == (slot, pid)
+                },
+            }
+            for slot, pid in workers.items()
+        ],
+        "pools": pools,
+    }
+
+
+def with_history(
+    stats: dict[str, Any], snapshots: Iterable[Snapshot], history: History, now: float
+) -> dict[str, Any]:
+    """Returns stats with what has happened lately, and the sentences about all of it.
+
+    :param stats: with all other keys of ``/stats.json``.
+    :param snapshots: what they were made of.
+    """
+    snapshots = list(snapshots)
+    for alias, pool in stats["pools"].items():
+        row = metrics.total(snapshot.row for snapshot in snapshots if snapshot.alias == alias)
+        base = history.before(alias, now)
+        seconds = stats["uptime_seconds"] if base is None else now - base.at
+        former = None if base is None else base.row
+        pool["recent"] = recent(row, former, round(seconds, 3), history.lately(alias, now), now)
+        pool["peaks"] = history.peaks(alias, now)
+    stats["routes"] = history.recent_routes(stats["routes"], now)
+    found, advised = findings(stats), advice(stats)
+    stats["findings"] = as_json(banner(found, advised))
+    stats["advice"] = as_json(advised)
+    return stats

@@ -1,0 +1,201 @@
+"""The status page for terminals: 80 columns, without colours, for ``watch -n1 curl -s ADDR``."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pooled_serve.status.advice import no_advice
+from pooled_serve.status.remedies import total_cap
+from pooled_serve.status.sentence import recent_routes
+from pooled_serve.status.words import NONE, count, duration, percent, plural, rate, span, unusable
+
+COLUMNS = 80
+ROUTES = 5
+WORKERS = 16
+"""More of them have one line together."""
+
+_MARKS = {"ok": "✓", "note": "i", "warn": "!", "bad": "✕"}
+_BARS = "▁▂▃▄▅▆▇█"
+_CHART = 50  # columns, of six seconds each
+
+
+def page(stats: Mapping[str, Any], charts: Mapping[str, Any]) -> str:
+    """Returns the page.
+
+    :param stats: as of ``/stats.json``.
+    :param charts: as of ``/history.json``.
+    """
+    lines = [*_head(stats), *_sentences(stats)]
+    for alias, pool in stats["pools"].items():
+        lines += ["", *_pool(stats, alias, pool, (charts.get("pools") or {}).get(alias) or {})]
+    lines += _routes(stats)
+    return "".join(f"{_cut(line)}\n" for line in lines)
+
+
+def advice_page(stats: Mapping[str, Any]) -> str:
+    """Returns what ``--advise`` prints: how it is now, the peaks, and what they suggest."""
+    lines = [*_head(stats), *_sentences(stats)]
+    for alias, pool in stats["pools"].items():
+        lines += ["", _title(alias, pool), *_peaks(pool)]
+        said = [s for s in stats.get("advice") or () if s["pool"] == alias]
+        for sentence in said:
+            lines += _wrapped(f"{_MARKS[sentence['level']]} ", sentence)
+        if not said:
+            lines.append(no_advice(pool))
+    lines += _routes(stats)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _head(stats: Mapping[str, Any]) -> Iterator[str]:
+    workers = plural(len(stats["workers"]), "worker")
+    facts = f"{workers} · up {span(stats['uptime_seconds'])}"
+    name = f"pooled-serve {stats['version']}  {stats['app'] or ''}"
+    room = COLUMNS - len(facts) - 2
+    yield f"{_clean(name)[:room]:{room}}  {facts}"
+
+
+def _sentences(stats: Mapping[str, Any]) -> Iterator[str]:
+    """What is the matter, and what to do."""
+    for sentence in stats["findings"]:
+        yield from _wrapped(f"{_MARKS[sentence['level']]} ", sentence)
+
+
+def _wrapped(mark: str, sentence: Mapping[str, Any]) -> Iterator[str]:
+    # A number and its unit stay together.
+    problem = re.sub(r"(?<=\d) (?=(?:%|ms|s|min|h|d)\b|%)", "\u00a0", _clean(sentence["problem"]))
+    for line in textwrap.wrap(f"{problem}.", COLUMNS, initial_indent=mark, subsequent_indent="  "):
+        yield line.replace("\u00a0", " ")
+    if sentence["remedy"]:
+        yield from textwrap.wrap(
+            _clean(sentence["remedy"]),
+            COLUMNS,
+            initial_indent="  → ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+
+
+def _title(alias: str, pool: Mapping[str, Any]) -> str:
+    known = [pool["engine"], pool["server"]]
+    lost = [unusable(pool.get("login_refused"))] if pool["reachable"] is False else []
+    return _clean(f"{alias}  {' · '.join([text for text in known if text] + lost)}")
+
+
+def _pool(
+    stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any], charts: Mapping[str, Any]
+) -> Iterator[str]:
+    cap, recent = total_cap(stats, alias), pool["recent"]
+    yield _title(alias, pool)
+    yield _bar(pool, cap, COLUMNS - 2)
+    moving = f"{pool['connecting']} connecting, {pool['closing']} closing"
+    free = NONE if cap is None else count(max(0, cap - _open(pool)))
+    yield (
+        f"# {count(pool['in_use'])} in use  = {count(pool['idle'])} idle  ~ {moving}"
+        f"  · {free} not opened, cap {'none' if cap is None else count(cap)}"
+    )
+    yield (
+        f"waiting {count(pool['waiting'])}, longest {duration(pool['oldest_wait_seconds'])}"
+        f"   oldest held {duration(pool['oldest_held_seconds'])}"
+        f"   {rate(recent['acquired_per_second'])} acquired/s   {count(recent['timeouts'])} refused"
+    )
+    yield (
+        f"waited {percent(recent['waited_share'])}"
+        f"   wait {_pair(recent, 'wait')}   hold {_pair(recent, 'held')} (p50 · p95)"
+        f""
+    )
+    for key, name in (("in_use", "in use"), ("waiting", "waiting")):
+        values = charts.get(key) or []
+        if any(values):
+            highest = max(value for value in values if value is not None)
+            top = max(highest, cap or 0) if key == "in_use" else highest
+            yield f"{name:8} {_sparkline(values, top)} 5 min, ≤ {count(highest)}"
+    yield from _peaks(pool)
+    if host := stats["hosts"].get(alias):
+        yield (
+            f"host     {count(host['taken'])} of {count(host['limit'])} taken, lent"
+            f" {count(host['trades_total'])} times; workers that lack some: {count(host['hungry'])}"
+        )
+    yield from _workers(stats, alias)
+
+
+def _pair(recent: Mapping[str, Any], what: str) -> str:
+    p50, p95 = (duration(recent[f"{what}_{name}_seconds"]) for name in ("p50", "p95"))
+    return f"{p50} · {p95}"
+
+
+def _open(pool: Mapping[str, Any]) -> int:
+    return int(pool["in_use"] + pool["idle"] + pool["connecting"] + pool["closing"])
+
+
+def _bar(pool: Mapping[str, Any], cap: float | None, columns: int) -> str:
+    """Returns a bar in which each state has its sign; what exists is never invisible."""
+    whole = max(cap or 0, _open(pool), 1)
+    parts = (
+        ("#", pool["in_use"]),
+        ("=", pool["idle"]),
+        ("~", pool["connecting"] + pool["closing"]),
+    )
+    drawn = "".join(sign * max(round(n * columns / whole), n > 0) for sign, n in parts)
+    return f"[{drawn[:columns]:·<{columns}}]"
+
+
+def _sparkline(values: Sequence[float | None], top: float) -> str:
+    """Returns the highest value of each stretch as a column; a space where nothing is known."""
+    size = -(-len(values) // _CHART)
+    signs = []
+    for start in range(0, len(values), size):
+        known = [value for value in values[start : start + size] if value is not None]
+        level = max(known) / top if known and top else 0.0
+        signs.append(_BARS[min(len(_BARS) - 1, int(level * len(_BARS)))] if known else " ")
+    return "".join(signs)
+
+
+def _peaks(pool: Mapping[str, Any]) -> Iterator[str]:
+    def of(key: str, words: Callable[[float], str]) -> str:
+        return " · ".join(words(peaks[key]) for peaks in pool["peaks"].values())
+
+    yield f"most     in use {of('in_use', count)}   waiting {of('waiting', count)}"
+    windows = " · ".join(pool["peaks"])
+    yield f"         wait {of('wait_seconds', duration)}   (in the last {windows})"
+
+
+def _workers(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
+    rows = [(w["slot"], w["pid"], its) for w in stats["workers"] if (its := w["pools"].get(alias))]
+    if len(rows) < 2:
+        return
+    for slot, pid, its in rows[:WORKERS]:
+        cap = its["max_outstanding"]
+        used = f"{count(its['in_use'])} of {'∞' if cap is None else count(cap)}"
+        yield (
+            f"worker {slot!s:>3} {pid!s:>8} {_bar(its, cap, 18)} {used:>10}"
+            f" {count(its['waiting']):>4} waiting, held {duration(its['oldest_held_seconds'])}"
+        )
+    if more := rows[WORKERS:]:
+        used = count(sum(its["in_use"] for _, _, its in more))
+        yield f"{plural(len(more), 'more worker')}: {used} in use"
+
+
+def _routes(stats: Mapping[str, Any]) -> Iterator[str]:
+    routes = recent_routes(stats)[:ROUTES]
+    if not routes:
+        return
+    yield ""
+    yield f"{'held by, in the last 5 min':41}{'share':>6} {'leases':>9} {'each':>11} {'waits':>8}"
+    for name, its, share in routes:
+        text = _clean(name)
+        shown = text if len(text) <= 40 else f"{text[:39]}…"
+        each = duration(its["held_seconds"] / its["leases"])
+        numbers = f" {count(its['leases']):>9} {each:>11} {count(its.get('waited')):>8}"
+        yield f"{shown:41}{percent(share):>6}{numbers}"
+
+
+def _clean(text: str) -> str:
+    """Returns names of projects without what a terminal might take for a command."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…"

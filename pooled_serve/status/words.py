@@ -1,0 +1,80 @@
+"""Numbers in words, for the sentences and pages that people read."""
+
+from __future__ import annotations
+
+NONE = "–"
+"""For what is not known."""
+
+
+def count(number: float | None) -> str:
+    """Returns a whole number with separators: 1,234."""
+    return NONE if number is None else f"{number:,.0f}"
+
+
+def rate(number: float | None) -> str:
+    """Returns a number with a decimal if it is small: 3.5, 120."""
+    if number is None or number >= 10 or number == int(number):
+        return count(number)
+    return f"{number:.1f}"
+
+
+def percent(share: float | None) -> str:
+    """Returns a share of 1 in per cent; what is not quite all or nothing does not look like it."""
+    if share is None:
+        return NONE
+    if 0 < share < 0.01:
+        return "< 1 %"
+    if 0.99 < share < 1:
+        return "> 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def plural(number: float, singular: str, many: str = "") -> str:
+    """Returns the number with its noun: 1 request, 2 requests."""
+    return f"{count(number)} {singular if number == 1 else many or singular + 's'}"
+
+
+def listed(words: list[str]) -> str:
+    """Returns the words as a list in a sentence: a, b and c."""
+    return ", ".join(words) if len(words) < 2 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def duration(seconds: float | None) -> str:
+    """Returns seconds in the unit that fits: 4.1 ms, 250 ms, 1.5 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return NONE
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.001:
+        return "< 1 ms"
+    if seconds < 0.00995:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return _parts(seconds, 60, "min", 1, "s")
+    if seconds < 86_370:
+        return _parts(seconds, 3600, "h", 60, "min")
+    return _parts(seconds, 86_400, "d", 3600, "h")
+
+
+def unusable(login_refused: float | None) -> str:
+    """Returns what is the matter with a database that is not ``reachable``."""
+    return "refuses the login" if login_refused else "cannot be reached"
+
+
+def _parts(seconds: float, large: int, its_name: str, small: int, name: str) -> str:
+    whole, rest = divmod(round(seconds / small), large // small)
+    return f"{whole} {its_name}" + f" {rest} {name}" * (rest > 0)
+
+
+def span(seconds: float) -> str:
+    """Returns how long something was watched, without decimals: 45 s, 12 min, 3 h 5 min, 24 h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 3570:
+        return f"{seconds / 60:.0f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")

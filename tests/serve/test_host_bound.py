@@ -1,0 +1,217 @@
+"""One bound for all workers of a host, whatever becomes of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from conftest import MakeProject, StartServe
+from support.client import BoundWatch
+from support.load import Hammer
+from support.processes import wait_until
+from support.serve import Serve
+from support.servers import Database, Server
+from support.torture import TORTURE, torture
+
+VIEWS = tuple(Path(__file__).with_name(f"{name}_views.py") for name in ("host_bound", "serving"))
+LIMIT = 6
+WORKERS = 4
+
+
+class Bounded:
+    """Workers with one bound, and the only ones to use their server."""
+
+    def __init__(self, server: Serve, mariadb: Server, database: Database) -> None:
+        self.server = server
+        self.mariadb = mariadb
+        self.database = database
+
+    @contextmanager
+    def never_more_than(self, most: int) -> Iterator[None]:
+        """However often the server is asked in this block."""
+        with BoundWatch(self.mariadb, self.database) as watch:
+            yield
+        assert 0 < watch.peak <= most, "\n".join(watch.seen)
+
+    def assert_all_can_be_taken(self) -> None:
+        """All connections of the host, at the same time."""
+        wait_until(lambda: not self.at_work())
+        with ThreadPoolExecutor(LIMIT) as threads:
+            naps = [threads.submit(self.server.get, "/nap?seconds=2") for _ in range(LIMIT)]
+            wait_until(lambda: self.at_work() == LIMIT)
+            assert [nap.result().status for nap in naps] == [200] * LIMIT
+
+    def at_work(self) -> int:
+        rows = self.mariadb.admin.processlist(self.database.user)
+        return sum("SLEEP" in str(row["Info"]) for row in rows)
+
+
+StartBounded = Callable[..., Bounded]
+
+
+@pytest.fixture
+def bounded(
+    project: MakeProject, serve: StartServe, start_mariadb: Callable[..., Server]
+) -> StartBounded:
+    def start(*args: str) -> Bounded:
+        mariadb = start_mariadb()
+        database = mariadb.create_database()
+        folder = project(VIEWS, databases={"default": database.django()})
+        numbers = ("--workers", str(WORKERS), "--max-per-host", str(LIMIT))
+        server = serve(folder, *numbers, *args)
+        wait_until(lambda: len(server.worker_pids()) == WORKERS)
+        return Bounded(server, mariadb, database)
+
+    return start
+
+
+def load(it: Bounded, seconds: float) -> Hammer:
+    return Hammer(it.server.port, "/nap", clients=24, seconds=seconds, keepalive=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--preload",), ("--max-requests", "40", "--max-requests-jitter", "20")],
+    ids=["", "preload", "max-requests"],
+)
+def test_all_workers_together_have_no_more_and_all_are_served(
+    bounded: StartBounded, options: tuple[str, ...]
+) -> None:
+    it = bounded(*options)
+    with it.never_more_than(LIMIT), load(it, 4) as hammer:
+        outcomes = hammer.finish()
+    lost = {"BadStatusLine", "RemoteDisconnected", "ConnectionResetError"} if options else set()
+    assert {outcome.result for outcome in outcomes} - lost == {200}
+    assert {outcome.client for outcome in outcomes} == set(range(24)), "each was served"
+    assert max(outcome.seconds for outcome in outcomes) < 5
+    it.assert_all_can_be_taken()
+
+
+def test_hup_does_not_double_the_bound(bounded: StartBounded) -> None:
+    it = bounded()
+    with it.never_more_than(LIMIT), load(it, 60) as hammer:
+        for times in range(1, (20 if TORTURE else 3) + 1):
+            before = it.server.worker_pids()
+            it.server.signal(signal.SIGHUP)
+            wait_until(lambda: not before & it.server.worker_pids())  # noqa: B023
+            it.server.wait_for_log("Hang up: Master", times)
+        hammer.stop()
+        outcomes = hammer.finish()
+    statuses = {outcome.result for outcome in outcomes}
+    assert 200 in statuses
+    assert not {result for result in statuses if isinstance(result, int)} - {200}
+    it.assert_all_can_be_taken()
+
+
+@torture
+def test_more_and_fewer_workers_do_not_change_it(bounded: StartBounded) -> None:
+    it = bounded()
+    with it.never_more_than(LIMIT), load(it, 60) as hammer:
+        for number, count in ((signal.SIGTTIN, 5), (signal.SIGTTIN, 6), (signal.SIGTTOU, 5)):
+            it.server.signal(number)
+            wait_until(lambda: len(it.server.worker_pids()) == count)  # noqa: B023
+        for count in (4, 3, 2, 1):
+            it.server.signal(signal.SIGTTOU)
+            wait_until(lambda: len(it.server.worker_pids()) == count)  # noqa: B023
+        hammer.stop()
+        hammer.finish()
+    it.assert_all_can_be_taken()
+
+
+def test_workers_that_are_killed_lose_nothing(bounded: StartBounded) -> None:
+    """At most one connection more, while what a dead worker has left at the server is ended."""
+    it = bounded()
+    rounds = 1000 if TORTURE else 30
+    rng = random.Random(7)
+    with it.never_more_than(LIMIT + 1), load(it, 3600) as hammer:
+        for _ in range(rounds):
+            time.sleep(rng.uniform(0.0, 0.2))
+            workers = sorted(it.server.worker_pids())
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(rng.choice(workers), signal.SIGKILL)
+        hammer.stop()
+        outcomes = hammer.finish()
+    assert any(outcome.result == 200 for outcome in outcomes)
+    it.assert_all_can_be_taken()
+
+
+@torture
+def test_a_statement_of_a_dead_worker_is_ended_before_its_place_is_given_on(
+    bounded: StartBounded,
+) -> None:
+    it = bounded()
+    with ThreadPoolExecutor(LIMIT) as threads:
+        for _ in range(LIMIT):
+            threads.submit(suppressed(it.server.get), "/nap?seconds=60")
+        wait_until(lambda: it.at_work() == LIMIT)
+        dead = it.server.worker_pids()
+        with it.never_more_than(LIMIT + 1):
+            for pid in dead:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: len(it.server.worker_pids() - dead) == WORKERS)
+            assert it.server.get("/nap?seconds=0").status == 200
+            wait_until(lambda: it.at_work() == 0)
+    it.assert_all_can_be_taken()
+
+
+def test_a_worker_that_is_stopped_keeps_what_it_has_and_nobody_else_waits_for_it(
+    bounded: StartBounded,
+) -> None:
+    it = bounded("--timeout", "60")
+    with load(it, 1) as hammer:
+        hammer.finish()
+    stopped = min(it.server.worker_pids())
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        answers = []
+        for _ in range(20):
+            with suppress(OSError):
+                answers.append(it.server.get("/nap?seconds=0", timeout=3).seconds)
+        assert len(answers) > 5
+        assert sorted(answers)[len(answers) // 2] < 0.5
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    it.assert_all_can_be_taken()
+
+
+def test_a_child_that_the_project_forks_owns_nothing_and_asks_for_its_own(
+    bounded: StartBounded,
+) -> None:
+    it = bounded()
+    with it.never_more_than(LIMIT):
+        for _ in range(8):
+            assert it.server.get("/fork").json()["child"] == 0, it.server.log
+    it.assert_all_can_be_taken()
+
+
+def test_a_new_master_shares_the_bound_with_the_old_one(bounded: StartBounded) -> None:
+    it = bounded()
+    old = it.server.worker_pids()
+    # One more: the new master's preflight asks the server, as at any start.
+    with it.never_more_than(LIMIT + 1), load(it, 60) as hammer:
+        it.server.signal(signal.SIGUSR2)
+        (new,) = wait_until(lambda: it.server.worker_pids() - old)
+        it.server.wait_for_log("Booting worker", 2 * WORKERS)
+        time.sleep(1)
+        hammer.stop()
+        outcomes = hammer.finish()
+        os.kill(new, signal.SIGTERM)
+        wait_until(lambda: it.server.worker_pids() == old)
+    assert {outcome.result for outcome in outcomes} == {200}
+    it.assert_all_can_be_taken()
+
+
+def suppressed(get: Callable[..., object]) -> Callable[..., None]:
+    def run(*args: object) -> None:
+        with suppress(Exception):
+            get(*args)
+
+    return run

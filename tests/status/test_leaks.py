@@ -1,0 +1,73 @@
+"""Which frames of a stack are the project's."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from types import CodeType, ModuleType
+
+import django
+import gunicorn
+import pytest
+
+from pooled_serve.status import leaks
+from pooled_serve.status.leaks import MAX_FRAMES, relevant
+
+LIBRARY = Path(django.__file__).parent
+
+
+def code(file: object) -> CodeType:
+    return compile("", str(file), "exec")
+
+
+def stack(*files: object) -> leaks.Stack:
+    """The innermost first."""
+    return [(code(file), number) for number, file in enumerate(files)]
+
+
+def numbers(found: leaks.Stack) -> list[int]:
+    return [number for _, number in found]
+
+
+OWN, DJANGO = "/srv/shop/views.py", LIBRARY / "db/models/query.py"
+STDLIB, GUNICORN, FROZEN = functools.__file__, gunicorn.__file__, "<frozen runpy>"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ((DJANGO, OWN, GUNICORN), [1]),
+        ((DJANGO, DJANGO, OWN, DJANGO, OWN, DJANGO, GUNICORN), [2, 3, 4]),
+        ((OWN, STDLIB, FROZEN, OWN, FROZEN), [0, 1, 2, 3]),
+        ((DJANGO, STDLIB, GUNICORN), [0, 1, 2]),
+        ((), []),
+        ((*[DJANGO] * 50, OWN, *[DJANGO] * 50, OWN), list(range(50, 50 + MAX_FRAMES))),
+        ([DJANGO] * 50, list(range(MAX_FRAMES))),
+    ],
+)
+def test_the_frames_of_the_project_and_those_between(
+    files: tuple[object, ...], expected: list[int]
+) -> None:
+    assert numbers(relevant(stack(*files))) == expected
+
+
+@pytest.fixture
+def _forgotten() -> None:
+    for function in (leaks._is_own, leaks._project):
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("_forgotten")
+def test_a_project_may_be_installed_beside_the_libraries(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(leaks._is_own.cache_clear)
+    request.addfinalizer(leaks._project.cache_clear)
+    package = ModuleType("shop")
+    package.__path__ = [str(LIBRARY.parent / "shop")]
+    monkeypatch.setitem(sys.modules, "shop", package)
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop.settings.production")
+    found = relevant(stack(DJANGO, LIBRARY.parent / "shop/orders/views.py", DJANGO))
+    assert numbers(found) == [1]
+    assert numbers(relevant(stack(DJANGO, LIBRARY.parent / "shop_tools/views.py"))) == [0, 1]
