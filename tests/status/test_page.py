@@ -118,6 +118,8 @@ def open_page(chromium: Browser, shop: Shop) -> Iterator[OpenPage]:
 def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: Shop) -> None:
     wait_until(lambda: len(shop.stats()["workers"]) == WORKERS)
     page = open_page()
+    # For seconds after an outage, which another test may just have had, the page speaks of that.
+    wait_until(lambda: page.sentence.startswith("All is well"))
     in_use, waiting = CAP * WORKERS, WORKERS
     with ThreadPoolExecutor(in_use + waiting) as threads:
         with gate(shop.database) as statement:
