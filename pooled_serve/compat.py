@@ -97,6 +97,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (f"{_WORKER}.init_process", "self"),
         (f"{_WORKER}.load_wsgi", "self"),
+        (f"{_WORKER}.patch", "self"),
         (f"{_WORKER}.init_signals", "self"),
         (f"{_WORKER}.handle_exit", "self, sig, frame"),
         (f"{_WORKER}.handle_quit", "self, sig, frame"),

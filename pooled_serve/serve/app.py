@@ -371,7 +371,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
             # The master loads the project, so Django must find gevent's locals here.
             from gevent import monkey
 
-            monkey.patch_all()
+            with signals.blocked():  # as in the worker's patch()
+                monkey.patch_all()
         self.balance = Balance()
         if self.cfg.status_address:
             self.scoreboard = Scoreboard()

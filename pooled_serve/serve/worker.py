@@ -53,6 +53,15 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         ggevent.StreamServer = partial(accept.Server, self._turns, self.share)
         super().init_process()
 
+    def patch(self) -> None:
+        """Have gevent patch, with signals blocked.
+
+        A worker that is ended half-way has a main thread that :mod:`threading` does not know, and
+        finalizers of it that print tracebacks (Python 3.13.0).
+        """
+        with signals.blocked():
+            super().patch()
+
     def init_signals(self) -> None:
         """Set the handlers, with signals blocked: gunicorn first sets the default action."""
         with signals.blocked():

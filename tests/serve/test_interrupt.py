@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -143,6 +144,28 @@ def test_a_worker_that_has_not_come_to_itself(site: Path, serve: StartServe) -> 
         serve(site)
     assert ended.value.returncode == 0
     assert_quiet(ended.value.log)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_while_gevent_patches(site: Path, serve: StartServe, preload: bool) -> None:
+    """Half-way, `threading` would not know its main thread."""
+    (site / "gunicorn.conf.py").write_text(
+        "import atexit, os, signal, sys, threading\n"
+        "from gevent import events\n"
+        "def interrupt(event):\n"
+        "    if getattr(event, 'module_name', '') == 'threading':\n"
+        "        for process in {os.getpid(), master}:\n"
+        "            os.kill(process, signal.SIGINT)\n"
+        "def say():\n"
+        "    sys.stderr.write(f'Ends in {threading.current_thread().name}.\\n')\n"
+        "events.subscribers.append(interrupt)\n"
+        "master = os.getpid()\n"
+        "atexit.register(say)\n"
+    )
+    with pytest.raises(ServerExited) as ended:
+        serve(site, *["--preload"] * preload)
+    assert_quiet(ended.value.log)
+    assert set(re.findall(r"Ends in (.+)\.", ended.value.log)) == {"MainThread"}
 
 
 @pytest.mark.parametrize("stage", ["preflight", "serving"])
