@@ -132,11 +132,9 @@ class PooledDatabase:
         # By value, in C: below a microsecond, for nearly all values are identical objects.
         return self.settings == settings and self._connecting_class is connecting_class
 
-    def lease(self, scope: GreenletScope) -> DatabaseSession:
-        """Returns the session that becomes the connection of Django's wrapper.
-
-        :raises DatabasePoolTimeout, DatabasePoolClosed, MySQLError:
-        """
+    def session(self, scope: GreenletScope) -> DatabaseSession:
+        """Returns the session that becomes the connection of Django's wrapper. It leases a
+        connection with its first statement."""
         return DatabaseSession(
             self.pool,
             scope,

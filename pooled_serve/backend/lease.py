@@ -48,7 +48,6 @@ class Session(DirectUse):
     :param cursorclass: PyMySQL's, or the one that OPTIONS name.
     :param reset: ``auto``, ``always`` or ``rollback``; see ``--pool-reset``.
     :param leak_threshold: seconds after which a lease is suspiciously long; None for never.
-    :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
     """
 
     def __init__(
@@ -75,8 +74,6 @@ class Session(DirectUse):
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
         self._forget_statements()
-        if scope.keep_leases:
-            self._lease()
 
     # As unittest.mock does it: isinstance(session, pymysql.connections.Connection) is true.
     __class__ = property(lambda self: MySQLConnection)
@@ -105,6 +102,14 @@ class Session(DirectUse):
             self._pool.reclaim(conn)
             if self._watched is not None:
                 self._watched.end_soon()
+
+    def lease_if_kept(self) -> None:
+        """Lease a connection now, rather than with the first statement, if it then stays.
+
+        :raises PoolTimeout, PoolClosed, MySQLError: see :meth:`ConnectionPool.acquire`.
+        """
+        if self._conn is None and self._scope.keep_leases:
+            self._lease()
 
     def release_if_unneeded(self) -> None:
         """Give the connection back, unless something needs it."""

@@ -70,10 +70,12 @@ class PooledWrapper:
     _connecting_class: type[ConnectingWrapper]
     _scope: GreenletScope | None = None  # None: a copy, or a wrapper without a database
     _lease_from: PooledDatabase | None = None  # set inside connect(), if that leases
+    _only_asks = False  # is asked for, or told, the mode of commits: needs no connection for it
 
     alias: str
     connection: Any
     settings_dict: dict[str, Any]
+    wrap_database_errors: Any
 
     def connect(self) -> None:
         """Connect as Django does, but lease a connection that is already set up."""
@@ -88,13 +90,40 @@ class PooledWrapper:
         finally:
             self._lease_from = None
 
+    def ensure_connection(self) -> None:
+        """Connect, and in request mode lease at once: projects call this to see whether the
+        database answers."""
+        only_asks, self._only_asks = self._only_asks, False  # not for hooks that run afterwards
+        super().ensure_connection()  # type: ignore[misc]
+        if not only_asks:
+            session = _session(self.connection)
+            if session is not None and session._conn is None:
+                with self.wrap_database_errors:
+                    session.lease_if_kept()
+
+    # What atomic() calls, which with ATOMIC_REQUESTS is around each view, also one without queries.
+
+    def get_autocommit(self) -> Any:
+        self._only_asks = True
+        try:
+            return super().get_autocommit()  # type: ignore[misc]
+        finally:
+            self._only_asks = False
+
+    def set_autocommit(self, *args: Any, **options: Any) -> None:
+        self._only_asks = True
+        try:
+            super().set_autocommit(*args, **options)  # type: ignore[misc]
+        finally:
+            self._only_asks = False
+
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         database = self._lease_from
         if database is None or self._scope is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         # In the past: so close_old_connections() gives it back at the end of the request.
         self.close_at = 0.0
-        session = database.lease(self._scope)
+        session = database.session(self._scope)
         session.wrapper = self
         if pymysql.connect is Connection:  # not instrumented
             return session

@@ -7,11 +7,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pymysql
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, OperationalError, transaction
 from pymysql.connections import Connection
 from pymysql.cursors import DictCursor
 
-from support.inside import assert_sound, connection, connections, one, patch, pool, run, settle
+from support.inside import (
+    assert_sound,
+    connection,
+    connections,
+    one,
+    patch,
+    pool,
+    refused,
+    run,
+    settle,
+)
 
 
 def where_sessions_are_not_reset_a_question_takes_a_fresh_connection() -> None:
@@ -85,6 +95,43 @@ def what_django_and_its_cursors_use_is_no_direct_use() -> None:
     connection.close()
     stats = pool().stats()
     assert (stats["opened_total"], stats["closed_total"]) == (opened, {}), stats
+    assert_sound()
+
+
+def a_block_without_a_query_needs_no_connection() -> None:
+    """As with ATOMIC_REQUESTS, while others have them all, or the database is down."""
+    run("SELECT 1")
+    connection.close()
+    taken = [pool().acquire() for _ in range(pool().cap)]
+    pool().timeout = 0.05
+    acquired, hooks = pool().stats()["acquired_total"], []
+    with transaction.atomic():
+        transaction.on_commit(lambda: hooks.append(refused(OperationalError, run, "SELECT 1")))
+        assert connection.in_atomic_block and not connection.get_autocommit()
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        raise ZeroDivisionError
+    assert len(hooks) == 1 and "4 in use" in hooks[0], hooks
+    for conn in taken:
+        pool().release(conn)
+    assert pool().stats()["acquired_total"] == acquired
+    assert_sound()
+
+
+def ensure_connection_takes_one() -> None:
+    """Health checks call it."""
+    run("SELECT 1")
+    connection.close()
+    taken = [pool().acquire() for _ in range(pool().cap)]
+    pool().timeout = 0.05
+    for block in (transaction.atomic, contextlib.nullcontext):
+        with block():
+            refused(OperationalError, connection.ensure_connection)
+        connection.close()
+    pool().release(taken.pop())
+    connection.ensure_connection()
+    assert pool().stats()["in_use"] == pool().cap
+    for conn in taken:
+        pool().release(conn)
     assert_sound()
 
 

@@ -71,6 +71,23 @@ def test_where_sessions_are_not_reset_a_question_takes_a_fresh_connection(projec
     )
 
 
+# --- When a lease begins -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_block_without_a_query_needs_no_connection(project: Any, mode: str) -> None:
+    run_function(
+        project(),
+        SCRIPTS,
+        "a_block_without_a_query_needs_no_connection",
+        POOLED_SERVE_POOL_MODE=mode,
+    )
+
+
+def test_ensure_connection_takes_one(project: Any) -> None:
+    run_function(project(), SCRIPTS, "ensure_connection_takes_one")
+
+
 # --- Statements inside of others ---------------------------------------------------------------
 
 

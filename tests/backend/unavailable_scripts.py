@@ -24,7 +24,8 @@ def django_sees_a_pool_timeout_as_an_operational_error() -> None:
     pool().timeout = 0.1
     try:
         with transaction.atomic():
-            raise AssertionError("entered")
+            run("SELECT 1")
+        raise AssertionError("ran")
     except OperationalError as error:
         assert isinstance(error, PoolTimeout)
         assert error.in_use == error.cap == 4
