@@ -40,6 +40,8 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         ("django.core.handlers.base:BaseHandler.resolve_request", "self, request"),
         ("django.core.handlers.wsgi:WSGIHandler.__call__", "self, environ, start_response"),
         (f"{_WRAPPER}.connect", "self"),
+        (f"{_WRAPPER}.ensure_connection", "self"),
+        (f"{_WRAPPER}.get_autocommit", "self"),
         (f"{_WRAPPER}.get_connection_params", "self"),
         (f"{_WRAPPER}.get_new_connection", "self, conn_params"),
         (f"{_WRAPPER}.init_connection_state", "self"),
