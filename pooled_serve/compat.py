@@ -181,6 +181,7 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gevent.baseserver:BaseServer._start_accepting_if_started", "started"),
         ("gevent.socket:socket.__init__", "_sock"),
         ("gevent.socket:socket.accept", "_wait _read_event"),
+        ("gevent.socket:socket.__init__", "_write_event"),
     ),
 }
 

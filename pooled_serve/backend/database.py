@@ -218,6 +218,7 @@ class PooledDatabase:
             trace=trace_of,
             restore=_left,
             holder=MySQLConnection.holder,
+            awaits=MySQLConnection.awaits,
             listeners=(self.log, self.reachability, self.traces),
             name=self.alias,
         )

@@ -125,6 +125,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 self._read_session_defaults()
         except MySQLError as error:
             error.address = self.address
+            if isinstance(getattr(error, "original_exception", None), TimeoutError):
+                error.unanswered = True  # as that of limit() is
             if self.unix_socket and code_of(error) == CR_CONN_HOST_ERROR:
                 # PyMySQL names the host, which has no part in it.
                 text = str(error.args[1]).replace(repr(self.host), repr(self.unix_socket))
@@ -391,6 +393,12 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def usable(self) -> bool:
         """Whether its present user can go on with it after an error, as Django asks. No I/O."""
         return self._fault != FAILED_OVER and self.alive()
+
+    def awaits(self) -> object:
+        """Returns what a greenlet waits for on this connection, an object that is another one for
+        each wait. None if none waits, or if there is something to read already. No I/O."""
+        wait = receive.wait_on(self._sock)
+        return None if wait is None or self._readable(0) else wait
 
     def part(self) -> None:
         """Send COM_QUIT, and wait until the server hangs up: then it no longer counts this

@@ -114,5 +114,7 @@ def packet(command: int, text: bytes) -> bytes:
 @contextlib.contextmanager
 def limit(seconds: float, code: int, message: str) -> Iterator[None]:
     """Raise an OperationalError in the body after so many seconds."""
-    with gevent.Timeout(seconds, OperationalError(code, message)):
+    error = OperationalError(code, message)
+    error.unanswered = True  # for the pool
+    with gevent.Timeout(seconds, error):
         yield

@@ -21,6 +21,7 @@ from pooled_serve.pool.listener import Account, PoolListener
 from pooled_serve.pool.metrics import Row
 from pooled_serve.pool.outage import Outage
 from pooled_serve.pool.overload import Overload
+from pooled_serve.pool.silence import QUIET_SECONDS, Silence
 from pooled_serve.pool.tokens import Tokens
 from pooled_serve.pool.waiters import Waiters
 
@@ -29,6 +30,9 @@ get_thread = get_original("_thread", "get_ident")
 
 DIRTY = "dirty"
 """Returned by ``condition`` for a connection that ``reset`` can make clean again."""
+
+BACKLOG_SECONDS = 10.0
+"""For so long after an outage, a queue that has not been empty since is its work."""
 
 FAILED_OVER = "moved"
 """Returned by ``condition`` when the server is no longer the one to use: a primary that became
@@ -73,6 +77,8 @@ class PoolBase(Generic[C]):
     :param restore: makes of a trace the closed connection that another process has left behind:
         something for ``finish`` and ``abandon``.
     :param holder: returns the holder of a connection, for messages; "" if it is not known.
+    :param awaits: returns, without I/O, what a connection waits for: an object that is another one
+        for each wait, and None if it waits for nothing; see silence.py.
     :param listeners: called when a request has to wait, and with the outcome of each connect.
     :param clock: monotonic seconds.
     :param name: names the pool in messages.
@@ -90,6 +96,7 @@ class PoolBase(Generic[C]):
         *("_renewed_at", "_shed", "_overload", "_is_outage", "_outage", "_outage_timer"),
         *("_tokens", "_hungry", "_part", "_trace", "_restore", "_probe_since"),
         *("_loopless", "_drained", "_account", "_longest_waits", "_waits_since"),
+        *("_awaits", "_silence", "_quiet_since", "_backlog_until", "_inquiring"),
     )
 
     def __init__(
@@ -117,6 +124,7 @@ class PoolBase(Generic[C]):
         trace: Callable[[C], bytes] = lambda conn: b"",
         restore: Callable[[bytes], C] | None = None,
         holder: Callable[[C], str] = lambda conn: "",
+        awaits: Callable[[C], object] = lambda conn: None,
         listeners: Iterable[PoolListener] = (),
         clock: Callable[[], float] = time.monotonic,
         name: str = "pool",
@@ -143,6 +151,7 @@ class PoolBase(Generic[C]):
         self._finish = finish
         self._abandon = abandon
         self._holder = holder
+        self._awaits = awaits
         self._tokens = tokens
         self._hungry: Any = (0.0,) if tokens is None else tokens.hungry  # [0]: any worker may be
         self._part = part
@@ -193,6 +202,10 @@ class PoolBase(Generic[C]):
         self._account: Account | None = None
         self._longest_waits = [0.0, 0.0]  # of this stretch of a second or more, and the last one
         self._waits_since = 0.0
+        self._silence = Silence()
+        self._quiet_since = 0.0  # as the listeners were told; 0 if they were not
+        self._backlog_until = 0.0  # while the queue of an outage may not have been served yet
+        self._inquiring = False
         self.row: Row = metrics.new_row()
         self.row[metrics.SIZE], self.row[metrics.CAP] = self.size, self.cap
 
@@ -285,6 +298,43 @@ class PoolBase(Generic[C]):
         row[metrics.LONGEST_WAIT] = max(self._longest_waits)
         row[metrics.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
         row[metrics.OLDEST_WAIT] = head.since if head else 0.0
+        self._listen(now)
+        self._note_outage(now)
+
+    def _listen(self, now: float) -> None:
+        """See whether the server answers those who wait for it."""
+        row, entries, silence = self.row, self._entries, self._silence
+        asking = [*entries.leased.values(), *entries.resetting]
+        back = max((entry.idle_since for entry in (*asking, *entries.idle[-1:])), default=0.0)
+        begun = [entry.leased_at for entry in entries.connecting if entry.leased_at]
+        waits = {entry.conn_id: self._awaits(entry.conn) for entry in asking}
+        since = silence.look(now, waits, came_back=back, connecting=begun)
+        row[metrics.IN_STATEMENT] = sum(
+            now - began >= QUIET_SECONDS for key, began in since.items() if key in entries.leased
+        )
+        row[metrics.OLDEST_STATEMENT] = silence.asked
+        row[metrics.LAST_ANSWER] = silence.answered
+        quiet = silence.seconds(now)
+        if quiet >= QUIET_SECONDS:
+            self._quiet_since = self._quiet_since or now - quiet
+            for listener in self._listeners:
+                listener.unanswered(quiet)
+        elif self._quiet_since:
+            # Else those who have waited are gone, and nothing is known.
+            answered = silence.answered > self._quiet_since
+            self._quiet_since = 0.0
+            for listener in self._listeners if answered else ():
+                listener.answered()
+
+    def _note_outage(self, now: float) -> None:
+        """Note until when the database could not be used, or requests wait that began to because
+        of that."""
+        if self.row[metrics.REACHABLE] == metrics.NO or self.row[metrics.STUCK]:
+            self._backlog_until = now + BACKLOG_SECONDS
+        elif not self._queue or now >= self._backlog_until:
+            self._backlog_until = 0.0
+            return
+        self.row[metrics.LAST_OUTAGE] = now
 
     def _observe(self, total: int, seconds: float) -> None:
         """Count a duration in a histogram: its sum, and one of the buckets behind that."""

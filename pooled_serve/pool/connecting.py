@@ -11,6 +11,7 @@ import gevent
 from pooled_serve.errors import PoolOutage, PoolTimeout
 from pooled_serve.pool import metrics
 from pooled_serve.pool.entry import C, Entry
+from pooled_serve.pool.retiring import CLOSE_TIMEOUT_SECONDS
 from pooled_serve.pool.returning import ReturningPool
 from pooled_serve.pool.tokens import LOOK_SECONDS, Turn
 from pooled_serve.pool.waiters import Waiter
@@ -41,7 +42,7 @@ class ConnectingPool(ReturningPool[C]):
 
         :param timeout: the caller's whole timeout, of which a part may be spent.
         """
-        began = self._clock()
+        began = entry.leased_at = self._clock()
         self._outage.tried(began, self.timeout)
         limit = gevent.Timeout(max(0.0, deadline - began))
         try:
@@ -100,6 +101,8 @@ class ConnectingPool(ReturningPool[C]):
 
     def _connect_failed(self, error: Exception, began: float) -> None:
         self.count(metrics.CONNECT_ERRORS)
+        if got_no_answer(error):
+            self.count(metrics.UNANSWERED)
         for listener in self._listeners:
             listener.connect_failed(error)
         self._backoff.failed(error)
@@ -182,7 +185,7 @@ class ConnectingPool(ReturningPool[C]):
 
     def _may_have_one_more(self) -> bool:
         """Where the host has a bound, one of its workers at a time."""
-        if self._tokens is None or self._tokens.begin_replacing(self):
+        if not self._inquiring and (self._tokens is None or self._tokens.begin_replacing(self)):
             return True
         gevent.sleep(LOOK_SECONDS / 10)
         now = self._clock()
@@ -293,6 +296,42 @@ class ConnectingPool(ReturningPool[C]):
 
     # --- Outages -------------------------------------------------------------------------------
 
+    def _inquire_apart(self, seconds: float) -> bool | None:
+        """See :meth:`ConnectionPool.inquire`. It may be one connection beyond the cap, but not at
+        the same time as that of :meth:`_replace`."""
+        right = object()
+        if self._closed or self._replacing or self._inquiring:
+            return None
+        if self._tokens is not None and not self._tokens.begin_replacing(right):
+            return None
+        queue = self._to_replace
+        self._inquiring = True
+        limit = gevent.Timeout(max(0.0, seconds))
+        try:
+            with limit:
+                conn = self._open()
+        except gevent.Timeout as error:
+            if error is not limit:
+                raise
+            self.count(metrics.UNANSWERED)
+            return False
+        else:
+            self._close_apart(conn)
+            return True
+        finally:
+            if queue is self._to_replace:  # not so in a forked child
+                self._inquiring = False
+                if self._tokens is not None:
+                    self._tokens.end_replacing(right)
+
+    def _close_apart(self, conn: C) -> None:
+        """Close a connection that was never this pool's."""
+        with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+            if self._tokens is not None:
+                self._part(conn)
+        with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+            conn.close()
+
     def _means_outage(self, error: Exception) -> bool:
         return error is CONNECT_TIMED_OUT or self._is_outage(error)
 
@@ -352,6 +391,12 @@ class ConnectingPool(ReturningPool[C]):
             self._outage_timer = self._timer(left, self._refuse_when_long)
         else:
             self._refuse_waiters()
+
+
+def got_no_answer(error: BaseException) -> bool:
+    """Whether an attempt to connect failed because nothing came back in time: nobody has refused
+    it. A driver says so by raising a TimeoutError, or setting ``unanswered`` on another one."""
+    return isinstance(error, TimeoutError) or bool(getattr(error, "unanswered", False))
 
 
 def copy_error(error: Exception) -> Exception:

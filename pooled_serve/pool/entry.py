@@ -56,7 +56,7 @@ class Entry(Generic[C]):
     def __init__(self) -> None:
         self.expires = math.inf  # when the connection retires
         self.idle_since = 0.0  # when it last came back, was handed over, or was closed
-        self.leased_at = 0.0
+        self.leased_at = 0.0  # or, while it is connecting, when the attempt began
         self.token: int | None = None  # see tokens.py
         self.token_is_used = False  # by the trace of a connection that the server may still have
         self.unended = (

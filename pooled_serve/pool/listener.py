@@ -50,6 +50,13 @@ class PoolListener:
     def connect_failed(self, error: Exception) -> None:
         """An attempt to connect failed."""
 
+    def unanswered(self, seconds: float) -> None:
+        """For so long the server has answered nothing, though it was asked. Called again and again
+        while that lasts, by whoever reads the gauges."""
+
+    def answered(self) -> None:
+        """The server has answered again."""
+
     def retried(self, error: Exception) -> None:
         """A statement found its connection dead, with this error, and ran again."""
 

@@ -68,6 +68,8 @@ class Kind(enum.Enum):
     """Of the moment when it was refreshed. Summed."""
     SINCE = enum.auto()
     """A gauge: since when something lasts, monotonic seconds; 0 if nothing does. The earliest."""
+    LATEST = enum.auto()
+    """A gauge: when something last was, monotonic seconds; 0 if it never was. The latest."""
     LONGEST = enum.auto()
     """A gauge: seconds. The longest."""
     REACHABLE = enum.auto()
@@ -184,6 +186,18 @@ CONNECT_ERRORS = _declare(
     "Failed attempts to connect. If it rises, the log has the error: check that the server runs, "
     "its max_connections and the password.",
 )
+UNANSWERED = _declare(
+    Kind.COUNTER,
+    "unanswered_total",
+    "Pings and attempts to connect that got no answer in time. If it rises, the server hangs or "
+    "the network drops packets: see whether the server answers others, and its disk.",
+)
+OUTAGES = _declare(
+    Kind.COUNTER,
+    "outages_total",
+    "How often a worker has lost the database: it could not be reached, or answered nothing. If it "
+    "rises, the log has the reason and how long it took: look at the server and the network to it.",
+)
 RESET = _declare(
     Kind.COUNTER,
     "reset_total",
@@ -281,6 +295,39 @@ OLDEST_HELD = _declare(
     "How long the longest lease has lasted. If it rises for minutes, a connection leaks or waits "
     "for a lock: --leak-threshold logs who has taken it.",
 )
+IN_STATEMENT = _declare(
+    Kind.GAUGE,
+    "in_statement",
+    "Connections in use whose statement has waited for an answer for a second or more. If it rises "
+    "to all in use and stays, statements wait for a lock, or the server hangs: SHOW PROCESSLIST "
+    "there says for what.",
+)
+OLDEST_STATEMENT = _declare(
+    Kind.SINCE,
+    "oldest_statement_seconds",
+    "How long the oldest statement, ping or connect under way has had no answer. If it rises for "
+    "minutes, a statement waits for a lock: SHOW PROCESSLIST on the server says for which. If "
+    "pooled_serve_last_answer_seconds rises with it, no other is answered either.",
+)
+LAST_ANSWER = _declare(
+    Kind.LATEST,
+    "last_answer_seconds",
+    "Since the server last answered. If it rises together with "
+    "pooled_serve_oldest_statement_seconds, the server hangs: look at its process and its disk. "
+    "If that is 0, nobody asks.",
+)
+STUCK = _declare(
+    Kind.GAUGE,
+    "stuck",
+    "Workers that the server does not answer, though it lets them ask. If it rises, look at the "
+    "server's process and disk, and at the network to it.",
+)
+LAST_OUTAGE = _declare(
+    Kind.LATEST,
+    "last_outage_seconds",
+    "Since the database could last not be used, or requests still waited because of that. If it "
+    "falls to 0, see pooled_serve_reachable and pooled_serve_stuck.",
+)
 _LONGEST = "The longest wait that ended a moment ago. If it rises, see pooled_serve_waited_total."
 LONGEST_WAIT = _declare(Kind.LONGEST, "longest_wait_seconds", _LONGEST)
 REACHABLE = _declare(
@@ -309,7 +356,7 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
     summed = [sum(column) for column in zip(*rows, strict=True)]
     for metric in METRICS:
         column = [row[metric.start] for row in rows]
-        if metric.kind in (Kind.REACHABLE, Kind.LONGEST):
+        if metric.kind in (Kind.REACHABLE, Kind.LATEST, Kind.LONGEST):
             summed[metric.start] = max(column)
         elif metric.kind is Kind.SINCE:
             summed[metric.start] = min(filter(None, column), default=0.0)
@@ -332,6 +379,8 @@ def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
             found[metric.key] = {UNKNOWN: None, YES: True, NO: False}[int(row[metric.start])]
         elif metric.kind is Kind.SINCE:
             found[metric.key] = age(row[metric.start], now)
+        elif metric.kind is Kind.LATEST:
+            found[metric.key] = age(row[metric.start], now) if row[metric.start] else None
         elif metric.kind is Kind.LONGEST:
             found[metric.key] = row[metric.start]
         else:
@@ -341,7 +390,7 @@ def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
 
 
 def age(since: float, now: float) -> float:
-    """Returns the seconds since then, for a metric of :data:`Kind.SINCE`; 0 if it is not set."""
+    """Returns the seconds since then, for a metric of SINCE or LATEST; 0 if it is not set."""
     return max(0.0, now - since) if since else 0.0
 
 

@@ -132,6 +132,26 @@ class ConnectionPool(ConnectingPool[C]):
         self._put_back(entry, self._condition(entry.conn), self._clock())
         return True
 
+    def inquire(self, seconds: float) -> bool | None:
+        """Find out whether the server answers, while statements of others get no answer: by a ping
+        on an idle connection, else by opening one, which is closed at once.
+
+        Returns whether it has answered within so many seconds; None if it could not be asked.
+
+        :raises Exception: what ``connect`` raised, which may be an answer, too.
+        """
+        began = self._clock()
+        if self._idle:
+            entry = self._entries.lease_idle(began)
+            if not self._check(entry.conn):
+                self._discard(entry, "dead")
+            elif self._answers(entry, min(PING_TIMEOUT_SECONDS, seconds)):
+                self._put_back(entry, self._condition(entry.conn), self._clock())
+                return True
+        # A link that was idle for long may be lost, and the server well.
+        left = began + seconds - self._clock()
+        return self._inquire_apart(left) if left > 0 else False
+
     # --- Taking --------------------------------------------------------------------------------
 
     def _acquire(self, began: float, timeout: float, entry: Entry[C] | None) -> C:
@@ -269,6 +289,8 @@ class ConnectionPool(ConnectingPool[C]):
                 self._ping(entry.conn)
         except BaseException as error:
             dead = error is limit or isinstance(error, Exception)
+            if error is limit:
+                self.count(metrics.UNANSWERED)
             self._discard(entry, "dead" if dead else "killed")
             if not dead:
                 raise

@@ -18,7 +18,7 @@ from pooled_serve.status.remedies import (
     size_option,
     total_cap,
 )
-from pooled_serve.status.sentence import Sentence, recent_routes
+from pooled_serve.status.sentence import Sentence, lost_seconds, recent_routes
 from pooled_serve.status.words import count, duration, percent, plural, span
 
 WINDOW = "24h"
@@ -100,7 +100,7 @@ def _judge(
     where = f"at {count(most)}{of} connections"
     text = f"{when} waits{said} began {where} {times}, {percent(share)} waited, {longest}{refused}"
     who = ""
-    if busiest and busiest[0][2]:
+    if busiest and busiest[0][2] and busiest[0][1]["held_seconds"] >= 2 * lost_seconds(stats):
         route, its, part = busiest[0]
         each = duration(its["held_seconds"] / its["leases"])
         who = f"; of late {route} held {percent(part)} of the connection time, {each} each"

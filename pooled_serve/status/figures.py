@@ -24,6 +24,14 @@ class Second(NamedTuple):
 RECENT_SECONDS = 10
 """What "now" means for everything that has to be counted for a while."""
 
+BETWEEN_SECONDS = 2.0
+"""The oldest number of now may be older by so much: samples are a second apart, and workers do not
+count at the same moment."""
+
+LATELY_SECONDS = 25
+"""As long as now, what comes before it, and the time for which an outage may make requests wait
+after its end."""
+
 _BUCKETS = len(BUCKET_BOUNDS_SECONDS) + 1
 _LOWER = (0.0, *BUCKET_BOUNDS_SECONDS)
 """Of each bucket, what is not in it any more."""
@@ -41,7 +49,7 @@ def recent(
 
     :param row: of a pool, see pool/metrics.py.
     :param before: the same, ``seconds`` ago; None if it had not counted anything.
-    :param samples: those in between.
+    :param samples: of the last LATELY_SECONDS.
     :param now: when the row was read, on their clock.
     """
 
@@ -55,9 +63,9 @@ def recent(
         return {reason: n for i, reason in numbered if (n := risen(i))}
 
     acquired, waited, refused = map(risen, (metrics.ACQUIRED, metrics.WAITED, metrics.TIMEOUTS))
-    longest_wait = max((s.row[metrics.LONGEST_WAIT] for s in samples), default=math.inf)
+    between = [s for s in samples if int(s.at) > int(now) - RECENT_SECONDS]
+    longest_wait = max((s.row[metrics.LONGEST_WAIT] for s in between), default=math.inf)
     longest_wait = max(longest_wait, row[metrics.LONGEST_WAIT])
-    lost = [s.at for s in samples if s.row[metrics.REACHABLE] == metrics.NO]
     waiting = int(row[metrics.WAITING])  # their wait has not ended, so no counter has it
     asked = acquired + refused + waiting
     waits = Durations(row, before, metrics.WAIT_SECONDS, longest_wait)
@@ -77,11 +85,27 @@ def recent(
         "held_p95_seconds": holds.quantile(0.95),
         "opened": risen(metrics.OPENED),
         "connect_errors": risen(metrics.CONNECT_ERRORS),
-        "lost_ago_seconds": max(0.0, now - max(lost)) if lost else None,
+        "unanswered": risen(metrics.UNANSWERED),
+        "lost_ago_seconds": _lost_ago([*samples, Second(now, row)], now),
         "leaked": risen(metrics.LEAKED),
         "closed": reasons("closed_total"),
         "pinned": reasons("pinned_total"),
     }
+
+
+def is_out(row: Sequence[float]) -> bool:
+    """Whether the database could not be used when the row was read."""
+    return row[metrics.REACHABLE] == metrics.NO or row[metrics.STUCK] > 0
+
+
+def _lost_ago(samples: Sequence[Second], now: float) -> float | None:
+    """Returns how long ago the database could last not be used; None if nothing of that is left in
+    the numbers of the last seconds: those who waited because of that have counted long ago."""
+    out = [sample.at for sample in samples if is_out(sample.row)]
+    until = max([*(sample.row[metrics.LAST_OUTAGE] for sample in samples), *out])
+    if not until or now - until >= RECENT_SECONDS + BETWEEN_SECONDS:
+        return None
+    return max(0.0, now - max(out, default=until))
 
 
 def point(

@@ -2,7 +2,8 @@
 
 A pure function of ``/stats.json``, whose numbers the page shows beside the sentences. One incident
 has many symptoms, and the same queue has many causes: of the causes of a queue the one that comes
-first in :func:`_queue` is named, because it would explain the others.
+first in :func:`_queue` is named, because it would explain the others. What disruptions.py finds
+explains all of them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pooled_serve.status.remedies import LOGIN_REMEDY, cap_option, size_option, total_cap
-from pooled_serve.status.sentence import LEVELS, Sentence, recent_routes
-from pooled_serve.status.words import count, duration, listed, percent, plural, span
+from pooled_serve.status.disruptions import PoolInWords
+from pooled_serve.status.remedies import cap_option, size_option, total_cap
+from pooled_serve.status.sentence import LEVELS, Sentence, lost_seconds, recent_routes
+from pooled_serve.status.words import count, duration, listed, percent, plural
 
 LEAK_SECONDS = 30.0
 """A connection held for longer, for LEAK_TIMES as long as 95 % of the others, and for twice as long
@@ -59,37 +61,12 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
     return found or [_all_is_well(stats)]
 
 
-class _Pool:
-    """One database, and what is known of it."""
-
-    def __init__(self, stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any]) -> None:
-        self.stats = stats
-        self.alias = alias
-        self.pool = pool
-        self.recent: Mapping[str, Any] = pool.get("recent") or {}
-        self.several = len(stats.get("pools") or {}) > 1
-        self.of = f" for {alias}" if self.several else ""
-        self.workers = [
-            (worker.get("slot"), (worker.get("pools") or {}).get(alias) or {})
-            for worker in stats.get("workers") or ()
-        ]
-        self.window = f"in the last {count(self.recent.get('seconds', 10))} s"
-
-    def number(self, key: str) -> float:
-        return float(self.pool.get(key) or 0)
-
-    def lately(self, key: str) -> float:
-        return float(self.recent.get(key) or 0)
-
-    def say(self, level: str, name: str, problem: str, remedy: str) -> Sentence:
-        return Sentence(level, name, self.alias, f"{name[0].upper()}{name[1:]}: {problem}", remedy)
+class _Pool(PoolInWords):
+    """One database, and what is the matter with it."""
 
     def judge(self) -> Iterator[Sentence]:
-        if self.pool.get("reachable") is False:
-            yield self._login_refused() if self.number("login_refused") else self._outage()
-            return
-        if self.recent.get("lost_ago_seconds") is not None:
-            yield self._outage_over()  # it explains refusals and waits, too
+        if (disruption := self.disruption()) is not None:
+            yield disruption  # it explains refusals and waits, too
             return
         if errors := self.lately("connect_errors"):
             yield self.say(
@@ -142,15 +119,11 @@ class _Pool:
             words.append(refused)
         return ", ".join(words)
 
-    def refused_in_words(self) -> str:
-        refused, early = self.lately("timeouts"), self.lately("shed")
-        kinds = [(refused - early, "timed out"), (early, "refused early")]
-        said = [f"{count(n)} {how}" for n, how in kinds if n > 0]
-        return f"{listed(said)} {self.window}" if said else ""
-
     def _queue(self) -> Iterator[Sentence]:
         """Returns the causes of a queue, the first of which counts."""
         queue = self.queue_in_words()
+        if hanging := self.hanging_statements(queue):
+            yield hanging
         if leak := self._leak(queue):
             yield leak
         if busy := self._busy_worker(queue):
@@ -240,6 +213,8 @@ class _Pool:
         )
         if held < LEAK_SECONDS or held < LEAK_TIMES * usual or held < 2 * max(longest, default=0.0):
             return None
+        if self.number("in_statement") >= self.number("in_use"):
+            return None  # none was forgotten: the server is at work for each
         other = f", the others {duration(usual)} at most (95 %)" if usual else ""
         text = f"a connection{self.of} has been in use for {duration(held)}{other}"
         remedy = (
@@ -277,8 +252,10 @@ class _Pool:
 
     def _slow_view(self, queue: str) -> Sentence | None:
         for route, its, share in self.routes():
-            each = its["held_seconds"] / its["leases"] if its.get("leases") else 0.0
-            if each < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
+            each = its["held_seconds"] / its["leases"]
+            # An outage was no fault of the view.
+            usual = (its["held_seconds"] - lost_seconds(self.stats)) / its["leases"]
+            if usual < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
                 return None
             text = f"{route} holds {percent(share)} of the connection time, {duration(each)} each"
             # In transaction mode only atomic() keeps a connection for so long.
@@ -299,48 +276,13 @@ class _Pool:
         busiest = self.routes()[:1]
         if not busiest or not busiest[0][2]:
             return ""
+        if busiest[0][1]["held_seconds"] < 2 * lost_seconds(self.stats):
+            return ""
         route, its, share = busiest[0]
         each = duration(its["held_seconds"] / its["leases"])
         return f"; {route} holds most, {percent(share)} of the time, {each} each"
 
     # --- Others --------------------------------------------------------------------------------
-
-    def _server(self) -> str:
-        where = self.pool.get("server")
-        engine = self.pool.get("engine") or "the server"
-        return f"{engine} at {where}" if where else f"{engine} of {self.alias}"
-
-    def _outage(self) -> Sentence:
-        remedy = f"see that {self._server()} runs and lets this host in; requests then go on"
-        problem = f"the database {self.alias} cannot be reached{self._costs()}"
-        return self.say("bad", "outage", problem, remedy)
-
-    def _login_refused(self) -> Sentence:
-        problem = f"{self._server()} refuses the login of {self.alias}{self._costs()}"
-        return self.say("bad", "login refused", problem, f"{LOGIN_REMEDY}: the log has the error")
-
-    def _outage_over(self) -> Sentence:
-        ago = span(self.lately("lost_ago_seconds"))
-        text = f"the database {self.alias} could not be used until {ago} ago"
-        if errors := self.lately("connect_errors"):
-            text += f", {plural(errors, 'attempt')} to connect failed"
-        if refused := self.refused_in_words():
-            text += f", {refused}"
-        elif errors:
-            text += f" {self.window}"
-        level = "warn" if refused else "note"
-        return self.say(
-            level, "outage over", text, "nothing to do: the log says why, and for how long"
-        )
-
-    def _costs(self) -> str:
-        """Who waits for the database, and who was refused."""
-        parts = [""]
-        if waiting := self.number("waiting"):
-            parts.append(f"{plural(waiting, 'request')} {'waits' if waiting == 1 else 'wait'}")
-        if refused := self.lately("timeouts"):
-            parts.append(f"{count(refused)} refused {self.window}")
-        return ", ".join(parts)
 
     def _storm(self) -> Sentence | None:
         """New connections all the time. Those of a start are not closed so soon."""

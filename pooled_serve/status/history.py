@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pooled_serve.pool import metrics
-from pooled_serve.status.figures import RECENT_SECONDS, Second, point
+from pooled_serve.status.figures import LATELY_SECONDS, RECENT_SECONDS, Second, point
 
 if TYPE_CHECKING:
     from pooled_serve.status.scoreboard import Snapshot
@@ -180,9 +180,9 @@ class History:
         return None if area is None else area.around(now - RECENT_SECONDS, now)
 
     def lately(self, alias: str, now: float) -> list[Second]:
-        """Returns the samples of the last RECENT_SECONDS."""
+        """Returns the samples of the last LATELY_SECONDS."""
         area = self._area(alias)
-        seconds = range(int(now) - RECENT_SECONDS + 1, int(now) + 1)
+        seconds = range(int(now) - LATELY_SECONDS + 1, int(now) + 1)
         found = [] if area is None else map(area.read, seconds)
         return [sample for sample in found if sample is not None]
 

@@ -33,6 +33,8 @@ REFRESH_SECONDS = 0.25
 """Between two updates of a worker's gauges, and so the age that they may have when another worker
 answers. Counters are always up to date."""
 
+_WHY = (metrics.LOGIN_REFUSED, metrics.STUCK)
+
 _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
 
 
@@ -151,7 +153,7 @@ class StatusServer:
         lost: dict[str, set[str]] = {}
         for each in self._scoreboard.read():
             if each.current[metrics.REACHABLE] == metrics.NO:
-                what = unusable(each.current[metrics.LOGIN_REFUSED])
+                what = unusable(*map(each.current.__getitem__, _WHY))
                 lost.setdefault(what, set()).add(each.alias)
         if lost:
             lines = (f"{what}: {', '.join(sorted(names))}\n" for what, names in lost.items())

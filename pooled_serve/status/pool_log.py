@@ -246,6 +246,14 @@ class PoolLog(PoolListener):
             )
         return due
 
+    def database_stuck(self, seconds: float) -> bool:
+        """The server answers nothing. Returns whether a line was written."""
+        due = self._lost_lines.due(time.monotonic())
+        if due:
+            text = "database %r does not answer: no statement and no inquiry had an answer in %.1fs"
+            _log_later(logging.ERROR, text, self._alias, seconds)
+        return due
+
     def login_refused(self, error: Exception) -> bool:
         """The server answers, but lets nobody in. Returns whether a line was written."""
         due = self._refusal_of_login_lines.due(time.monotonic())

@@ -132,6 +132,8 @@ def _add(family: Any, metric: Metric, snapshot: Snapshot, now: float) -> None:
             if value == metrics.UNKNOWN:
                 return
             value = float(value == metrics.YES)
-        elif metric.kind is Kind.SINCE:
+        elif metric.kind in (Kind.SINCE, Kind.LATEST):
+            if metric.kind is Kind.LATEST and not value:
+                return  # it never was
             value = metrics.age(value, now)
         family.add_metric([*labels, metric.state] if metric.state else labels, value)

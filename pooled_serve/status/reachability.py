@@ -1,5 +1,11 @@
 """Whether a pool's database can be reached, for ``/readyz`` and the log; and the probe that finds
-out, without traffic, that a lost database is back."""
+out, without traffic, that a lost database is back.
+
+A server that is frozen (its disk is stuck, its host too, or the network drops all packets) takes
+statements, and refuses nothing. So when no statement has had an answer for a second, it is asked
+something that waits for no lock, by a ping or a login. Slow statements and locks are told from a
+stuck server by its answer to that.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,7 @@ import gevent
 from pooled_serve.driver.error_codes import LOGIN_REFUSED, NOT_REACHED, code_of
 from pooled_serve.pool import ConnectionPool, PoolListener, metrics
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from pooled_serve.pool.connecting import got_no_answer
 from pooled_serve.pool.metrics import NO, REACHABLE, YES
 from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
 
@@ -42,8 +49,27 @@ SHORTAGES = {
 """By the errno of a failed connect."""
 
 
+UNANSWERED_SECONDS = 1.0
+"""An inquiry without an answer for so long means that the server is stuck, if no statement was
+answered meanwhile either."""
+
+STUCK_SECONDS = 5.0
+"""After so long without any answer the database counts as lost. Shorter ones are hiccups, for which
+nobody should take a host out of service."""
+
+INQUIRY_SECONDS = 10.0
+"""How long an inquiry may take. Servers ban hosts that log in and hang up again and again."""
+
+PAUSE_SECONDS = 5.0
+"""Between two inquiries, while the server answers them, but no statement."""
+
+BLOCKED_SECONDS = 1.0
+"""If a worker has not looked for so long, its event loop was blocked, and what has been answered is
+still to be read."""
+
+
 class Reachability(PoolListener):
-    """Whether the last attempt to connect reached the database.
+    """Whether the last attempt to connect reached the database, and whether it answers.
 
     :param log: writes the lines.
     """
@@ -59,6 +85,10 @@ class Reachability(PoolListener):
         self._failures = 0  # in a row
         self._loss_logged = False
         self._refused = False  # the server answers, but does not let anybody in
+        self._stuck = False  # it neither answers nor refuses
+        self._asked_at: float | None = None  # when the inquiry under way began
+        self._ask_again_at = 0.0
+        self._heard_at = 0.0  # when unanswered() was last called
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
@@ -75,7 +105,7 @@ class Reachability(PoolListener):
         if self._lost_since is not None and self._loss_logged:
             self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
         self._lost_since = None
-        self._refused = False
+        self._refused = self._stuck = False
         self._write_row()
         self._failures = 0
         # One freed descriptor is used up at once, and the next attempt fails again.
@@ -95,7 +125,8 @@ class Reachability(PoolListener):
             if not self.pool.empty and code_of(error) not in NOT_REACHED:
                 self._log.no_more_connections(error)
                 return
-            self.lose(logged=False)
+            self.lose(logged=False, counts=code_of(error) not in LOGIN_REFUSED)
+        self._stuck = got_no_answer(error)
         refused = code_of(error) in LOGIN_REFUSED
         if refused != self._refused:
             self._loss_logged = False  # what the log says is true no longer
@@ -105,13 +136,64 @@ class Reachability(PoolListener):
             tell = self._log.login_refused if refused else self._log.database_lost
             self._loss_logged = tell(error)
 
-    def lose(self, *, logged: bool = True) -> None:
+    # --- Nothing is answered -------------------------------------------------------------------
+
+    def unanswered(self, seconds: float) -> None:
+        """The server has answered no statement for so long."""
+        now = time.monotonic()
+        heard_at, self._heard_at = self._heard_at, now
+        if not self.probing:
+            return
+        if self._asked_at is None:
+            if not self.lost and now >= self._ask_again_at:
+                self._asked_at = now
+                gevent.spawn(self._inquire)
+            return
+        if now - heard_at > BLOCKED_SECONDS:
+            self._asked_at = now
+        asked = now - self._asked_at
+        if asked >= UNANSWERED_SECONDS and not self._stuck:
+            self._stuck = True
+            self._write_row()
+        # Half of the time for a ping on a link that may have been lost while it was idle, and half
+        # for a login.
+        if self._stuck and not self.lost and min(seconds, 2 * asked) >= STUCK_SECONDS:
+            self.lose(logged=self._log.database_stuck(seconds), seconds=seconds)
+
+    def answered(self) -> None:
+        """A statement was answered, at last."""
+        if self._stuck:
+            self.connected()
+
+    def _inquire(self) -> None:
+        answered = self._ask()
+        self._asked_at = None
+        self._ask_again_at = time.monotonic() + (0.0 if answered is False else PAUSE_SECONDS)
+        if answered and self._stuck:
+            self.connected()
+
+    def _ask(self) -> bool | None:
+        """Returns whether the server answers an inquiry; None if that cannot be known."""
+        try:
+            return self.pool.inquire(INQUIRY_SECONDS)
+        except Exception as error:  # of the connect
+            if shortage_behind(error) is not None:
+                return None
+            return code_of(error) not in NOT_REACHED
+
+    # --- Lost ----------------------------------------------------------------------------------
+
+    def lose(self, *, logged: bool = True, counts: bool = True, seconds: float = 0.0) -> None:
         """Note that the database cannot be reached.
 
         :param logged: whether the log says so already, as it does after the preflight.
+        :param counts: whether it is an outage.
+        :param seconds: for how long that has been so.
         """
-        self._lost_since = time.monotonic()
+        self._lost_since = time.monotonic() - seconds
         self._loss_logged = logged
+        if counts:
+            self.pool.count(metrics.OUTAGES)
         self._write_row()
         self.resume()
 
@@ -125,6 +207,7 @@ class Reachability(PoolListener):
     def _write_row(self) -> None:
         self.pool.row[REACHABLE] = NO if self.lost else YES
         self.pool.row[metrics.LOGIN_REFUSED] = float(self._refused)
+        self.pool.row[metrics.STUCK] = float(self._stuck)
 
     def _note_shortage(self, shortage: Shortage) -> None:
         self._short_last = time.monotonic()
@@ -147,6 +230,9 @@ class Reachability(PoolListener):
                 return  # a request has found out meanwhile
             if self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
+            elif self._stuck:
+                if self._asked_at is None and self._ask():
+                    self.connected()
             elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
 

@@ -52,3 +52,10 @@ def recent_routes(
     total = sum(its["held_seconds"] for _, its in found)
     found.sort(key=lambda item: -item[1]["held_seconds"])
     return [(name, its, its["held_seconds"] / total if total else None) for name, its in found]
+
+
+def lost_seconds(stats: Mapping[str, Any]) -> float:
+    """Returns for how long connections were held while a database could not be used, of the time
+    for which :func:`recent_routes` has numbers."""
+    pools = (stats.get("pools") or {}).values()
+    return sum((pool.get("recent") or {}).get("lost_held_seconds") or 0.0 for pool in pools)

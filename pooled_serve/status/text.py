@@ -80,7 +80,8 @@ def _wrapped(mark: str, sentence: Mapping[str, Any]) -> Iterator[str]:
 
 def _title(alias: str, pool: Mapping[str, Any]) -> str:
     known = [pool["engine"], pool["server"]]
-    lost = [unusable(pool.get("login_refused"))] if pool["reachable"] is False else []
+    why = unusable(pool.get("login_refused"), pool.get("stuck"))
+    lost = [why] if pool["reachable"] is False else []
     return _clean(f"{alias}  {' · '.join([text for text in known if text] + lost)}")
 
 

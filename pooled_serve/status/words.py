@@ -60,9 +60,11 @@ def duration(seconds: float | None) -> str:
     return _parts(seconds, 86_400, "d", 3600, "h")
 
 
-def unusable(login_refused: float | None) -> str:
+def unusable(login_refused: float | None, stuck: float | None) -> str:
     """Returns what is the matter with a database that is not ``reachable``."""
-    return "refuses the login" if login_refused else "cannot be reached"
+    if login_refused:
+        return "refuses the login"
+    return "does not answer" if stuck else "cannot be reached"
 
 
 def _parts(seconds: float, large: int, its_name: str, small: int, name: str) -> str:

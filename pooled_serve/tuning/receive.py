@@ -26,3 +26,13 @@ def wait_for_answer(sock: Any) -> None:
     """
     if _direct and type(sock) is socket and sock.timeout != 0:
         sock._wait(sock._read_event)
+
+
+def wait_on(sock: Any) -> object:
+    """Returns what makes a greenlet wait for this socket at present: gevent's own object, which it
+    makes anew for each wait. None if no greenlet does, and for sockets that are not gevent's."""
+    for name in ("_read_event", "_write_event"):
+        args = getattr(getattr(sock, name, None), "args", None)
+        if args:
+            return args[0]
+    return None

@@ -1,0 +1,59 @@
+"""For how long the server has answered nothing, though it was asked. Pure: it imports nothing.
+
+A statement costs nothing of this. Whoever reads the gauges looks at what each connection waits for,
+and compares that with the look before: a wait is an object of its own, which the event loop makes
+for each, so that the same one twice is a question to which not a byte has come back in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+QUIET_SECONDS = 1.0
+"""Shorter ones are not worth a thought: nearly all statements are answered within that."""
+
+
+class Silence:
+    """Times are seconds of the pool's clock, and as exact as the looks are close to each other."""
+
+    __slots__ = ("_waits", "answered", "asked")
+
+    def __init__(self) -> None:
+        self._waits: dict[int, tuple[object, float]] = {}
+        self.asked = 0.0
+        """Since when the oldest question has no answer; 0 if there is none."""
+        self.answered = 0.0
+        """When the server last answered; 0 if it never has."""
+
+    def look(
+        self,
+        now: float,
+        waits: Mapping[int, object],
+        *,
+        came_back: float,
+        connecting: Iterable[float],
+    ) -> dict[int, float]:
+        """Note what is waited for now. Returns since when, for each connection that waits.
+
+        :param waits: of each connection in use, what it waits for; None if it does not.
+        :param came_back: when the last connection was opened, or came back in good order: its last
+            statement had an answer.
+        :param connecting: when the attempts to connect began that are under way.
+        """
+        since = {}
+        answered = max(self.answered, came_back)
+        for key, wait in waits.items():
+            before, began = self._waits.get(key, (None, 0.0))
+            if before is not None and before is not wait:
+                answered = now
+            if wait is not None:
+                since[key] = began if before is wait else now
+        self._waits = {key: (waits[key], began) for key, began in since.items()}
+        self.answered = answered
+        self.asked = min((*since.values(), *connecting), default=0.0)
+        return since
+
+    def seconds(self, now: float) -> float:
+        """Returns for how long somebody has waited, and nobody has got an answer; 0 if nobody
+        waits."""
+        return max(0.0, now - max(self.asked, self.answered)) if self.asked else 0.0

@@ -1,0 +1,160 @@
+"""A server that takes statements and answers none, and outages: what the page says meanwhile and
+afterwards, and whether the instance is ready. For real, under load and without."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pooled_serve.status.reachability import STUCK_SECONDS
+from support.load import Hammer
+from support.processes import wait_until
+from support.servers import Server
+from support.site import VIEWS
+from support.status import StartStatus, Status
+from support.torture import torture
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+INCIDENTS = Path(__file__).with_name("incidents_views.py")
+
+WRONG = {"slow view", "overload", "too small a pool", "slow connects", "leak", "one busy worker"}
+"""What an outage is not: each has a remedy that is none of an outage's."""
+
+
+class Seen(NamedTuple):
+    """What an instance said of itself at a moment."""
+
+    at: float
+    name: str
+    text: str
+    ready: bool
+
+
+class Watch:
+    """Asks an instance again and again."""
+
+    def __init__(self, it: Status) -> None:
+        self.it = it
+        self.seen: list[Seen] = []
+
+    def look(self) -> Seen:
+        finding = self.it.stats()["findings"][0]
+        ready = self.it.get("/readyz").status == 200
+        self.seen.append(Seen(time.monotonic(), finding["name"], finding["text"], ready))
+        return self.seen[-1]
+
+    def until(self, end: float) -> None:
+        while time.monotonic() < end:
+            self.look()
+            time.sleep(0.1)
+
+    def until_well(self) -> None:
+        """And for a while after that: nothing comes back."""
+        end = time.monotonic() + 60
+        while self.look().name != "all is well":
+            assert time.monotonic() < end, self.story()
+            time.sleep(0.1)
+        self.until(time.monotonic() + 5)
+
+    def story(self) -> str:
+        """What was said, and when that began."""
+        told = [each for i, each in enumerate(self.seen) if not i or self._is_news(i)]
+        return "\n".join(f"{e.at - self.seen[0].at:.1f} {e.ready} {e.text}" for e in told)
+
+    def _is_news(self, i: int) -> bool:
+        before, now = self.seen[i - 1], self.seen[i]
+        return (before.name, before.ready) != (now.name, now.ready)
+
+    def names(self, begin: float = 0.0, end: float = float("inf")) -> list[str]:
+        """What was said in that time, in its order."""
+        said = [each.name for each in self.seen if begin <= each.at < end]
+        return [name for i, name in enumerate(said) if not i or said[i - 1] != name]
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    assert server.pid
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def load(it: Status, clients: int, every: float = 0.0) -> Iterator[None]:
+    with Hammer(
+        it.site.server.port, "/quick", clients=clients, seconds=300, timeout=60, every=every
+    ) as running:
+        yield
+        running.stop()
+        running.finish()
+
+
+StartShop = Callable[..., tuple[Status, Server]]
+
+
+@pytest.fixture
+def shop(status: StartStatus, start_mariadb: Callable[..., Server]) -> StartShop:
+    """A shop with a server of its own, whose workers have a pool."""
+
+    def start(*args: str, workers: int = 1, cap: int = 4) -> tuple[Status, Server]:
+        server = start_mariadb()
+        options = ("-w", str(workers), "--pool-size", str(cap), *args)
+        it = status(*options, views=(VIEWS, INCIDENTS), cap=cap, database=server.create_database())
+        it.wait_for(lambda stats: len(stats["workers"]) == workers)
+        for pid in it.site.server.worker_pids():
+            with it.site.server.only(pid):
+                assert it.site.server.get("/quick").status == 200
+        return it, server
+
+    return start
+
+
+def advised(it: Status) -> str:
+    return " ".join(each["text"] for each in it.stats()["advice"])
+
+
+@torture
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("clients", [3, 24])
+def test_a_frozen_server_under_load(shop: StartShop, workers: int, clients: int) -> None:
+    """Fewer clients than connections, so that nobody waits for one, and many more."""
+    it, server = shop(workers=workers)
+    watch = Watch(it)
+    with load(it, clients, every=0.5):
+        wait_until(lambda: it.pool()["acquired_total"] > 3 * clients)
+        watch.until(time.monotonic() + 2)
+        before = watch.names()
+        with frozen(server):
+            began = time.monotonic()
+            watch.until(began + 20)
+        thawed = time.monotonic()
+        ready_after = wait_until(lambda: watch.look().ready and time.monotonic() - thawed)
+        watch.until_well()
+    assert not WRONG & {*before}
+    assert "stuck server" in watch.names(began, began + 4)
+    assert watch.names(began + 4, thawed) == ["stuck server"]
+    told = [each for each in watch.seen if began + 4 <= each.at < thawed]
+    assert f"127.0.0.1:{server.port}" in told[-1].text
+    assert "has answered nothing for " in told[-1].text
+    # A hiccup is no reason to take a host out of service, and 20 s are one.
+    early, late = began + STUCK_SECONDS - 1, began + STUCK_SECONDS + 3
+    assert all(each.ready for each in watch.seen if each.at < early)
+    assert not any(each.ready for each in watch.seen if late <= each.at < thawed)
+    assert ready_after < 2.5
+    after = watch.names(thawed + 1)
+    assert after == ["outage over", "all is well"]
+    over = [each.at for each in watch.seen if each.name == "outage over"]
+    assert over[-1] - thawed > 10, "as long as the numbers of the last ten seconds have it"
+    stats = it.pool()
+    assert stats["outages_total"] == workers
+    assert "Too small a pool" not in advised(it)
