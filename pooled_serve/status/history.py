@@ -20,22 +20,28 @@ import mmap
 import os
 import struct
 import weakref
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.figures import LATELY_SECONDS, RECENT_SECONDS, Second, point
+from pooled_serve.status.peaks import (
+    DOUBT_SECONDS,
+    PEAK_KEYS,
+    PEAK_WORDS,
+    WINDOWS,
+    Peak,
+    Peaks,
+    is_spoiled,
+)
 
 if TYPE_CHECKING:
     from pooled_serve.status.scoreboard import Snapshot
 
 KEPT_SECONDS = 300
 """For the charts."""
-
-WINDOWS = {"5m": (10, 31), "1h": (60, 61), "24h": (1200, 73)}
-"""Seconds of a cell, and how many cells: as many as the window has, and the one that is being
-filled."""
 
 MAX_POOLS = 8
 """Aliases with a history. One that was not used for as long as is kept gives way to a new one."""
@@ -50,31 +56,12 @@ _ROUTES_BYTES = 16 * 1024
 _WORD = 8
 _ALIAS = struct.Struct("96p")
 _RING = KEPT_SECONDS + RECENT_SECONDS + 10  # what is about to be written over is not read
-_SECOND_WORDS = 2 + metrics.ROW_LENGTH  # which second it is; when it was sampled; the row
+_ROW = 4
+"""Before the row of a second: which one it is; when it was sampled; how many connections the worker
+had in use that had most; which second was sampled before it, 0 if none was."""
+_SECOND_WORDS = _ROW + metrics.ROW_LENGTH
 
-PEAK_METRICS = {
-    "in_use": "Most connections in use. If it rises to the sum of db_client_connection_max, or to "
-    "pooled_serve_host_limit, the next requests wait: do as for pooled_serve_waited_total. If it "
-    "stays far below, a lower cap would do.",
-    "in_use_worker": "The same of the worker that had most. If it rises to --max-outstanding, one "
-    "worker is full while others need not be: use --max-per-host.",
-    "waiting": "Most requests that waited. If it rises, do as for pooled_serve_waited_total.",
-    "wait_seconds": "The longest wait. If it rises to half of --pool-timeout, requests are "
-    "refused: do as for pooled_serve_waited_total.",
-    "acquired": "Connections handed out. If it rises, there is more traffic.",
-    "waited": "Those after a wait. If it rises, do as for pooled_serve_waited_total.",
-    "refused": "Requests that got 503. If it rises, the log says why.",
-    "occasions": "How often waits began after a second without any. If it rises, the cap is "
-    "reached again and again: do as for pooled_serve_waited_total.",
-    "seconds": "How many were seen. If it falls, all workers were blocked or gone.",
-}
-"""Of a window in ``peaks`` of ``/stats.json``, with their help in ``/metrics``."""
-
-PEAK_KEYS = tuple(PEAK_METRICS)
-
-_MAXIMA = 4  # the first ones; the others are sums
-_CELL_WORDS = 1 + len(PEAK_KEYS)
-_AREA_WORDS = _RING * _SECOND_WORDS + sum(n for _, n in WINDOWS.values()) * _CELL_WORDS
+_AREA_WORDS = _RING * _SECOND_WORDS + PEAK_WORDS
 _AREA_BYTES = _ALIAS.size + _AREA_WORDS * _WORD
 _HEAD_BYTES = 2 * _WORD  # the last second that was sampled; the last minute of routes
 _ROUTES_AT = _HEAD_BYTES + MAX_POOLS * _AREA_BYTES
@@ -189,12 +176,19 @@ class History:
     def peaks(self, alias: str, now: float) -> dict[str, dict[str, Any]]:
         """``peaks`` of ``/stats.json``: window -> the numbers named in PEAK_KEYS."""
         area = self._area(alias)
-        return {
-            name: dict(zip(PEAK_KEYS, [0] * len(PEAK_KEYS), strict=True))
-            if area is None
-            else area.peaks(name, now)
-            for name in WINDOWS
-        }
+        if area is None:
+            return {name: dict.fromkeys(PEAK_KEYS, 0) for name in WINDOWS}
+        return area.peaks(now)
+
+    def lost_held(self, alias: str, now: float) -> float:
+        """Returns for how many seconds connections were held while the database could not be used,
+        in the time of :meth:`recent_routes`: one for a second, if one was in use."""
+        area = self._area(alias)
+        if area is None or now - area.last_outage() > ROUTES_SECONDS + _ROUTES_EVERY:
+            return 0.0
+        seconds = range(int(now) - ROUTES_SECONDS - _ROUTES_EVERY, int(now) + 1)
+        samples = filter(None, map(area.read, seconds))
+        return sum(each.row[metrics.IN_USE] for each in samples if area.is_spoiled(each))
 
     def charts(self, now: float) -> dict[str, Any]:
         """``/history.json``: for each second the age, and for each pool a list for each of CHARTS,
@@ -277,11 +271,7 @@ class _Area:
         self._offset = offset
         numbers: Any = memoryview(memory)[offset + _ALIAS.size : offset + _AREA_BYTES].cast("d")
         self._seconds = numbers[: _RING * _SECOND_WORDS]
-        self._cells: dict[str, Any] = {}
-        at = _RING * _SECOND_WORDS
-        for name, (_, many) in WINDOWS.items():
-            self._cells[name] = numbers[at : at + many * _CELL_WORDS]
-            at += many * _CELL_WORDS
+        self._peaks = Peaks(numbers[_RING * _SECOND_WORDS :])
 
     @property
     def packed_alias(self) -> bytes:
@@ -302,60 +292,56 @@ class _Area:
         """Returns when it was last written; 0 if never."""
         return max(self._seconds[1::_SECOND_WORDS], default=0.0)
 
+    def last_outage(self) -> float:
+        """Returns when the database could last not be used; 0 if that is not known."""
+        at = _ROW + metrics.LAST_OUTAGE
+        return max(self._seconds[at::_SECOND_WORDS], default=0.0)
+
     def write(self, second: int, at: float, row: Sequence[float], most: float) -> None:
         """Note a second.
 
         :param most: connections in use of the worker that has most.
         """
-        former = self.last_before(second)
-        known = former is not None or self.last_at() == 0.0
+        last = int(self.last_at())
         start = second % _RING * _SECOND_WORDS
         self._seconds[start] = 0.0  # not to be read until it is whole
-        self._seconds[start + 1] = at
-        for i, number in enumerate(row, start + 2):
+        self._seconds[start + 1 : start + _ROW] = array("d", (at, most, last))
+        for i, number in enumerate(row, start + _ROW):
             self._seconds[i] = number
         self._seconds[start] = second
+        # What was spoiled by an outage is known a little later.
+        for known in range(last + 1 - DOUBT_SECONDS, min(last, second - DOUBT_SECONDS) + 1):
+            if (peak := self._peak(known)) is not None:
+                self._peaks.add(known, peak)
+
+    def _peak(self, second: int) -> Peak | None:
+        """Returns what a second adds to the peaks; None if it was not sampled, or an outage has
+        spoiled it."""
+        sample = self.read(second)
+        if sample is None or self.is_spoiled(sample):
+            return None
+        row = sample.row
+        start = second % _RING * _SECOND_WORDS
+        most, before = self._seconds[start + 2 : start + _ROW]
+        former = self.read(int(before)) if second - before < KEPT_SECONDS else None
         # What came before the first sample counts with it; after a long gap nothing is known.
-        self._write_peaks(second, at, row, former.row if former else None if known else row, most)
+        base = former.row if former else row if before else None
 
-    def _write_peaks(
-        self,
-        second: int,
-        at: float,
-        row: Sequence[float],
-        former: Sequence[float] | None,
-        most: float,
-    ) -> None:
         def risen(index: int) -> float:
-            return max(0.0, row[index] - (former[index] if former is not None else 0.0))
+            return max(0.0, row[index] - (base[index] if base is not None else 0.0))
 
-        if self._out(second, row):
-            return  # what an outage does says nothing about the size of a pool
-        wait = max(row[metrics.LONGEST_WAIT], metrics.age(row[metrics.OLDEST_WAIT], at))
+        wait = max(row[metrics.LONGEST_WAIT], metrics.age(row[metrics.OLDEST_WAIT], sample.at))
         waited, refused = risen(metrics.WAITED), risen(metrics.TIMEOUTS)
         waits = bool(waited or refused or row[metrics.WAITING])
         begun = float(waits and not self._waited_in(second - 1))
         maxima = (row[metrics.IN_USE], most, row[metrics.WAITING], wait)
-        sums = (risen(metrics.ACQUIRED), waited, refused, begun, 1.0)
-        for name, (period, many) in WINDOWS.items():
-            key = 1 + second // period  # 0: never used
-            cell = self._cells[name]
-            start = key % many * _CELL_WORDS
-            if cell[start] != key:
-                cell[start] = 0.0
-                for i in range(start + 1, start + _CELL_WORDS):
-                    cell[i] = 0.0
-                cell[start] = key
-            for i, number in enumerate(maxima, start + 1):
-                if number > cell[i]:
-                    cell[i] = number
-            for i, number in enumerate(sums, start + 1 + _MAXIMA):
-                cell[i] += number
+        return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0)
 
-    def _out(self, second: int, row: Sequence[float]) -> bool:
-        """Whether the database could not be reached, now or a moment ago."""
-        before = [sample.row for n in range(1, 4) if (sample := self.read(second - n)) is not None]
-        return any(one[metrics.REACHABLE] == metrics.NO for one in [row, *before])
+    def is_spoiled(self, sample: Second) -> bool:
+        """Whether its numbers are those of an outage."""
+        last = int(sample.at)
+        later = (self.read(number) for number in range(last + 1, last + 1 + DOUBT_SECONDS))
+        return is_spoiled(sample, [each for each in later if each is not None])
 
     def _waited_in(self, second: int) -> bool:
         """Whether anybody waited in a second, or was in it still refused."""
@@ -372,7 +358,7 @@ class _Area:
         start = second % _RING * _SECOND_WORDS
         if second <= 0 or self._seconds[start] != second:
             return None
-        at, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
+        at, _, _, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
         return Second(at, row) if self._seconds[start] == second else None
 
     def around(self, second: float, now: float) -> Second | None:
@@ -382,28 +368,15 @@ class _Area:
                 return sample
         return None
 
-    def last_before(self, second: int) -> Second | None:
-        """Returns the last sample before a second; None if there was none for KEPT_SECONDS."""
-        for number in range(second - 1, second - KEPT_SECONDS, -1):
-            if (sample := self.read(number)) is not None:
-                return sample
-        return None
-
-    def peaks(self, name: str, now: float) -> dict[str, Any]:
-        """Returns the peaks of a window."""
-        period, many = WINDOWS[name]
-        newest = 1 + int(now) // period
-        found = [0.0] * len(PEAK_KEYS)
-        cells = self._cells[name]
-        for start in range(0, many * _CELL_WORDS, _CELL_WORDS):
-            key, *numbers = cells[start : start + _CELL_WORDS]
-            if newest - many < key <= newest and key == cells[start]:
-                for i, number in enumerate(numbers):
-                    found[i] = max(found[i], number) if i < _MAXIMA else found[i] + number
-        return {
-            key: value if key == "wait_seconds" else int(value)
-            for key, value in zip(PEAK_KEYS, found, strict=True)
-        }
+    def peaks(self, now: float) -> dict[str, dict[str, Any]]:
+        """Returns the peaks of each window."""
+        last = int(self.last_at())
+        doubtful = [
+            (second, peak)
+            for second in range(last - DOUBT_SECONDS + 1, last + 1)
+            if (peak := self._peak(second)) is not None
+        ]
+        return {name: self._peaks.read(name, now, doubtful) for name in WINDOWS}
 
 
 def _packed(alias: str) -> bytes:

@@ -18,7 +18,7 @@ from pooled_serve import __version__
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import Kind, Metric
 from pooled_serve.status import instance_metrics
-from pooled_serve.status.history import PEAK_METRICS
+from pooled_serve.status.peaks import PEAK_METRICS
 from pooled_serve.status.routes import RouteUse
 from pooled_serve.status.scoreboard import Snapshot
 

@@ -63,6 +63,7 @@ def with_history(
         seconds = stats["uptime_seconds"] if base is None else now - base.at
         former = None if base is None else base.row
         pool["recent"] = recent(row, former, round(seconds, 3), history.lately(alias, now), now)
+        pool["recent"]["lost_held_seconds"] = history.lost_held(alias, now)
         pool["peaks"] = history.peaks(alias, now)
     stats["routes"] = history.recent_routes(stats["routes"], now)
     found, advised = findings(stats), advice(stats)

@@ -16,7 +16,7 @@ import yaml
 from conftest import StartServe
 from pooled_serve.pool import metrics
 from pooled_serve.status import instance_metrics
-from pooled_serve.status.history import PEAK_METRICS
+from pooled_serve.status.peaks import PEAK_METRICS
 from support.deploy import DEPLOY, installed, text
 from support.ports import free_port
 from support.processes import wait_until

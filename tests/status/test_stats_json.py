@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pooled_serve.status.history import PEAK_KEYS, WINDOWS
+from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
 from support.client import gate
 from support.load import Hammer, hammer
 from support.status import SLEEP, StartStatus

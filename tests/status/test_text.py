@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pooled_serve.status import words
-from pooled_serve.status.history import PEAK_KEYS, WINDOWS
+from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
 from pooled_serve.status.sentence import as_json
 from pooled_serve.status.text import COLUMNS, page
 from support.answers import Answers, a_route, recent

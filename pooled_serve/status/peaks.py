@@ -1,0 +1,140 @@
+"""The most of everything in the last minutes, the last hour and the last day.
+
+A second in which the database could not be used says nothing about the size of a pool, nor does one
+before it in which everybody waited in vain already. That turns out a little later, so seconds are
+added to the peaks when it has; until then, readers get them from the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pooled_serve.pool import metrics
+from pooled_serve.pool.silence import QUIET_SECONDS
+from pooled_serve.status.figures import Second, is_out
+
+DOUBT_SECONDS = 5
+"""After so many it is known whether a second was spoiled: it takes a silence of a second to ask the
+server, and one more until it has not answered."""
+
+AFTER_SECONDS = 3.0
+"""An outage is in the numbers for a while: waits end that it has made longer."""
+
+WINDOWS = {"5m": (10, 31), "1h": (60, 61), "24h": (1200, 73)}
+"""Seconds of a cell, and how many cells: as many as the window has, and the one that is being
+filled."""
+
+PEAK_METRICS = {
+    "in_use": "Most connections in use. If it rises to the sum of db_client_connection_max, or to "
+    "pooled_serve_host_limit, the next requests wait: do as for pooled_serve_waited_total. If it "
+    "stays far below, a lower cap would do.",
+    "in_use_worker": "The same of the worker that had most. If it rises to --max-outstanding, one "
+    "worker is full while others need not be: use --max-per-host.",
+    "waiting": "Most requests that waited. If it rises, do as for pooled_serve_waited_total.",
+    "wait_seconds": "The longest wait. If it rises to half of --pool-timeout, requests are "
+    "refused: do as for pooled_serve_waited_total.",
+    "acquired": "Connections handed out. If it rises, there is more traffic.",
+    "waited": "Those after a wait. If it rises, do as for pooled_serve_waited_total.",
+    "refused": "Requests that got 503. If it rises, the log says why.",
+    "occasions": "How often waits began after a second without any. If it rises, the cap is "
+    "reached again and again: do as for pooled_serve_waited_total.",
+    "seconds": "How many were seen. If it falls, all workers were blocked or gone.",
+}
+"""Of a window in ``peaks`` of ``/stats.json``, with their help in ``/metrics``."""
+
+PEAK_KEYS = tuple(PEAK_METRICS)
+
+_MAXIMA = 4  # the first ones; the others are sums
+
+_CELL_WORDS = 1 + len(PEAK_KEYS)
+PEAK_WORDS = sum(many for _, many in WINDOWS.values()) * _CELL_WORDS
+"""Numbers that the peaks of a database take."""
+
+Peak = Sequence[float]
+"""What a second adds, by PEAK_KEYS."""
+
+
+def is_spoiled(sample: Second, later: Iterable[Second]) -> bool:
+    """Whether a second has numbers that an outage has made.
+
+    :param later: the samples of the next DOUBT_SECONDS.
+    """
+    if _is_near_outage(sample):
+        return True
+    later = [*later]
+    return any(map(_is_near_outage, later)) and any(
+        _is_silent(each) and _silent_since(each) <= sample.at + 1.0 for each in later
+    )
+
+
+def _is_silent(sample: Second) -> bool:
+    asked = sample.row[metrics.OLDEST_STATEMENT]
+    return asked > 0 and sample.at - _silent_since(sample) >= QUIET_SECONDS
+
+
+def _silent_since(sample: Second) -> float:
+    return max(sample.row[metrics.OLDEST_STATEMENT], sample.row[metrics.LAST_ANSWER])
+
+
+def _is_near_outage(sample: Second) -> bool:
+    last = sample.row[metrics.LAST_OUTAGE]
+    return is_out(sample.row) or (last > 0 and sample.at - last < AFTER_SECONDS)
+
+
+class Peaks:
+    """The peaks of one database.
+
+    :param numbers: PEAK_WORDS of memory that all processes share.
+    """
+
+    def __init__(self, numbers: Any) -> None:
+        self._cells: dict[str, Any] = {}
+        at = 0
+        for name, (_, many) in WINDOWS.items():
+            self._cells[name] = numbers[at : at + many * _CELL_WORDS]
+            at += many * _CELL_WORDS
+
+    def add(self, second: int, peak: Peak) -> None:
+        """Add a second to the cells that it belongs to."""
+        for name, (period, many) in WINDOWS.items():
+            key = 1 + second // period  # 0: never used
+            cell = self._cells[name]
+            start = key % many * _CELL_WORDS
+            if cell[start] != key:
+                cell[start] = 0.0
+                for i in range(start + 1, start + _CELL_WORDS):
+                    cell[i] = 0.0
+                cell[start] = key
+            for i, (old, new) in enumerate(
+                zip(cell[start + 1 : start + _CELL_WORDS], peak, strict=True)
+            ):
+                cell[start + 1 + i] = _joined(i, old, new)
+
+    def read(self, name: str, now: float, doubtful: Iterable[tuple[int, Peak]]) -> dict[str, Any]:
+        """Returns the peaks of a window.
+
+        :param doubtful: seconds that were not added yet, and what they add.
+        """
+        period, many = WINDOWS[name]
+        newest = 1 + int(now) // period
+        found = [0.0] * len(PEAK_KEYS)
+        cells = self._cells[name]
+        parts = [(1 + second // period, peak) for second, peak in doubtful]
+        for start in range(0, many * _CELL_WORDS, _CELL_WORDS):
+            key, *numbers = cells[start : start + _CELL_WORDS]
+            if key == cells[start]:
+                parts.append((key, numbers))
+        for key, numbers in parts:
+            if newest - many < key <= newest:
+                found = [
+                    _joined(i, *pair) for i, pair in enumerate(zip(found, numbers, strict=True))
+                ]
+        return {
+            key: value if key == "wait_seconds" else int(value)
+            for key, value in zip(PEAK_KEYS, found, strict=True)
+        }
+
+
+def _joined(index: int, one: float, other: float) -> float:
+    return max(one, other) if index < _MAXIMA else one + other
