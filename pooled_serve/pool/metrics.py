@@ -305,7 +305,7 @@ IN_STATEMENT = _declare(
 OLDEST_STATEMENT = _declare(
     Kind.SINCE,
     "oldest_statement_seconds",
-    "How long the oldest statement, ping or connect under way has had no answer. If it rises for "
+    "How long the oldest statement, ping or connect has had no answer. If it rises for "
     "minutes, a statement waits for a lock: SHOW PROCESSLIST on the server says for which. If "
     "pooled_serve_last_answer_seconds rises with it, no other is answered either.",
 )

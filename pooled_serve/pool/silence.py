@@ -21,7 +21,9 @@ class Silence:
     def __init__(self) -> None:
         self._waits: dict[int, tuple[object, float]] = {}
         self.asked = 0.0
-        """Since when the oldest question has no answer; 0 if there is none."""
+        """Since when the oldest question has no answer; 0 if there is none. One that was given up
+        counts for as long as others follow it, and none of them is answered: a ping in vain, and
+        then an attempt to connect, are one silence."""
         self.answered = 0.0
         """When the server last answered; 0 if it never has."""
 
@@ -49,8 +51,10 @@ class Silence:
             if wait is not None:
                 since[key] = began if before is wait else now
         self._waits = {key: (waits[key], began) for key, began in since.items()}
-        self.answered = answered
-        self.asked = min((*since.values(), *connecting), default=0.0)
+        asked = min((*since.values(), *connecting), default=0.0)
+        if asked and self.asked > answered:
+            asked = min(asked, self.asked)
+        self.answered, self.asked = answered, asked
         return since
 
     def seconds(self, now: float) -> float:

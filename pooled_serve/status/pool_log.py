@@ -123,7 +123,7 @@ class PoolLog(PoolListener):
         self._pressure_lines, self._relief_lines = Repeats(), Repeats()
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
         self._retry_lines, self._gone_lines, self._abandoned_lines = (Repeats() for _ in "123")
-        self._refusal_of_login_lines = Repeats()
+        self._refusal_of_login_lines, self._hiccup_lines = Repeats(), Repeats()
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -253,6 +253,12 @@ class PoolLog(PoolListener):
             text = "database %r does not answer: no statement and no inquiry had an answer in %.1fs"
             _log_later(logging.ERROR, text, self._alias, seconds)
         return due
+
+    def hiccup(self, seconds: float) -> None:
+        """The server has answered nothing for a while, and does again."""
+        if self._hiccup_lines.due(time.monotonic()):
+            text = "database %r answered nothing for %.1fs, no statement and no inquiry"
+            _log_later(logging.WARNING, text, self._alias, seconds)
 
     def login_refused(self, error: Exception) -> bool:
         """The server answers, but lets nobody in. Returns whether a line was written."""

@@ -89,6 +89,7 @@ class Reachability(PoolListener):
         self._asked_at: float | None = None  # when the inquiry under way began
         self._ask_again_at = 0.0
         self._heard_at = 0.0  # when unanswered() was last called
+        self._silence = 0.0  # what it was told then
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
@@ -104,6 +105,8 @@ class Reachability(PoolListener):
         now = time.monotonic()
         if self._lost_since is not None and self._loss_logged:
             self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
+        elif self._stuck and self._lost_since is None:
+            self._log.hiccup(self._silence)
         self._lost_since = None
         self._refused = self._stuck = False
         self._write_row()
@@ -141,7 +144,7 @@ class Reachability(PoolListener):
     def unanswered(self, seconds: float) -> None:
         """The server has answered no statement for so long."""
         now = time.monotonic()
-        heard_at, self._heard_at = self._heard_at, now
+        heard_at, self._heard_at, self._silence = self._heard_at, now, seconds
         if not self.probing:
             return
         if self._asked_at is None:

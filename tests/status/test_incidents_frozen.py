@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pooled_serve.status.reachability import STUCK_SECONDS
+from support.client import gate
 from support.load import Hammer
+from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Server
 from support.site import VIEWS
@@ -160,3 +163,135 @@ def test_a_frozen_server_under_load(shop: StartShop, workers: int, more: int) ->
     assert over[-1] - thawed > 10, "as long as the numbers of the last ten seconds have it"
     assert it.pool()["outages_total"] == workers
     assert "Too small a pool" not in advised(it)
+
+
+@torture
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_said_of_a_hiccup_of_three_seconds_is_true(shop: StartShop, workers: int) -> None:
+    it, server = shop(workers=workers)
+    watch = Watch(it)
+    with load(it, 3, every=0.5):
+        wait_until(lambda: it.pool()["acquired_total"] > 20)
+        with frozen(server):
+            began = time.monotonic()
+            watch.until(began + 3)
+        thawed = time.monotonic()
+        watch.until_well()
+    assert not WRONG & {*watch.names()}, watch.story()
+    assert watch.names(thawed + 1) == ["outage over", "all is well"], watch.story()
+    assert all(each.ready for each in watch.seen), "nobody takes a host out of service for that"
+    assert it.pool()["outages_total"] == 0
+    it.site.server.wait_for_log("database 'default' answered nothing for ")
+
+
+@torture
+@pytest.mark.parametrize("idle_seconds", [1, 31])
+def test_a_server_that_froze_while_nobody_asked(shop: StartShop, idle_seconds: int) -> None:
+    """A connection that was idle for long is pinged before it is used, a fresh one is not."""
+    it, server = shop()
+    watch = Watch(it)
+    time.sleep(idle_seconds)
+    with ThreadPoolExecutor(1) as threads:
+        with frozen(server):
+            watch.until(time.monotonic() + 3)
+            assert watch.names() == ["all is well"], "nobody knows"
+            asked = time.monotonic()
+            answer = threads.submit(it.site.server.get, "/quick", timeout=60)
+            watch.until(asked + 9)
+            assert watch.names(asked + 3) == ["stuck server"], watch.story()
+            assert not watch.seen[-1].ready
+        thawed = time.monotonic()
+        assert answer.result().status == 200
+        assert wait_until(lambda: watch.look().ready and time.monotonic() - thawed) < 2.5
+    watch.until_well()
+    assert watch.names(thawed + 1) == ["outage over", "all is well"], watch.story()
+    assert not WRONG & {*watch.names()}, watch.story()
+
+
+@torture
+def test_a_network_that_has_become_a_black_hole(status: StartStatus, mariadb: Server) -> None:
+    """No packet comes back, and no attempt to connect is refused."""
+    database = mariadb.create_database()
+    with NetProxy(database.port) as proxy:
+        it = status(views=(VIEWS, INCIDENTS), database=database, PORT=str(proxy.port))
+        watch = Watch(it)
+        with load(it, 3, every=0.5):
+            wait_until(lambda: it.pool()["acquired_total"] > 20)
+            proxy.freeze()
+            began = time.monotonic()
+            watch.until(began + 15)
+            proxy.thaw()
+            thawed = time.monotonic()
+            wait_until(lambda: watch.look().ready)
+            watch.until_well()
+        assert watch.names(began + 4, thawed) == ["stuck server"], watch.story()
+        assert it.pool()["unanswered_total"] > 0
+        assert not WRONG & {*watch.names()}, watch.story()
+
+
+@torture
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_outage_under_load_and_its_aftermath(shop: StartShop, workers: int) -> None:
+    it, server = shop("--pool-timeout", "5", workers=workers)
+    watch = Watch(it)
+    with load(it, 3, every=0.5):
+        wait_until(lambda: it.pool()["acquired_total"] > 20)
+        watch.until(time.monotonic() + 1)
+        began = time.monotonic()
+        server.stop()
+        stopped = time.monotonic()
+        with ExitStack() as crowd:
+            crowd.enter_context(load(it, 24, every=0.5, stop=False))
+            watch.until(stopped + 12)
+            server.start()
+            started = time.monotonic()
+        wait_until(lambda: watch.look().ready)
+        watch.until_well()
+    assert watch.names(stopped + 2, started - 1) == ["outage"], watch.story()
+    assert watch.names(started + 2) == ["outage over", "all is well"], watch.story()
+    assert not WRONG & {*watch.names(0, began), *watch.names(stopped + 2)}, watch.story()
+    peaks = it.pool()["peaks"]["24h"]
+    assert (peaks["refused"], peaks["wait_seconds"] < 2) == (0, True)
+    assert "Too small a pool" not in advised(it)
+    assert it.pool()["outages_total"] == workers
+
+
+@torture
+def test_statements_that_wait_for_a_lock_are_no_stuck_server(shop: StartShop) -> None:
+    """The server is well, and says so when it is asked: nobody takes a host out of service."""
+    it, _ = shop()
+    watch = Watch(it)
+    with ThreadPoolExecutor(6) as threads:
+        with gate(it.site.database) as statement:
+            began = time.monotonic()
+            answers = [threads.submit(it.site.run, statement, timeout=60) for _ in range(6)]
+            watch.until(began + 12)
+            most = len(it.site.connection_ids())
+        assert [answer.result().status for answer in answers].count(200) >= 4
+    assert watch.names(began + 7, began + 10) == ["hanging statements"], watch.story()
+    told = [each.text for each in watch.seen if each.name == "hanging statements"]
+    assert "has answered no statement for " in told[-1]
+    assert "all 4 that run" in told[-1]
+    assert "SHOW PROCESSLIST" in told[-1]
+    assert all(each.ready for each in watch.seen)
+    assert "stuck server" not in watch.names()
+    assert most <= it.site.cap + 2, "the gate's, and one that asks the server"
+    assert it.pool()["outages_total"] == it.pool()["unanswered_total"] == 0
+
+
+@torture
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_long_report_is_no_stuck_server(shop: StartShop, others: int) -> None:
+    it, _ = shop()
+    watch = Watch(it)
+    with ThreadPoolExecutor(1) as threads, ExitStack() as stack:
+        if others:
+            stack.enter_context(load(it, others, every=0.2))
+        answer = threads.submit(it.site.run, "SELECT SLEEP(12)", timeout=60)
+        while not answer.done():
+            watch.until(time.monotonic() + 0.5)
+        assert answer.result().status == 200
+        watch.until(time.monotonic() + 3)
+    assert {*watch.names()} == {"all is well"}, watch.story()
+    assert all(each.ready for each in watch.seen)
+    assert it.pool()["outages_total"] == it.pool()["unanswered_total"] == 0

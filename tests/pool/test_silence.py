@@ -1,0 +1,289 @@
+"""The server answers nothing: what the pool makes of what its connections wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from pooled_serve.errors import PoolTimeout
+from pooled_serve.pool import PoolListener, metrics
+from pooled_serve.pool.connecting import got_no_answer
+from pooled_serve.pool.silence import Silence
+from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, leased, settle
+from support.pools import MakePool, Pool, count_calls, hold
+
+A, B = object(), object()
+"""Waits."""
+
+
+def look(silence: Silence, now: float, **more: Any) -> float:
+    """The silence after a look; `waits` is what each connection waits for."""
+    waits = more.pop("waits", {})
+    silence.look(now, waits, **{"came_back": 0.0, "connecting": (), **more})
+    return silence.seconds(now)
+
+
+def test_a_wait_that_is_seen_twice_had_no_answer_in_between() -> None:
+    silence = Silence()
+    assert look(silence, 10.0, waits={1: A, 2: None}) == 0
+    assert look(silence, 11.0, waits={1: A, 2: None}) == 1
+    assert look(silence, 12.0, waits={1: A, 2: B}) == 2, "more questions are no answers"
+    assert look(silence, 13.0, waits={1: B, 2: B}) == 0, "one got an answer, and asked again"
+    assert silence.answered == 13
+    assert look(silence, 14.0, waits={1: B, 2: B}) == 1, "for which that one waits since then"
+    assert look(silence, 15.0, waits={1: None, 2: B}) == 0
+    assert look(silence, 16.0, waits={2: B}) == 1
+    assert look(silence, 17.0) == 0, "nobody waits any more"
+
+
+def test_a_connection_that_came_back_had_its_answer() -> None:
+    silence = Silence()
+    look(silence, 10.0, waits={1: A})
+    assert look(silence, 15.0, waits={1: A}, came_back=9.0) == 5
+    assert look(silence, 16.0, waits={1: A}, came_back=15.5) == 0.5
+    assert look(silence, 17.0, waits={}, came_back=15.5) == 0
+
+
+def test_one_that_has_gone_had_none() -> None:
+    """It was closed: its user was killed, or had a timeout of its own."""
+    silence = Silence()
+    look(silence, 10.0, waits={1: A, 2: B})
+    assert look(silence, 15.0, waits={2: B}) == 5
+
+
+def test_a_ping_in_vain_and_the_connect_that_follows_are_one_silence() -> None:
+    silence = Silence()
+    look(silence, 10.0, waits={1: A})
+    assert look(silence, 12.5, connecting=[12.0]) == 2.5
+    assert look(silence, 14.0) == 0
+    assert look(silence, 20.0, connecting=[19.0]) == 1, "nobody had asked for a while"
+
+
+class Told(PoolListener):
+    def __init__(self) -> None:
+        self.silences: list[float] = []
+        self.answers = 0
+
+    def unanswered(self, seconds: float) -> None:
+        self.silences.append(seconds)
+
+    def answered(self) -> None:
+        self.answers += 1
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Frozen:
+    """A pool whose connections wait, each for what `waits` has for it."""
+
+    def __init__(self, make_pool: MakePool, **options: Any) -> None:
+        self.clock, self.told = Clock(), Told()
+        self.waits: dict[int, object] = {}
+        self.pool: Pool = make_pool(
+            awaits=lambda conn: self.waits.get(conn.number),
+            listeners=[self.told],
+            clock=self.clock,
+            **options,
+        )
+
+    def later(self, seconds: float) -> dict[str, Any]:
+        self.clock.now += seconds
+        return self.pool.stats()
+
+
+@pytest.fixture
+def it(make_pool: MakePool) -> Frozen:
+    return Frozen(make_pool)
+
+
+def test_the_gauges_say_who_waits_for_an_answer_and_for_how_long(it: Frozen) -> None:
+    with leased(it.pool), leased(it.pool):
+        it.waits = {1: A, 2: B}
+        stats = it.later(0.1)
+        assert (stats["in_statement"], stats["oldest_statement_seconds"]) == (0, 0)
+        assert stats["last_answer_seconds"] == pytest.approx(0.1), "the second login's"
+        stats = it.later(0.9)
+        assert (stats["in_statement"], it.told.silences) == (0, [])
+        stats = it.later(0.5)
+        assert stats["in_statement"] == 2
+        assert stats["oldest_statement_seconds"] == pytest.approx(1.4)
+        assert it.told.silences == [pytest.approx(1.4)]
+        it.waits = {1: None, 2: B}
+        stats = it.later(0.25)
+        assert (stats["in_statement"], stats["last_answer_seconds"]) == (1, 0)
+        assert it.told.answers == 1
+    stats = it.later(0.25)
+    assert (stats["in_statement"], stats["oldest_statement_seconds"]) == (0, 0)
+    assert it.told.answers == 1
+
+
+def test_who_was_killed_has_not_been_answered(it: Frozen) -> None:
+    connection = it.pool.acquire()
+    it.waits = {1: A}
+    it.later(0)
+    it.later(2)
+    connection.fault = "killed"
+    it.pool.release(connection)
+    settle(lambda: connection.closed)
+    it.later(0.25)
+    assert (len(it.told.silences), it.told.answers) == (1, 0)
+
+
+def test_a_connect_that_is_silent_counts_while_it_lasts_and_afterwards(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(timeout=0.3, is_outage=lambda error: True)
+    driver.plan["connect"] = [NEVER]
+    user = gevent.spawn(use, pool)
+    gevent.sleep(0.1)
+    assert 0.1 <= pool.stats()["oldest_statement_seconds"] <= 0.3
+    user.join()
+    assert isinstance(user.value, PoolTimeout)
+    stats = pool.stats()
+    assert (stats["unanswered_total"], stats["connect_errors_total"]) == (1, 1)
+    assert stats["oldest_statement_seconds"] == 0
+
+
+def use(pool: Pool) -> BaseException | None:
+    try:
+        pool.release(pool.acquire())
+    except PoolTimeout as error:
+        return error
+    return None
+
+
+def test_what_is_refused_was_answered() -> None:
+    assert got_no_answer(TimeoutError())
+    assert not got_no_answer(ConnectionRefusedError())
+    error = DriverError()
+    assert not got_no_answer(error)
+    error.unanswered = True  # type: ignore[attr-defined]
+    assert got_no_answer(error)
+
+
+# --- Inquiries ---------------------------------------------------------------------------------
+
+
+def test_an_idle_connection_is_asked_first(pool_of_two: Pool, driver: FakeDriver) -> None:
+    with leased(pool_of_two):
+        pass
+    assert pool_of_two.inquire(1.0) is True
+    assert (driver.calls["ping"], driver.calls["connect"]) == (1, 1)
+    stats = pool_of_two.stats()
+    assert (stats["idle"], stats["acquired_total"]) == (1, 1), "that is no use of the pool"
+
+
+def test_at_the_cap_it_takes_one_connection_more_and_closes_it(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool()
+    with leased(pool), leased(pool):
+        assert pool.inquire(1.0) is True
+        assert pool.full
+        assert len(driver.open) == 2
+    assert driver.peak == 3
+    assert pool.stats()["opened_total"] == 2
+    driver.peak = 2
+
+
+def test_no_answer_is_no_answer_and_leaves_nothing_behind(
+    pool_of_two: Pool, driver: FakeDriver
+) -> None:
+    driver.always = {"connect": NEVER, "ping": NEVER}
+    assert pool_of_two.inquire(0.05) is False
+    driver.always["connect"] = DriverError("full")
+    with pytest.raises(DriverError):
+        pool_of_two.inquire(0.05)
+    assert pool_of_two.stats()["unanswered_total"] == 1
+    assert pool_of_two.stats()["connect_errors_total"] == 0, "no request has asked for that"
+
+
+def test_there_is_only_one_inquiry_at_a_time(pool_of_two: Pool, driver: FakeDriver) -> None:
+    go_on = Event()
+    driver.plan["connect"] = [go_on]
+    first = gevent.spawn(pool_of_two.inquire, 10.0)
+    gevent.sleep(0)
+    assert pool_of_two.inquire(1.0) is None
+    go_on.set()
+    assert first.get() is True
+
+
+def test_one_that_is_killed_gives_up_its_right(pool_of_two: Pool, driver: FakeDriver) -> None:
+    driver.plan["connect"] = [NEVER]
+    first = gevent.spawn(pool_of_two.inquire, 10.0)
+    gevent.sleep(0)
+    first.kill()
+    assert pool_of_two.inquire(1.0) is True
+    assert not driver.open
+
+
+def test_it_waits_for_the_one_connection_more_that_ends_abandoned_statements(
+    pool_of_two: Pool, driver: FakeDriver
+) -> None:
+    """And the other way round: never two beyond the cap."""
+    driver.plan["finish"] = [go_on := Event()]
+    with leased(pool_of_two) as abandoned:
+        abandoned.fault, abandoned.at_work = "killed", True
+    settle(lambda: driver.calls["finish"] == 1)
+    assert pool_of_two.inquire(1.0) is None
+    go_on.set()
+    settle(lambda: not pool_of_two._replacing)
+    driver.plan["connect"] = [go_on := Event()]
+    inquiry = gevent.spawn(pool_of_two._inquire_apart, 10.0)
+    with leased(pool_of_two) as abandoned:
+        abandoned.fault, abandoned.at_work = "killed", True
+    settle(lambda: pool_of_two._replacing)
+    assert driver.calls["finish"] == 1
+    go_on.set()
+    assert inquiry.get() is True
+    settle(lambda: driver.calls["finish"] == 2)
+
+
+@pytest.fixture
+def pool_of_two(make_pool: MakePool) -> Pool:
+    return make_pool()
+
+
+def test_a_hand_out_costs_no_more(make_pool: MakePool) -> None:
+    """What a connection waits for is seen by who reads the gauges, and by nobody else."""
+    asked: list[FakeConnection] = []
+    pool, without = make_pool(awaits=asked.append), make_pool()
+    calls = []
+    for each in (pool, without):
+        use(each)
+        calls.append(count_calls(lambda: each.release(each.acquire())))  # noqa: B023
+    assert calls[0] == calls[1]
+    assert asked == []
+    without.close()
+    with leased(pool) as connection:
+        pool.refresh_gauges()
+    assert asked == [connection]
+
+
+def test_until_when_an_outage_made_requests_wait(it: Frozen) -> None:
+    assert it.pool.stats()["last_outage_seconds"] is None
+    it.pool.row[metrics.STUCK] = 1
+    assert it.later(0)["last_outage_seconds"] == 0
+    it.pool.row[metrics.STUCK] = 0
+    assert it.later(2)["last_outage_seconds"] == 2
+    it.pool.row[metrics.REACHABLE] = metrics.NO
+    it.later(0)
+    go_on = Event()
+    holders = [hold(it.pool, go_on) for _ in range(3)]
+    assert it.later(1)["last_outage_seconds"] == 0
+    it.pool.row[metrics.REACHABLE] = metrics.YES
+    assert it.later(5)["last_outage_seconds"] == 0, "somebody still waits, as he began to"
+    assert it.later(6)["last_outage_seconds"] == 6, "but not for ever because of that"
+    go_on.set()
+    gevent.joinall(holders)
+    later = hold(it.pool, go_on)
+    later.join()
+    assert it.later(1)["last_outage_seconds"] == 7
