@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pooled_serve.pool.silence import QUIET_SECONDS
 from pooled_serve.status.remedies import LOGIN_REMEDY
 from pooled_serve.status.sentence import Sentence, recent_routes
 from pooled_serve.status.words import count, duration, listed, plural, span
@@ -55,7 +56,7 @@ class PoolInWords:
 
     def disruption(self) -> Sentence | None:
         """Returns what is said instead of anything else; None if it can be used."""
-        if self.number("stuck"):
+        if self.number("stuck") and not self._answers():
             return self._stuck_server()
         if self.pool.get("reachable") is False:
             return self._login_refused() if self.number("login_refused") else self._outage()
@@ -69,6 +70,11 @@ class PoolInWords:
         asked = self.number("oldest_statement_seconds")
         answered = self.pool.get("last_answer_seconds")
         return asked if answered is None else min(asked, answered)
+
+    def _answers(self) -> bool:
+        """Whether the server has just answered something, though it may let nobody connect."""
+        answered = self.pool.get("last_answer_seconds")
+        return answered is not None and answered < QUIET_SECONDS
 
     def hanging_statements(self, queue: str) -> Sentence | None:
         """All connections in use wait for a server that answers others."""

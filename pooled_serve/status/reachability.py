@@ -161,7 +161,8 @@ class Reachability(PoolListener):
         # Half of the time for a ping on a link that may have been lost while it was idle, and half
         # for a login.
         if self._stuck and not self.lost and min(seconds, 2 * asked) >= STUCK_SECONDS:
-            self.lose(logged=self._log.database_stuck(seconds), seconds=seconds)
+            logged = self._log.database_stuck(seconds)
+            self.lose(logged=logged, counts=True, seconds=seconds)
 
     def answered(self) -> None:
         """A statement was answered, at last."""
@@ -186,11 +187,11 @@ class Reachability(PoolListener):
 
     # --- Lost ----------------------------------------------------------------------------------
 
-    def lose(self, *, logged: bool = True, counts: bool = True, seconds: float = 0.0) -> None:
+    def lose(self, *, logged: bool = True, counts: bool = False, seconds: float = 0.0) -> None:
         """Note that the database cannot be reached.
 
         :param logged: whether the log says so already, as it does after the preflight.
-        :param counts: whether it is an outage.
+        :param counts: whether it is an outage that begins.
         :param seconds: for how long that has been so.
         """
         self._lost_since = time.monotonic() - seconds

@@ -158,6 +158,11 @@ def assert_pool_is_told(pool: dict[str, Any], value: Callable[..., float]) -> No
             assert value(name) == sum(number.values())
         elif "oldest" in key:
             assert value(name) == number == 0
+        elif number is None:
+            assert key == "last_outage_seconds", "there was none"
+        elif key == "last_answer_seconds":
+            # Each worker has its own, and the JSON the latest.
+            assert value(name) >= number > 0
         elif key == "reachable":
             assert value(name) >= 1, "of the workers that have asked"
             assert number is True

@@ -46,11 +46,14 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("reset_total", "leaked_total", "pinned_total", "oldest_wait_seconds"),
         *("oldest_held_seconds", "wait_seconds_buckets", "held_seconds_buckets"),
         *("longest_wait_seconds", "login_refused", "recent", "peaks"),
+        *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
+        *("unanswered_total", "outages_total", "last_outage_seconds"),
     }
     assert set(pool["recent"]) == {
         *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
         *("shed", "wait_p50_seconds", "wait_p95_seconds", "held_p50_seconds", "held_p95_seconds"),
-        *("opened", "connect_errors", "lost_ago_seconds", "leaked", "closed", "pinned"),
+        *("opened", "connect_errors", "unanswered", "lost_ago_seconds", "lost_held_seconds"),
+        *("leaked", "closed", "pinned"),
     }
     assert set(pool["peaks"]) == set(WINDOWS)
     assert all(set(peaks) == set(PEAK_KEYS) for peaks in pool["peaks"].values())
@@ -61,6 +64,8 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert (pool["size"], pool["max_outstanding"]) == (4, 4)
     assert (pool["in_use"], pool["idle"], pool["waiting"]) == (0, 1, 0)
     assert (pool["acquired_total"], pool["opened_total"]) == (1, 1)
+    assert 0 < pool["last_answer_seconds"] < stats["uptime_seconds"]
+    assert pool["last_outage_seconds"] is None
     assert pool["wait_seconds_buckets"]["+Inf"] == pool["held_seconds_buckets"]["+Inf"] == 1
     (route,) = stats["routes"]
     assert set(route) == {

@@ -1,0 +1,413 @@
+"""A database that cannot be used: what is said of it, when it counts as lost, and what of that must
+not be taken for a pool that is too small."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from pooled_serve.errors import PoolTimeout
+from pooled_serve.pool import metrics
+from pooled_serve.status import reachability
+from pooled_serve.status.advice import advice
+from pooled_serve.status.figures import recent as recent_of
+from pooled_serve.status.findings import findings
+from pooled_serve.status.history import History
+from pooled_serve.status.pool_log import PoolLog
+from pooled_serve.status.reachability import Reachability
+from support.answers import Answers, a_route, recent
+from support.driver import NEVER, DriverError, FakeDriver, settle
+
+SERVER = "MariaDB 10.11.19 at 127.0.0.1:3306/shop"
+ALIVE = (
+    "see that its process runs and is not stopped, that its disk and the network work, and what"
+    " SHOW PROCESSLIST says; restart it if it stays; requests then go on"
+)
+SILENT: dict[str, Any] = {
+    "in_use": 12,
+    "idle": 0,
+    "in_statement": 12,
+    "oldest_statement_seconds": 12.3,
+    "last_answer_seconds": 12.0,
+}
+QUEUE: dict[str, Any] = {"waiting": 7, "oldest_wait_seconds": 9.0}
+
+
+def said(*routes: dict[str, Any], **pool: Any) -> list[str]:
+    stats = Answers(**pool).stats
+    stats["routes"] = list(routes)
+    return [str(sentence) for sentence in findings(stats)]
+
+
+# --- Sentences ---------------------------------------------------------------------------------
+
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    (
+        {**SILENT, **QUEUE, "stuck": 1, "reachable": False, "recent": recent(timeouts=2)},
+        f"Stuck server: {SERVER} has answered nothing for 12.0 s, 12 statements wait for it,"
+        f" 7 requests wait for a connection, 2 refused in the last 10 s. → {ALIVE}",
+    ),
+    (
+        {**SILENT, "in_use": 1, "in_statement": 1, "last_answer_seconds": 2.2, "stuck": 1},
+        f"Stuck server: {SERVER} has answered nothing for 2.2 s, 1 statement waits for it."
+        f" → {ALIVE}",
+    ),
+    (
+        {"stuck": 2, "reachable": False, "in_use": 0, "idle": 0, "waiting": 1},
+        f"Stuck server: {SERVER} does not answer, 1 request waits. → {ALIVE}",
+    ),
+    (
+        {**SILENT, "last_answer_seconds": None, "stuck": 1},
+        f"Stuck server: {SERVER} has answered nothing for 12.3 s, 12 statements wait for it."
+        f" → {ALIVE}",
+    ),
+    (
+        # It answers those who have a connection.
+        {**SILENT, "last_answer_seconds": 0.1, "stuck": 1, "reachable": False},
+        f"Outage: the database default cannot be reached. → see that {SERVER} runs and lets this"
+        " host in; requests then go on",
+    ),
+    (
+        # Its answer to an inquiry has come, and no other.
+        {**SILENT, **QUEUE},
+        f"Hanging statements: {SERVER} has answered no statement for 12.0 s, all 12 that run:"
+        " 7 requests wait, the longest 9.0 s. → SHOW PROCESSLIST there says what they wait for:"
+        " often a lock, which another statement or an open transaction holds (KILL ends it)",
+    ),
+    (
+        {"recent": recent(lost_ago_seconds=3.7)},
+        "Outage over: the database default could not be used until 4 s ago."
+        " → nothing to do: the log says why, and for how long",
+    ),
+    (
+        # What is left of it in the numbers has no sentence of its own.
+        {
+            **QUEUE,
+            "in_use": 12,
+            "recent": recent(
+                acquired=90,
+                waited=60,
+                waited_share=0.7,
+                wait_p95_seconds=9.0,
+                timeouts=9,
+                shed=7,
+                lost_ago_seconds=0.4,
+            ),
+        },
+        "Outage over: the database default could not be used until 0 s ago, 2 timed out and 7"
+        " refused early in the last 10 s. → nothing to do: the log says why, and for how long",
+    ),
+    (
+        {**SILENT, "in_use": 3, "in_statement": 3},
+        "All is well: 3 of 12 connections in use, nobody waits.",
+    ),
+    (
+        # A report that runs for long, and nobody waits.
+        {**SILENT, "in_use": 1, "in_statement": 1, "oldest_held_seconds": 300.0},
+        "All is well: 1 of 12 connections in use, nobody waits.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), SENTENCES)
+def test_one_sentence_says_how_it_is(changes: dict[str, Any], sentence: str) -> None:
+    assert said(**changes) == [sentence]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"last_answer_seconds": 0.2},
+        {"in_statement": 11, "last_answer_seconds": 30.0},
+        {"last_answer_seconds": 4.9},
+        {"in_statement": 0, "oldest_statement_seconds": 0.0},
+    ],
+)
+def test_where_connections_come_back_nothing_hangs(changes: dict[str, Any]) -> None:
+    (sentence,) = said(**{**SILENT, **QUEUE, **changes})
+    assert sentence.startswith("Too small a pool: ")
+
+
+def test_statements_that_are_always_slow_do_not_hang() -> None:
+    slow = a_route("report/", leases=10, held_seconds=60.0)
+    assert said(slow, **SILENT, **QUEUE)[0].startswith("Slow view: GET report/ holds 100 %")
+    longer = {"oldest_statement_seconds": 20.0, "last_answer_seconds": 19.0}
+    assert said(slow, **{**SILENT, **QUEUE, **longer})[0].startswith("Hanging statements: ")
+
+
+def test_what_a_view_held_in_an_outage_is_no_fault_of_it() -> None:
+    """Routes have the numbers of five minutes."""
+    quick = a_route("quick/", leases=100, held_seconds=245.0)
+    waits = {"in_use": 12, **QUEUE}
+    assert said(quick, **waits)[0].startswith("Slow view: ")
+    (sentence,) = said(quick, **waits, recent=recent(lost_held_seconds=240.0))
+    assert sentence.startswith("Too small a pool: ")
+    assert "GET quick/" not in sentence, "2.5 s each would be true, and mislead"
+    slow = a_route("report/", leases=100, held_seconds=800.0)
+    (sentence,) = said(slow, **waits, recent=recent(lost_held_seconds=240.0))
+    assert sentence.startswith("Slow view: GET report/ holds 100 % of the connection time, 8.0 s")
+
+
+def test_several_databases_are_told_apart() -> None:
+    stats = Answers(**SILENT, **QUEUE, stuck=1, reachable=False).stats
+    for pools in (stats["pools"], stats["workers"][0]["pools"]):
+        pools["other"] = {**pools["default"], "stuck": 0, "reachable": True, "in_statement": 0}
+    first, second = findings(stats)
+    assert (first.pool, first.name, first.level) == ("default", "stuck server", "bad")
+    assert (second.pool, second.name) == ("other", "too small a pool")
+
+
+# --- When it counts as lost --------------------------------------------------------------------
+
+
+class Watched:
+    """A pool of a worker with a status page, on a driver that waits when it is told to."""
+
+    def __init__(self) -> None:
+        self.driver = FakeDriver()
+        self.reachability = Reachability(PoolLog("default"))
+        self.hangs = False
+        self.pool = self.driver.pool(
+            listeners=[self.reachability], awaits=lambda conn: conn if self.hangs else None
+        )
+        self.reachability.pool = self.reachability._log.pool = self.pool
+        self.reachability.probing = True
+        self.connections = [self.pool.acquire() for _ in range(2)]
+
+    def freeze(self, *, wholly: bool = True) -> None:
+        """
+        :param wholly: whether inquiries have no answer either.
+        """
+        self.hangs = True
+        if wholly:
+            self.driver.always["connect"] = NEVER
+
+    def thaw(self) -> None:
+        self.hangs = False
+        self.driver.always.clear()
+
+    def watch(self, seconds: float) -> dict[str, Any]:
+        """Look at the gauges as often as a worker does."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.pool.refresh_gauges()
+            gevent.sleep(0.02)
+        return self.pool.stats()
+
+
+@pytest.fixture
+def it(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """With a tenth of each time."""
+    from pooled_serve.pool import base
+
+    for name in ("UNANSWERED", "STUCK", "PAUSE", "BLOCKED"):
+        seconds = getattr(reachability, f"{name}_SECONDS") / 10
+        monkeypatch.setattr(reachability, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(base, "QUIET_SECONDS", 0.1)
+    watched = Watched()
+    yield watched
+    watched.reachability.probing = False
+    watched.thaw()
+    for connection in watched.connections:
+        watched.pool.release(connection)
+    watched.pool.close()
+
+
+def test_a_server_that_answers_nothing_is_lost_until_it_does(it: Watched) -> None:
+    it.freeze()
+    stats = it.watch(0.35)
+    assert (stats["stuck"], stats["reachable"]) == (1, True), "a hiccup, so far"
+    stats = it.watch(0.6)
+    assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (1, False, 1)
+    assert stats["last_outage_seconds"] < 0.1
+    it.thaw()
+    stats = it.watch(0.1)
+    assert (stats["stuck"], stats["reachable"], it.reachability.lost) == (0, True, False)
+
+
+def test_locks_are_told_from_a_stuck_server_by_its_answer(it: Watched) -> None:
+    it.freeze(wholly=False)
+    stats = it.watch(1.7)
+    assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (0, True, 0)
+    assert stats["oldest_statement_seconds"] > 1
+    asked = it.driver.calls["connect"] - 2
+    assert 2 <= asked <= 5, "again and again, but not at each look"
+
+
+def test_when_all_is_well_nobody_is_asked(it: Watched) -> None:
+    it.watch(0.5)
+    assert (it.driver.calls["connect"], it.driver.calls["ping"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "stuck"), [(DriverError("1040, full"), False), (TimeoutError(), True)]
+)
+def test_an_error_of_the_server_is_an_answer(
+    it: Watched, error: Exception, stuck: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = 2003 if stuck else 1040
+    monkeypatch.setattr(reachability, "code_of", lambda error: code)
+    it.freeze(wholly=False)
+    it.driver.always["connect"] = error
+    stats = it.watch(1.2)
+    assert stats["stuck"] == 0
+    assert stats["reachable"] is True
+
+
+def test_one_worker_does_not_ask_what_another_process_may_answer(it: Watched) -> None:
+    """Without a scoreboard, as in a management command, there is nobody to tell."""
+    it.reachability.probing = False
+    it.freeze()
+    stats = it.watch(0.5)
+    assert (stats["stuck"], it.driver.calls["connect"]) == (0, 2)
+
+
+def test_a_worker_that_was_blocked_has_not_read_its_answers_yet(it: Watched) -> None:
+    it.freeze()
+    it.watch(0.15)
+    time.sleep(0.3)  # blocks the loop
+    it.pool.refresh_gauges()
+    assert it.pool.stats()["stuck"] == 0
+    assert it.watch(0.15)["stuck"] == 1
+
+
+def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too(it: Watched) -> None:
+    for connection in it.connections:
+        connection.fault = "lost"
+        it.pool.release(connection)
+    it.connections.clear()
+    settle(lambda: not it.driver.open)
+    it.driver.always["connect"] = NEVER
+    with pytest.raises(PoolTimeout):
+        it.pool.acquire(0.3)
+    stats = it.pool.stats()
+    assert (stats["stuck"], stats["reachable"]) == (1, False)
+    it.driver.always.clear()
+    settle(lambda: not it.reachability.lost)
+    assert it.pool.stats()["stuck"] == 0
+
+
+# --- What it leaves behind ---------------------------------------------------------------------
+
+
+class Seconds:
+    """A history of one pool, second by second."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.row = metrics.new_row()
+        self.at = 1000.3
+
+    def next(self, seconds: int = 1, **changes: float) -> None:
+        from pooled_serve.status.scoreboard import Snapshot
+
+        retired = [0.0] * metrics.FIRST_GAUGE
+        for _ in range(seconds):
+            for name, value in changes.items():
+                index = getattr(metrics, name.upper())
+                self.row[index] = value + self.row[index] * (index < metrics.FIRST_GAUGE)
+            row = list(self.row)
+            self.history.sample(
+                lambda: [Snapshot(1, 1, "default", "", "", row, retired)],  # noqa: B023
+                self.at,
+            )
+            self.at += 1
+
+    def freeze(self, seconds: int, *, flagged_after: int) -> None:
+        """The server answers nothing from now on; all connections are taken, and requests queue."""
+        began = self.at - 0.4
+        for second in range(seconds):
+            known = second >= flagged_after
+            self.next(
+                in_use=12,
+                waiting=8 * second + 3,
+                oldest_wait=began,
+                oldest_statement=began,
+                last_answer=began - 0.2,
+                stuck=float(known),
+                last_outage=self.at if known else 0.0,
+            )
+        # The queue is served.
+        self.next(
+            waiting=0,
+            oldest_wait=0.0,
+            oldest_statement=0.0,
+            last_answer=self.at,
+            stuck=0.0,
+            waited=8 * seconds,
+            acquired=8 * seconds,
+            longest_wait=float(seconds),
+            in_use=12,
+        )
+        self.next(longest_wait=0.0, in_use=2)
+
+    def peaks(self) -> dict[str, Any]:
+        return self.history.peaks("default", self.at - 0.5)["24h"]
+
+
+def usual() -> Seconds:
+    seconds = Seconds()
+    seconds.next(30, in_use=2, acquired=10, last_answer=1.0)
+    return seconds
+
+
+@pytest.mark.parametrize("more", [0, 10])
+@pytest.mark.parametrize(("lasts", "flagged_after"), [(20, 2), (3, 2), (4, 3)])
+def test_peaks_are_those_of_a_pool_that_can_be_used(
+    lasts: int, flagged_after: int, more: int
+) -> None:
+    """From its first second on, which is known to be one only later."""
+    seconds = usual()
+    seconds.freeze(lasts, flagged_after=flagged_after)
+    seconds.next(more, in_use=2, acquired=10, last_answer=1.0)
+    peaks = seconds.peaks()
+    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (2, 0, 0)
+    assert (peaks["waited"], peaks["refused"], peaks["occasions"]) == (0, 0, 0)
+    stats: dict[str, Any] = Answers(peaks={"24h": peaks, "1h": peaks, "5m": peaks}).stats
+    (sentence,) = advice(stats)
+    assert sentence.name == "too large a pool", "and that is no reason to make it larger"
+
+
+def test_slow_statements_are_left_in_the_peaks() -> None:
+    """While the server answers inquiries, nobody but the statements is at fault."""
+    seconds = usual()
+    seconds.freeze(4, flagged_after=9)
+    peaks = seconds.peaks()
+    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (12, 27, 4)
+    seconds.next(10, in_use=2)
+    assert seconds.peaks()["in_use"] == 12
+
+
+def test_the_time_that_a_freeze_held_connections_is_known() -> None:
+    seconds = usual()
+    assert seconds.history.lost_held("default", seconds.at) == 0
+    seconds.freeze(20, flagged_after=2)
+    held = seconds.history.lost_held("default", seconds.at)
+    assert 19 * 12 <= held <= 23 * 12
+    seconds.next(200, in_use=2)
+    assert seconds.history.lost_held("default", seconds.at) == held
+    seconds.next(200, in_use=2)
+    assert seconds.history.lost_held("default", seconds.at) == 0
+
+
+def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
+    seconds = usual()
+    seconds.freeze(20, flagged_after=2)
+    thawed = seconds.at - 2  # by then the queue was served
+
+    def ago() -> Any:
+        lately = seconds.history.lately("default", seconds.at)
+        found = recent_of(seconds.row, None, 10.0, lately, seconds.at)["lost_ago_seconds"]
+        return None if found is None else round(found)
+
+    assert ago() == 3
+    # The queue that it has left behind is served by a worker which notes that.
+    seconds.row[metrics.LAST_OUTAGE] = thawed + 4
+    seconds.next(10, in_use=2)
+    assert ago() == 13, "since it was over; its queue was served four seconds later"
+    seconds.next(6, in_use=2)
+    assert ago() is None
