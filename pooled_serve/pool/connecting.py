@@ -326,11 +326,13 @@ class ConnectingPool(ReturningPool[C]):
 
     def _close_apart(self, conn: C) -> None:
         """Close a connection that was never this pool's."""
-        with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
-            if self._tokens is not None:
-                self._part(conn)
-        with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
-            conn.close()
+        try:
+            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+                if self._tokens is not None:
+                    self._part(conn)
+        finally:
+            with contextlib.suppress(Exception), gevent.Timeout(CLOSE_TIMEOUT_SECONDS, False):
+                conn.close()
 
     def _means_outage(self, error: Exception) -> bool:
         return error is CONNECT_TIMED_OUT or self._is_outage(error)

@@ -401,7 +401,7 @@ def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
 
     def ago() -> Any:
         lately = seconds.history.lately("default", seconds.at)
-        found = recent_of(seconds.row, None, 10.0, lately, seconds.at)["lost_ago_seconds"]
+        found = recent_of([*seconds.row], None, 10.0, lately, seconds.at)["lost_ago_seconds"]
         return None if found is None else round(found)
 
     assert ago() == 3

@@ -214,6 +214,7 @@ def test_a_network_that_has_become_a_black_hole(status: StartStatus, mariadb: Se
     database = mariadb.create_database()
     with NetProxy(database.port) as proxy:
         it = status(views=(VIEWS, INCIDENTS), database=database, PORT=str(proxy.port))
+        assert it.site.server.get("/quick").status == 200
         watch = Watch(it)
         with load(it, 3, every=0.5):
             wait_until(lambda: it.pool()["acquired_total"] > 20)
