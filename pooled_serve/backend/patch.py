@@ -21,7 +21,7 @@ from django.db import connections
 from django.db.utils import ConnectionHandler, load_backend
 
 from pooled_serve import compat
-from pooled_serve.backend import registry, routes, unavailable
+from pooled_serve.backend import registry, rehearsal, routes, unavailable
 from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.client_check import ClientCheck
 from pooled_serve.backend.client_check import ClientGone as ClientGone  # for the worker
@@ -63,6 +63,7 @@ def install(plan: PoolPlans, host: Host | None = None, *, own_launcher: bool = F
     registry.start(plan, host)
     ConnectionHandler.create_connection = create_connection  # type: ignore[assignment, method-assign]
     unavailable.install()
+    rehearsal.rehearse()
 
 
 def _import_wrappers() -> None:

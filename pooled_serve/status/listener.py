@@ -4,6 +4,7 @@ orchestrators. It answers GET and HEAD, changes nothing, and reveals no secret."
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
@@ -84,6 +85,10 @@ class StatusServer:
 
     def start(self) -> None:
         """Accept clients, and keep the gauges fresh."""
+        # Here, because a process without file descriptors can neither import nor read a file.
+        _page()
+        with contextlib.suppress(ImportError):
+            _prometheus()
         self._server.start()
         self._refresher = gevent.spawn(self._keep_gauges_fresh)
 
@@ -187,15 +192,14 @@ class StatusServer:
 
     def _metrics(self) -> Answer:
         try:
-            from prometheus_client import CollectorRegistry, generate_latest
-            from prometheus_client.exposition import CONTENT_TYPE_LATEST
+            prometheus = _prometheus()
         except ImportError:
             return Answer(
                 "501 Not Implemented",
                 "this needs the prometheus-client package\n"
                 "→ pip install 'pooled-serve[metrics]', and restart\n",
             )
-        registry = CollectorRegistry()
+        registry = prometheus.CollectorRegistry()
         instance = {
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
@@ -205,7 +209,18 @@ class StatusServer:
         peaks = {s.alias: self._scoreboard.history.peaks(s.alias, now) for s in snapshots}
         routes = self._scoreboard.read_routes()
         registry.register(Collector(snapshots, instance, self._hosts(), peaks, routes))
-        return Answer(OK, generate_latest(registry).decode(), CONTENT_TYPE_LATEST)
+        body = prometheus.generate_latest(registry).decode()
+        return Answer(OK, body, prometheus.CONTENT_TYPE_LATEST)
+
+
+def _prometheus() -> Any:
+    """Returns the package.
+
+    :raises ImportError: it is not installed.
+    """
+    import prometheus_client.metrics_core  # for Collector
+
+    return prometheus_client
 
 
 @functools.cache

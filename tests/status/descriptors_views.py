@@ -1,15 +1,19 @@
-"""Views for test_server_log.py that use up the file descriptors of their process."""
+"""Views for test_server_log.py and test_descriptors.py that use up the file descriptors of their
+process."""
 
 import os
 import resource
+import sys
 
 import gevent
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import OperationalError, connection
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from pooled_serve.backend import patch
 
 kept: list[int] = []
+imported: list[str] = []
 
 
 def ask(request: HttpRequest) -> HttpResponse:
@@ -34,6 +38,34 @@ def flap(request: HttpRequest) -> HttpResponse:
 
 def exhaust(request: HttpRequest) -> HttpResponse:
     patch.pools()["default"].clear()
+    return keep_all(request)
+
+
+class Finder:
+    """Finds nothing, and notes what was looked for."""
+
+    def find_spec(self, name: str, *args: object) -> None:
+        imported.append(name)
+
+
+def note_imports(request: HttpRequest) -> HttpResponse:
+    """From now on, those of modules that are not there yet."""
+    sys.meta_path.insert(0, Finder())
+    return HttpResponse()
+
+
+def say_imports(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(imported, safe=False)
+
+
+def fail(request: HttpRequest) -> HttpResponse:
+    raise {"400": SuspiciousOperation, "403": PermissionDenied}.get(
+        str(request.GET["status"]), ZeroDivisionError
+    )("of the view")
+
+
+def keep_all(request: HttpRequest) -> HttpResponse:
+    """Like exhaust(), but the pool keeps its connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:

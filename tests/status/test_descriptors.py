@@ -1,0 +1,108 @@
+"""A worker without file descriptors answers, and its log says what is wrong: what that takes has
+been imported before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from support.client import gate
+from support.processes import wait_until
+from support.serve import Client, connect
+from support.status import StartStatus, Status
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+VIEWS = Path(__file__).with_name("descriptors_views.py")
+LOGGING = """
+LOGGING = {
+    "version": 1,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"django": {"handlers": ["console"], "level": "INFO"}},
+}
+"""
+TEMPLATES = """
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": ["."]}]
+"""
+
+
+@contextmanager
+def none_left(
+    it: Status, clients: int = 1, excused: tuple[str, ...] = ()
+) -> Iterator[list[Client]]:
+    """Clients of a worker that has accepted them, and has no more descriptors. Until the end of the
+    block it may need no module that it does not have, but excused ones."""
+    with ExitStack() as stack:
+        keeper, *guests = (
+            stack.enter_context(it.site.server.keepalive()) for _ in range(1 + clients)
+        )
+        for client in (keeper, *guests):
+            assert client.get("/pool").status == 200
+        keeper.get("/note_imports")
+        keeper.get("/keep_all")
+        yield guests
+        keeper.get("/recover")
+        imported = keeper.get("/say_imports").json()
+        assert [name for name in imported if not name.startswith(excused)] == []
+
+
+@pytest.mark.parametrize("templates", ["", TEMPLATES], ids=["without_templates", "with"])
+def test_each_error_of_a_view_is_answered_and_logged(status: StartStatus, templates: str) -> None:
+    it = status(views=VIEWS, django=LOGGING + templates)
+    paths = {"/missing": 404, **{f"/fail?status={code}": code for code in (500, 403, 400)}}
+    with none_left(it, excused=("django.template.",)) as (client,):
+        for path, code in paths.items():
+            # An error page whose template cannot be read is an error itself.
+            assert client.get(path).status == (500 if templates else code)
+    for text in ("ZeroDivisionError: of the view", "PermissionDenied: of the view"):
+        it.site.server.wait_for_log(text)
+    assert "Logging error" not in it.site.server.log
+
+
+def test_who_waits_in_vain_gets_a_503_and_leases_are_watched(status: StartStatus) -> None:
+    options = ("--pool-timeout", "0.5", "--leak-threshold", "0.2", "--client-check", "0.2")
+    it = status(*options, cap=2, views=VIEWS, django=LOGGING + TEMPLATES)
+    it.site.fill()
+    with none_left(it, 4) as (*holders, waiter), ThreadPoolExecutor(2) as threads:
+        with gate(it.site.database) as statement:
+            path = "/run?" + urlencode({"sql": statement})
+            held = [threads.submit(holder.get, path) for holder in holders[:2]]
+            wait_until(lambda: len(it.site.admin.processlist(it.site.database.user)) >= 2)
+            it.site.server.wait_for_log("been held for")
+            assert waiter.get("/run?sql=SELECT+1").status == 503
+        assert [answer.result().status for answer in held] == [200] * 2
+        it.site.server.wait_for_log("came back after")
+        for number in it.site.connection_ids():
+            it.site.admin.kill(number)
+        # A connection takes the descriptor of the one before.
+        assert waiter.get("/run?sql=SELECT+1").status == 200
+    assert "Logging error" not in it.site.server.wait_for_log("503 Service Unavailable")
+
+
+def test_the_status_page_is_there(status: StartStatus) -> None:
+    it = status(views=VIEWS)
+    paths = ("/", "/stats.json", "/history.json", "/metrics", "/livez", "/readyz", "/missing")
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(connect(it.address)) for _ in paths]
+        assert it.get("/livez").status == 200  # so they are accepted
+        with none_left(it):
+            for each, path in zip(sockets, paths, strict=True):
+                each.sendall(f"GET {path} HTTP/1.1\r\nHost: status\r\n\r\n".encode())
+                with each.makefile("rb") as answer:
+                    code = int(answer.read().split()[1])
+                assert code == (404 if path == "/missing" else 200)
+
+
+def test_a_client_that_comes_now_is_served_later(status: StartStatus) -> None:
+    it = status(views=VIEWS)
+    with ThreadPoolExecutor(1) as threads:
+        with none_left(it) as (client,):
+            late = threads.submit(it.site.server.get, "/pool")
+            it.site.server.wait_for_log("Too many open files")
+            assert client.get("/ask").text == "no"
+        assert late.result().status == 200
