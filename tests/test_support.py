@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -392,3 +394,35 @@ def test_hammer_goes_on_while_the_server_ends(app: Path) -> None:
         results = {outcome.result for outcome in load.finish()}
     assert 200 in results
     assert results & {"ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected"}
+
+
+# --- Django's own tests ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "stalls"), [("call_soon", 1), ("call_soon_threadsafe", 0)])
+def test_an_event_loop_that_nobody_wakes_is_found_and_goes_on(call: str, stalls: int) -> None:
+    script = f"""
+        from gevent import monkey, spawn_later
+        monkey.patch_all()
+        import asyncio, stalls
+        stalls.watch()
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            spawn_later(0.1, loop.{call}, future.set_result, None)
+            await future
+
+        asyncio.run(main())
+        print(len(stalls.found))
+    """
+    folder = Path(__file__).with_name("django_suite")
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"{stalls}\n", "")

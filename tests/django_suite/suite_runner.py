@@ -8,7 +8,9 @@ import os
 import unittest
 from typing import Any
 
+import stalls
 from django.test.runner import DiscoverRunner
+from gevent import monkey
 
 MAX_WAIT_SECONDS = 300
 """Seconds for one test. Then the stacks are printed, and the run ends."""
@@ -21,10 +23,13 @@ class Result(unittest.TextTestResult):
 
     def startTest(self, test: Any) -> None:  # noqa: N802 - unittest's names, here and below
         faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
+        stalls.found.clear()
         super().startTest(test)
 
     def stopTest(self, test: Any) -> None:  # noqa: N802
         super().stopTest(test)
+        if stalls.found:
+            write(test, "hangs", stalls.found[0])
         faulthandler.cancel_dump_traceback_later()
 
     def addSuccess(self, test: Any) -> None:  # noqa: N802
@@ -69,6 +74,8 @@ class Runner(DiscoverRunner):
         return super().get_resultclass() or Result
 
     def run_tests(self, *args: Any, **kwargs: Any) -> int:
+        if monkey.is_module_patched("threading"):
+            stalls.watch()
         failures: int = super().run_tests(*args, **kwargs)
         write("the run to its end", "ok")  # a crash shows as the lack of it
         return failures
