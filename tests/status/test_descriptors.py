@@ -55,10 +55,15 @@ def none_left(
 def test_each_error_of_a_view_is_answered_and_logged(status: StartStatus, templates: str) -> None:
     it = status(views=VIEWS, django=LOGGING + templates)
     paths = {"/missing": 404, **{f"/fail?status={code}": code for code in (500, 403, 400)}}
-    with none_left(it, excused=("django.template.",)) as (client,):
+    with (
+        connect(it.site.server.address) as raw,
+        none_left(it, excused=("django.template.",)) as (client,),
+    ):
         for path, code in paths.items():
             # An error page whose template cannot be read is an error itself.
             assert client.get(path).status == (500 if templates else code)
+        raw.sendall(b"this is not HTTP\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400 Bad Request")
     for text in ("ZeroDivisionError: of the view", "PermissionDenied: of the view"):
         it.site.server.wait_for_log(text)
     assert "Logging error" not in it.site.server.log
@@ -96,6 +101,16 @@ def test_the_status_page_is_there(status: StartStatus) -> None:
                 with each.makefile("rb") as answer:
                     code = int(answer.read().split()[1])
                 assert code == (404 if path == "/missing" else 200)
+
+
+def test_a_worker_stops_in_good_order(status: StartStatus) -> None:
+    it = status(views=VIEWS)
+    with it.site.server.keepalive() as client:
+        assert client.get("/keep_all").status == 200
+    assert it.site.server.stop() == 0
+    log = it.site.server.log
+    assert "Worker exiting" in log
+    assert "Traceback" not in log
 
 
 def test_a_client_that_comes_now_is_served_later(status: StartStatus) -> None:
