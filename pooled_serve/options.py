@@ -10,7 +10,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from pooled_serve.tuning import switches
 
@@ -22,9 +22,6 @@ DEFAULT_MAX_AGE = 60.0
 
 MAX_PER_HOST = 1024
 """There is shared memory for so many connections to a database."""
-
-SAFE_SHARE = 0.8
-"""Age limit of connections as a share of ``wait_timeout``, unless one was set explicitly."""
 
 
 @dataclass(frozen=True)
@@ -342,42 +339,6 @@ class PoolOptions:
 OPTIONS: tuple[Option, ...] = tuple(f.metadata["option"] for f in fields(PoolOptions))
 BY_SETTING = {option.setting: option for option in OPTIONS}
 VARIABLES = [option.variable for option in OPTIONS]
-
-
-@dataclass(frozen=True)
-class PoolPlan:
-    """The numbers of one pool."""
-
-    size: int
-    cap: float  # infinity: no limit
-    timeout: float
-    max_age: float  # infinity: never
-    mode: str
-    reset: str
-    overload: str
-    size_explicit: bool = False
-    cap_explicit: bool = False
-    age_explicit: bool = False
-    leak_threshold: float | None = None  # seconds; None: off
-    per_host: int | None = None  # connections of all workers together; None: no limit
-    named: str = ""  # the alias whose --pool sets size and cap, which wins over the options for all
-
-    def safe_age(self, wait_timeout: float | None) -> float:
-        """The age limit of connections to a server with this ``wait_timeout``, in seconds."""
-        if wait_timeout is None or self.age_explicit:
-            return self.max_age
-        return min(self.max_age, SAFE_SHARE * wait_timeout)
-
-
-class PoolPlans(Protocol):
-    """The source of each pool's numbers: :class:`pooled_serve.preflight.plan.Plan`."""
-
-    @property
-    def options(self) -> PoolOptions:
-        """The options as given."""
-
-    def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
-        """The numbers for an alias with this CONN_MAX_AGE."""
 
 
 def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:

@@ -27,9 +27,9 @@ from pooled_serve.errors import (
     PoolOverloaded,
     PoolTimeout,
 )
-from pooled_serve.options import PoolPlan
 from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.pool.tokens import Tokens
+from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.status import traces
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability, shortage_behind

@@ -28,9 +28,9 @@ from pooled_serve.backend.client_check import ClientGone as ClientGone  # for th
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import startup_error
-from pooled_serve.options import PoolPlans
 from pooled_serve.pool import set_loop
 from pooled_serve.pool.host import Host
+from pooled_serve.pool_plan import PoolPlans
 from pooled_serve.status.routes import RouteTable
 from pooled_serve.status.scoreboard import PoolRow
 

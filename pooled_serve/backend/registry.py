@@ -17,10 +17,10 @@ from django.db import connections
 
 from pooled_serve.backend.database import PooledDatabase
 from pooled_serve.backend.routes import RouteAccount
-from pooled_serve.options import PoolPlans
 from pooled_serve.pool import get_thread
 from pooled_serve.pool.host import Host
 from pooled_serve.pool.tokens import tokens_of
+from pooled_serve.pool_plan import PoolPlans
 from pooled_serve.status.scoreboard import PoolRow
 
 MAX_ADDED_ALIASES = 4

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pooled_serve.errors import Finding, Level
-from pooled_serve.options import MAX_PER_HOST, PoolPlan
+from pooled_serve.options import MAX_PER_HOST
+from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.reports import DatabaseReport
 
 

@@ -15,10 +15,9 @@ from pooled_serve.options import (
     DEFAULT_CAP_FACTOR,
     DEFAULT_MAX_AGE,
     DEFAULT_SIZE,
-    SAFE_SHARE,
     PoolOptions,
-    PoolPlan,
 )
+from pooled_serve.pool_plan import SAFE_SHARE, PoolPlan
 from pooled_serve.preflight.budget import (
     BudgetRow,
     by_server,

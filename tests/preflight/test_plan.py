@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pooled_serve.errors import Finding, Level
-from pooled_serve.options import AliasSize, PoolOptions, PoolPlan
+from pooled_serve.options import AliasSize, PoolOptions
+from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.budget import spared
 from pooled_serve.preflight.plan import Plan, make_plan
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
