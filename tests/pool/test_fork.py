@@ -50,7 +50,7 @@ def test_forked_while_it_connects_the_child_leaves_the_connection_alone(
     gate.set()
     if child == 0:
         try:
-            connection = user.get(timeout=5)
+            connection = user.get(timeout=MAX_WAIT_SECONDS)
             assert not connection.abandoned
             assert driver.open[0].abandoned
             assert driver.open[0] is not connection
@@ -75,13 +75,13 @@ def test_forked_while_a_connection_is_reset_the_child_leaves_it_alone(
     resetting.set()
     if child == 0:
         try:
-            user.get(timeout=1)
+            user.get(timeout=MAX_WAIT_SECONDS)
             assert pool.stats()["idle"] == pool.stats()["in_use"] == 0
             assert pool.acquire() is not taken
         except BaseException:
             os._exit(1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    user.get(timeout=1)
+    user.get(timeout=MAX_WAIT_SECONDS)
     assert pool.acquire() is taken
     pool.release(taken)

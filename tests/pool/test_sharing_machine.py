@@ -66,7 +66,6 @@ class Life:
         self.pool: ConnectionPool[FakeConnection] = self.driver.pool(
             size=LIMIT,
             max_outstanding=LIMIT,
-            timeout=5.0,
             tokens=worker.tokens(LIMIT),
             trace=lambda connection: trace(connection) + b" %d" % machine.lives.index(self),
             restore=lambda text: Gone(self.driver, machine, text),
