@@ -1,7 +1,7 @@
 """The problem codes: what each means, why it happens, what helps, and an example.
 
-README.md's table and ``--explain`` are made from this. Messages say more: they have names, numbers
-and the remedy for the case at hand.
+``--explain`` shows this, and ``tests/support/readme_tables.py`` writes README.md's table from it.
+Messages say more: they have names, numbers and the remedy for the case at hand.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pooled_serve import preflight
 from support.package_map import PACKAGE, README, folders, package_map, written
 from test_architecture import FOLDERS, LEAVES
 
@@ -14,6 +15,21 @@ TEXT = README.read_text()
 
 def test_the_map_is_what_the_modules_say() -> None:
     assert written() == package_map(folders()), "python tests/support/package_map.py writes it"
+
+
+def test_the_preflight_says_where_each_code_is_checked() -> None:
+    """Its docstring lists its modules, each with the codes that it reports."""
+    listed = re.findall(r"^\* ([^:]+): (.+(?:\n  .+)*)", str(preflight.__doc__), re.M)
+    for path in sorted((PACKAGE / "preflight").glob("*.py")):
+        told: set[str] = set()
+        for files, text in listed:
+            if path.name in files.split(", "):
+                for first, last in re.findall(r"(PS\d[\dx]+)(?: to (PS\d+))?", text):
+                    low, high = first.replace("x", "0"), (last or first).replace("x", "9")
+                    told |= {f"PS{n}" for n in range(int(low[2:]), int(high[2:]) + 1)}
+        for code in sorted(set(re.findall(r'"(PS\d{3})\b', path.read_text()))):
+            where = f"pooled_serve/preflight/{path.name} reports {code}"
+            assert code in told, f"{where}: say so in the docstring of preflight/__init__.py"
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| (.+?) \| `", TEXT, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""What README.md and its neighbours show is what happens: commands run, tables are the code's."""
+"""What README.md and its neighbours show is what happens: commands run, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -16,22 +16,18 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
 
-import click
 import pytest
 
 import pooled_serve
 import pooled_serve.pool
 from conftest import MakeProject, StartServe
-from pooled_serve import cli, options, pooling, problems
-from pooled_serve.pool import metrics
-from pooled_serve.pool.metrics import PIN_REASONS
-from pooled_serve.status import instance_metrics
-from pooled_serve.status.pool_log import PRESSURES
+from pooled_serve import options, pooling
 from pooled_serve.tuning import switches
 from support import command
 from support.django_project import WSGI
 from support.ports import free_port
 from support.processes import MAX_WAIT_SECONDS
+from support.readme_tables import options_table
 from support.serve import GUNICORN, POOLED_SERVE, environment
 from support.servers import ROOT, Server
 from support.text import find
@@ -126,39 +122,24 @@ def test_every_block_has_a_kind_that_is_checked() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    assert len(README.splitlines()) <= LONGEST
     first = README.partition("\n## Sizing\n")[0]
-    assert len(first.splitlines()) <= LONGEST_FIRST_PART
+    for name, text, most in (
+        ("README.md", README, LONGEST),
+        ("README.md, before its chapters,", first, LONGEST_FIRST_PART),
+    ):
+        lines = len(text.splitlines())
+        if lines > most:
+            pytest.fail(
+                f"{name} has {lines} lines, at most {most}: shorten or merge", pytrace=False
+            )
 
 
-# --- Tables ------------------------------------------------------------------------------------
-
-
-def options_table() -> str:
-    """The table of our own options, as README.md must have it."""
-    made = cli.make_command()
-    context = click.Context(made, info_name="pooled-serve", max_content_width=80)
-    settings = {option.flag: option.setting for option in options.OPTIONS}
-    rows = ["| option | setting | |", "|---|---|---|"]
-    for param in made.params:
-        if not isinstance(param, click.Option):
-            continue
-        if isinstance(param, cli.SettingOption) and param.opts[-1] not in settings:
-            continue  # gunicorn's
-        record = param.get_help_record(context)
-        if record is None or "--version" in record[0]:
-            continue
-        flag, meaning = (text.replace("|", r"\|") for text in record)
-        setting = settings.get(flag.split()[0])
-        rows.append(f"| `{flag}` | {f'`{setting}`' if setting else ''} | {meaning} |")
-    return "\n".join(rows)
+# --- Facts -------------------------------------------------------------------------------------
 
 
 def test_the_options_are_those_of_help(tmp_path: Path) -> None:
-    table = options_table()
-    assert table in README, f"README.md should have\n{table}"
     shown = "".join(command.run("--help", cwd=tmp_path).stdout.split())  # lines are broken there
-    for row in table.splitlines()[2:]:
+    for row in options_table().splitlines()[2:]:
         flag, _, meaning = (cell.strip(" `") for cell in row.strip("|").split(" | "))
         for text in (flag, meaning):
             assert "".join(text.replace(r"\|", "|").split()) in shown
@@ -168,28 +149,6 @@ def test_the_six_options_are_those_of_help() -> None:
     part = README.partition("## The six options\n")[2].partition("\n## ")[0]
     told = re.findall(r"^\| `(--[\w-]+)", part, re.M)
     assert sorted(told) == sorted(o.flag for o in options.OPTIONS if o.essential)
-
-
-def test_the_problem_codes_are_those_of_the_code() -> None:
-    package = [path for path in (ROOT / "pooled_serve").rglob("*.py") if path.stem != "problems"]
-    told = {code for module in package for code in re.findall(r'"(PS\d{3})\b', module.read_text())}
-    assert [problem.code for problem in problems.PROBLEMS] == sorted(told)
-    assert sorted(" ".join(problems.GROUPS).split()) == sorted(told)
-    assert list(problems.GROUPS) == sorted(problems.GROUPS)  # by their first
-    table = problems.table()
-    assert f"\n\n{table}\n\n" in README, f"README.md should have\n{table}"
-
-
-def test_the_words_of_mysqlclient_are_those_of_the_code() -> None:
-    from pooled_serve.driver import parameters
-
-    rows = ["| in `DATABASES` | here |", "|---|---|"]
-    for words, meaning in parameters.WORDS.items():
-        rows.append(f"| `{'`, `'.join(words.split(', '))}` | {meaning} |")
-    table = "\n".join(rows)
-    assert f"\n\n{table}\n\n" in README, f"README.md should have\n{table}"
-    for path in (*parameters.SOCKETS, parameters.SOCKET_VARIABLE):
-        assert f"`{path}`" in README
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -431,38 +390,3 @@ def test_a_quick_run_takes_something_of_everything() -> None:
     assert len(quick) < len(everyday)
     files = {line.partition("::")[0] for line in everyday}
     assert {line.partition("::")[0] for line in quick} == files
-
-
-def rows_of_table(heading: str) -> list[list[str]]:
-    """The cells of a table of one of the documents, but for its head, which contains this text."""
-    (text,) = (TEXTS[name] for name in DOCUMENTS if heading in TEXTS[name])
-    table = text[text.index(heading) :].partition("\n\n")[0]
-    return [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
-
-
-def test_what_pins_a_lease_is_what_the_code_says() -> None:
-    rows = rows_of_table("what pins a connection, with its *reason* in `pinned_total`")
-    told = [reason for _, what in rows for reason in re.findall(r"\(\*([^*]+)\*\)", what)]
-    assert sorted(told) == sorted(PIN_REASONS)
-
-
-def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
-    rows = rows_of_table("| number, and what it means | what to do when it rises |")
-    told = [key for meaning, _ in rows for key in re.findall(r"`([a-z_]+)`", meaning)]
-    pools = {metric.key for metric in metrics.METRICS}
-    hosts = {key for _, key, _ in instance_metrics.HOST_METRICS} | {"hosts"}
-    routes = {key for _, key, _ in instance_metrics.ROUTE_METRICS} | {"routes"}
-    assert sorted(told) == sorted([*pools, *hosts, *routes])
-    assert all(remedy.strip() for _, remedy in rows)
-
-
-def test_what_the_log_calls_a_pool_is_explained() -> None:
-    chapter = TEXTS["examples/deploy/README.md"].partition("## What the log says")[2]
-    assert set(PRESSURES) <= set(re.findall(r"^- \*\*(.*?):\*\*", chapter, re.M))
-
-
-def test_each_reason_of_a_close_is_explained_with_what_to_do() -> None:
-    rows = rows_of_table("| reason in `closed_total` | what to do if there are many |")
-    told = [reason for why, _ in rows for reason in re.findall(r"`([a-z ]+)`", why)]
-    assert sorted(told) == sorted({*metrics.CLOSE_REASONS} - {"other"})
-    assert all(remedy.strip() for _, remedy in rows)

@@ -4,8 +4,8 @@ Where a check goes, by what it looks at:
 
 * project.py: the application, its module, settings and views (PS101 to PS109, PS113)
 * databases.py: the values in DATABASES (PS110, PS112, PS310)
-* runner.py: loading as such (PS102, PS111, PS207), the answers of the database servers, and
-  failed connects (PS3xx)
+* runner.py: loading as such (PS102, PS111, PS207), what PyMySQL cannot use of OPTIONS (PS112),
+  the answers of the database servers, and failed connects (PS3xx)
 * plan.py, budget.py: sizes and ages, and whether they fit the servers (PS201 to PS206)
 
 reports.py is what they find. child.py runs the first three in a process of their own; render.py
