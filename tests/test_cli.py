@@ -16,6 +16,7 @@ from pooled_serve import cli, options
 from pooled_serve.problems import PROBLEMS, Problem
 from pooled_serve.serve import app as server
 from support.command import Here, run
+from support.option_values import good_values
 from support.serve import environment
 from support.servers import ROOT
 
@@ -204,10 +205,6 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "proxy_protocol": ("v2", "v2"),
         "protocol": ("uwsgi", "uwsgi"),
         "ssl_version": ("TLS_SERVER", "TLS_SERVER"),
-        "pool_timeout": ("77", 77.0),
-        "pool_client_check": ("77", 77.0),
-        "pool_leak_threshold": ("77", 77.0),
-        "conn_max_age": ("77", 77.0),
         "reload_extra_files": (f"{folder}/other.py", [f"{folder}/other.py"]),
         "cert_reqs": ("1", 1),
         "forwarder_headers": ("X_ONE,X_TWO", ["X_ONE", "X_TWO"]),
@@ -221,20 +218,19 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "root_path": ("/below", "/below"),
         "reload_engine": ("poll", "poll"),
         "dirty_apps": ("a:B", ["a:B"]),
-        "pool_aliases": ("a:1", (options.AliasSize("a", 1),)),
-        "pool_mode": ("transaction", "transaction"),
-        "pool_overload": ("wait", "wait"),
-        "pool_reset": ("always", "always"),
-        "pool_status": (":8001", ":8001"),
     }
     if setting.name in known:
         text, value = known[setting.name]
+        return [flag, text], value
+    own = options.BY_SETTING.get(setting.name)
+    if own is not None and not own.is_flag:
+        text, value = next(pair for pair in good_values(own) if pair[1] != own.default)
         return [flag, text], value
     if setting.action == "store_const":
         return [flag], setting.const
     if setting.action not in (None, "append"):
         return [flag], True
-    if setting.type is int or setting.section == "Connection Pool" or setting.meta == "INT":
+    if setting.type is int or setting.meta == "INT":
         return [flag, "77"], 77
     if setting.action == "append":
         return [flag, "-one", flag, "two words"], ["-one", "two words"]

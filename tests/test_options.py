@@ -18,23 +18,8 @@ from pooled_serve.options import OPTIONS, AliasSize, Option
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
 from support.command import Here
+from support.option_values import good_values
 
-# Two texts for each option, and what they mean.
-VALUES: dict[str, tuple[tuple[str, object], ...]] = {
-    "pool_size": (("5", 5), ("6", 6)),
-    "max_outstanding": (("50", 50), ("unlimited", math.inf)),
-    "pool_timeout": (("2.5", 2.5), ("7", 7.0)),
-    "conn_max_age": (("20", 20.0), ("none", math.inf)),
-    "pool_mode": (("request", "request"), ("transaction", "transaction")),
-    "pool_reset": (("rollback", "rollback"), ("always", "always")),
-    "pool_overload": (("wait", "wait"), ("shed", "shed")),
-    "pool_aliases": (("a:5", (AliasSize("a", 5),)), ("a:5:9", (AliasSize("a", 5, 9),))),
-    "pool_max_per_host": (("12", 12), ("1024", 1024)),
-    "pool_client_check": (("2.5", 2.5), ("7", 7.0)),
-    "pool_replicas": (("2", 2), ("3", 3)),
-    "pool_leak_threshold": (("2.5", 2.5), ("7", 7.0)),
-    "pool_status": (("[::1]:8001", "[::1]:8001"), ("unix:/run/s", "unix:/run/s")),
-}
 VALUED = [option for option in OPTIONS if not option.is_flag]
 (STRICT,) = (option for option in OPTIONS if option.is_flag)
 
@@ -54,7 +39,7 @@ def value_of(option: Option, *arguments: str) -> object:
 def test_the_stronger_source_wins(
     here: Here, monkeypatch: pytest.MonkeyPatch, option: Option
 ) -> None:
-    (one, first), (two, second) = VALUES[option.setting]
+    (one, first), (two, second) = good_values(option)
 
     assert value_of(option) == option.default
     here.conf(f"{option.setting} = {one!r}")

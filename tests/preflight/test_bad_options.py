@@ -10,6 +10,7 @@ import pytest
 from conftest import MakeProject
 from pooled_serve.options import OPTIONS
 from support.command import EXIT_PLAN, EXIT_USAGE, Here, run
+from support.option_values import bad_values
 
 
 @pytest.fixture
@@ -79,29 +80,11 @@ def test_usage(here: Here, args: list[str], code: str, says: str, remedy: str) -
 # --- Values ------------------------------------------------------------------------------------
 
 
-BAD_VALUES = {
-    "pool_size": ("0", "-1", "4.5", "many", ""),
-    "max_outstanding": ("0", "-1", "none", "1e3"),
-    "pool_timeout": ("0", "-1", "soon", "inf", "nan"),
-    "conn_max_age": ("0", "-0.5", "never", "inf", "nan"),
-    "pool_mode": ("session", "statement"),
-    "pool_overload": ("never", "0"),
-    "pool_reset": ("never",),
-    "pool_aliases": ("replica", "replica:0", "replica:x", ":4", "replica:4:0", "a:1:2:3"),
-    "pool_max_per_host": ("0", "-1", "unlimited", "1025"),
-    "pool_client_check": ("0", "-1", "never"),
-    "pool_replicas": ("0", "two"),
-    "pool_leak_threshold": ("0", "-1", "long"),
-    "pool_status": ("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
-    "pool_strict": ("maybe",),
-}
-
-
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 def test_bad_values(
     here: Here, option: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for value in BAD_VALUES[option.setting]:
+    for value in bad_values(option):
         said = here.run("a", f"{option.flag}={value}")
         # That a flag takes no value is the remedy.
         remedy = "→ see " if option.is_flag else "→ use "
