@@ -37,6 +37,8 @@ _lasting: list[Server] = []
 
 # A test with one of these, or with a fixture made of them, starts a process for each case.
 STARTED = {"project", "mariadb", "mysql", "engine"}
+# Those of the examples start theirs without, and with "kind" the servers are the parameters.
+QUICK_STARTED, QUICK_FOLDER = {*STARTED, "kind"}, Path(__file__).with_name("examples")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,16 +73,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and not STARTED.isdisjoint(item.fixturenames):
+        if isinstance(item, pytest.Function) and _starts_processes(item, quick=quick):
             family = str(item.path) if quick else item.nodeid.partition("[")[0]
             cases.setdefault(family, []).append(item)
     left_out: set[pytest.Item] = set()
     for found in cases.values():
-        # By a hash: any regular choice would always take the same server, or the same mode.
-        found.sort(key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
+        # By a hash: any regular choice would always take the same server, or the same mode. Only a
+        # quick run has one server, MariaDB, which takes less time to start.
+        found.sort(
+            key=lambda item: (
+                quick and "mysql" in f"{item.nodeid} {getattr(item, 'fixturenames', '')}",
+                hashlib.sha256(item.nodeid.encode()).digest(),
+            )
+        )
         left_out.update(found[1 if quick else math.ceil(len(found) / 4) :])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def _starts_processes(item: pytest.Function, *, quick: bool) -> bool:
+    if quick and QUICK_FOLDER in item.path.parents:
+        return True
+    return not (QUICK_STARTED if quick else STARTED).isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session")

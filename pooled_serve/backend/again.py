@@ -1,8 +1,8 @@
 """When a statement whose connection is dead runs on a fresh one instead, or runs again, once.
 
-Only where nothing of the session is lost, and nothing can happen twice: the session is untouched,
-no transaction is open, and the statement was not sent, or only reads and got no answer, or is the
-BEGIN of a block. A write that may have arrived never does.
+Only where nothing of the session is lost and nothing can happen twice: the session is untouched,
+no transaction is open, and the statement was not sent, or is the BEGIN of a block, or only reads
+and got no answer. A write that may have reached the server never runs again.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ def replace_if_dead(session: Session) -> None:
 
 
 def may_run_again(session: Session, error: MySQLError, *, harmless: bool) -> bool:
-    """Whether the statement under way, which failed with this error, may.
+    """Whether the statement under way, which has failed with this error, may run again.
 
-    :param harmless: it may have arrived, too.
+    :param harmless: it may even if the server has run it: it only reads, or is a BEGIN.
     """
     conn = session._conn
     if conn is None or conn.open or not _is_replaceable(session):
         return False
     if _was_not_read(conn, error):
         return True
-    # After a read_timeout the statement goes on at the server, and a second one would take as long.
+    # After a read_timeout the statement goes on at the server; again it would take as long.
     timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
     return harmless and code_of(error) in GONE and not timed_out
 
 
 def replace_connection(session: Session, error: MySQLError, *, ran: bool = True) -> bool:
     """Lease a fresh connection in the place of a dead one. Returns False if the statement must not
-    run again after all: the server is there, and has ended it. Somebody has sent a KILL.
+    run again after all: the server is up and has ended it, so somebody has sent a KILL.
 
-    :param ran: whether the statement may have run.
+    :param ran: whether the server may have run the statement.
     :raises PoolTimeout, PoolClosed, MySQLError: there is no other connection.
     """
     dead = session._conn
     assert dead is not None, "nothing is leased"
-    # The server may have gone, and taken those that are idle with it.
+    # The server may have been restarted, and the idle connections may be as dead as this one.
     session._pool.renew()
     session._release()
     fresh = session._lease()
     if (
         ran
         and not (dead.send_failed or _was_reset(error))
-        # If the server is there, and the statement still runs, only the link was cut.
+        # After a restart nobody has ended it; if it still runs, only the network failed.
         and is_there(fresh, dead) is not False
         and not (knows(fresh, dead) and was_running(fresh, dead))
     ):
@@ -83,7 +83,7 @@ def _is_replaceable(session: Session) -> bool:
     return not (
         conn is None
         or session._closed
-        or session._depth != 1  # a part of another statement, or the other way round
+        or session._depth != 1  # it is a parameter of another statement, or has one that queries
         or session._pinned
         or session._touched_session
         or session._statement.asks  # about an earlier one
@@ -93,17 +93,18 @@ def _is_replaceable(session: Session) -> bool:
 
 
 def _was_not_read(dead: MySQLConnection, error: MySQLError) -> bool:
-    """Whether the server cannot have read the statement."""
+    """Whether the server cannot have got the statement, so that even a write may run again."""
     return (
         dead.send_failed
-        or isinstance(error, InterfaceError)  # of a connection that was closed before
-        or code_of(error) == CLIENT_INTERACTION_TIMEOUT  # the session had ended
+        or isinstance(error, InterfaceError)  # the connection was closed before
+        or code_of(error) == CLIENT_INTERACTION_TIMEOUT  # the session had ended before
     )
 
 
 def _was_reset(error: BaseException) -> bool:
-    """Whether a closed socket, or one with unread data that was closed, has answered: not so behind
-    some proxies."""
+    """Whether the connection ended with a TCP reset: the socket of the server was closed when the
+    statement arrived, or was closed before it was read. After a KILL of a statement that runs there
+    is none, and behind some proxies there never is."""
     return any(isinstance(cause, ConnectionResetError) for cause in _causes(error))
 
 

@@ -1,11 +1,11 @@
 """A connection whose session can be made like a fresh one, in one round trip.
 
 COM_RESET_CONNECTION ends the transaction and drops variables, temporary tables, locks and prepared
-statements. It does not restore the first database, nor the first role; and everything else gets the
-server's own defaults, not what the client asked for when it connected: character set, sql_mode,
-isolation level, init_command. So all of that is replayed: what connection.py records while the
-connection is set up, and what login.py finds that a login sets. Found with MariaDB 10.11 and MySQL
-9.7.
+statements. But it goes back neither to the first database nor to the first role; and character set,
+sql_mode, isolation level and the like become the server's defaults, not what the client asked for
+when it connected. So the set-up is replayed after it: the statements that connection.py has
+recorded (init_command among them), and one that sets what login.py has found a login to set. What a
+reset does was found out with MariaDB 10.11 and MySQL 9.7.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ RESET_TIMEOUT_SECONDS = 5.0
 class ResettableConnection(PipeliningConnection):
     """A PyMySQL connection that records its set-up, to replay it after a reset."""
 
-    transaction_unknown = False  # whether one is open: the status flags may not say so
-    stale_key = False  # LAST_INSERT_ID() may be that of an earlier lease
-    forget_key_first = False  # do so before the next statement
-    begin_first = False  # the same for a transaction; the next statement only reads
+    transaction_unknown = False  # one may be open of which the status flags say nothing
+    stale_key = False  # LAST_INSERT_ID() may still have the key of an earlier lease
+    forget_key_first = False  # the next statement is to be preceded by one that clears that key
+    begin_first = False  # the next statement, which only reads, is to be preceded by a BEGIN
     dirty_reason: str | None = None
     """Why the session may differ from that of a fresh connection, as in :attr:`Statement.touches`;
     None if it does not."""
-    _setup: list[bytes] | None = None  # statements run so far to set it up; None once it is
+    _setup: list[bytes] | None = None  # statements that have set it up so far; None once it is
     _status_at_rest = SERVER_STATUS_AUTOCOMMIT  # status bits of a connection at rest
     _replay: tuple[bytes, ...] | None = ()  # statements to run after a reset; None: impossible
     # The client's charset and collation, and Python's name of the encoding.
     _charset_names: tuple[str, str | None, str] | None = None
     _role: str | None = None  # as SET ROLE takes it; None where there are no roles
     identity: tuple[Any, ...] = ()
-    """Of the server, with its init_connect; empty if it is not known."""
+    """What identifies the server, and its init_connect; empty if that is not known."""
     _login: Login | None = None
     _logged_obstacles: set[tuple[str, str]] = set()  # noqa: RUF012 - shared, per process
 
@@ -59,7 +59,7 @@ class ResettableConnection(PipeliningConnection):
 
         PyMySQL compares with the status in the login's answer, which is from before init_connect.
 
-        :param on: the present value of @@autocommit.
+        :param on: whether it is on now, as @@autocommit says.
         """
         if on != self.get_autocommit():
             self.server_status ^= SERVER_STATUS_AUTOCOMMIT
@@ -67,7 +67,7 @@ class ResettableConnection(PipeliningConnection):
                 self.autocommit(self.autocommit_mode)
 
     def set_up(self, *, compare: bool = True) -> None:
-        """End the set-up. A reset undoes what is run from now on.
+        """End the set-up: from now on, what a statement sets is undone by a reset.
 
         :param compare: whether the connection may be used up to find out what a login sets.
         :raises ConnectAgain: another connection must be opened, for the reason that

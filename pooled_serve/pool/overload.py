@@ -1,16 +1,16 @@
 """Which waiters are refused when requests arrive faster than connections come back. Pure: it
 imports nothing, so that ``examples/benchmark/overload.py`` simulates this very code.
 
-First come, first served, to the deadline, serves everybody too late once requests arrive faster
-than they can be served: the queue grows until all wait for nearly the whole timeout, most clients
-have given up by then, and the database works for nobody. So, once the head of the queue has waited
-for half of the timeout, late waiters are refused, those that still have time are served, and that
-goes on until the queue is empty.
+When requests arrive faster than they can be served, a queue that is served in order until each
+deadline serves everybody too late: it grows until all wait for nearly the whole timeout, most
+clients have given up by then, and the database works for nobody. So once the head of the queue has
+waited for half of the timeout, those that have waited for long are refused and those that have just
+come are served, until the queue is empty.
 
-A queue that is long for a moment is no overload. What waiters have waited is measured by a clock
-that runs only while the queue moves: it stands still during an outage, and from a quarter of the
-timeout after the last hand-over on. A table that is locked for some seconds, or a restart of the
-server, thus costs nobody the place in the queue.
+A queue that is long for a moment is no overload. So how long a waiter has waited is measured by a
+clock that runs only while the queue moves. It stands still during an outage, and also when nothing
+has been handed over for a quarter of the timeout, until something is: a table that is locked for
+some seconds, or a restart of the server, costs nobody the place in the queue.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Protocol
 # Shares of the timeout. The simulation has compared others, and says what became of them.
 
 ONSET = 1 / 2
-"""When the head has waited for so long, requests arrive faster than connections come back. Below
-it, spikes of up to half of the timeout's work are served whole."""
+"""When the head has waited for so long, there is an overload. A spike that is worked off in less is
+served whole."""
 
 LATE = 1 / 20
-"""From then on, who has waited for longer is refused."""
+"""In an overload, a waiter that has waited for longer than this is refused."""
 
 STALL = 1 / 4
-"""So long after the last hand-over, the queue does not move: no fault of the arrivals."""
+"""So long after the last hand-over the queue stands still: not because too many requests arrive."""
 
 
 class Queued(Protocol):
@@ -49,9 +49,9 @@ class Overload:
     def __init__(self) -> None:
         self.on = False
         """Late waiters are refused. Stays set when the queue empties, until the next one forms."""
-        self._moved = 0.0  # when the queue last did
-        self._behind = 0.0  # the pool's clock less this one
-        self._out = False  # no connection has come back since a connect failed
+        self._moved = 0.0  # when the queue last moved, by the pool's clock
+        self._behind = 0.0  # by how much the clock of the queue is behind the pool's
+        self._out = False  # a connect has failed, and no connection has come back since
 
     def begin(self, now: float, *, out: bool) -> None:
         """A queue forms.

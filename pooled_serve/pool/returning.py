@@ -43,7 +43,7 @@ class ReturningPool(SharingPool[C]):
                 self._retire_all(now, FAILED_OVER)
             self._discard(entry, fault or "age")
         elif self._hungry[0] and self._lend([entry]):
-            pass  # to another worker
+            pass  # closed, for another worker
         elif self._queue:
             entry.idle_since = entry.leased_at = now
             self._outage.since = None  # this one works
@@ -94,16 +94,17 @@ class ReturningPool(SharingPool[C]):
             self.client_gone(f"it had waited {now - waiter.since:.1f}s for a connection")
 
     def client_gone(self, what: str) -> None:
-        """Count a request that is ended, because its client has hung up.
+        """Count a request that is ended because its client has hung up.
 
-        :param what: how far it had come, in words.
+        :param what: how far the request had come, in words.
         """
         self.count(metrics.CLIENT_GONE)
         for listener in self._listeners:
             listener.client_gone(what)
 
     def _adopt_orphans(self) -> None:
-        """In the hub, mostly, so nothing here may switch: dirty connections are closed."""
+        """Take back connections whose users have gone without giving them back. This mostly runs in
+        the hub, where nothing may switch: dirty connections are closed instead of cleaned."""
         while self._orphans:
             conn = self._orphans.popleft()
             entry = self._leased.get(id(conn))
@@ -122,8 +123,8 @@ class ReturningPool(SharingPool[C]):
     ) -> PoolTimeout:
         """Count a refusal, and return its error.
 
-        :param seconds: what the error says, depending on its kind.
-        :param state: of the pool in words, if there are many refusals at once.
+        :param seconds: those that the error names; their meaning depends on its kind.
+        :param state: the pool's in words, for those who refuse many at once; None to find it out.
         """
         self.count(metrics.TIMEOUTS)
         return self._refusal(seconds, kind, state)

@@ -1,16 +1,16 @@
 """Who of a host's workers gets a token next, and who gives one up; see host.py for what they are.
 
-A worker that has waiters, room under its own cap and no token is *hungry*: it says so in the shared
-memory, and wakes the others. Those give up connections, one for each that it wants:
+A worker that has waiters and room under its own cap, but no token, is *hungry*. It says so in the
+shared memory and wakes the others. For each connection that it wants, one of them gives one up:
 
-* idle ones at once, if they have more than their share of the host's; those of their share only to
-  a worker that has waited for :data:`PATIENCE_SECONDS`, or two workers with a request now and then
-  would trade a connection for each;
-* those that come back while others wait here, if the first there has waited for longer than the
-  first here, by :data:`TRADE_SECONDS`: a trade costs a connection and a login, some 2 ms.
+* An idle one, at once, if the giver has more than its share of the host's. One of its share only
+  when the hungry worker has waited for :data:`PATIENCE_SECONDS`: or two workers that each have a
+  request now and then would open a new connection for every request.
+* One that comes back while others wait at the giver, if the hungry worker's first waiter has waited
+  longer than the giver's by :data:`TRADE_SECONDS`.
 
-What is read in the shared memory may be out of date. So nothing here is needed for the bound, which
-the kernel's locks hold, and a hungry worker looks again every :data:`LOOK_SECONDS`.
+What is read in the shared memory may be out of date. That cannot break the bound, which is held by
+the kernel's locks; and a hungry worker looks again every :data:`LOOK_SECONDS`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from pooled_serve.pool.area import Area
 from pooled_serve.pool.host import Host
 
 PATIENCE_SECONDS = 0.01
-"""Some times what a trade takes: a worker that has waited for longer would gain by one."""
+"""More than a trade takes, see TRADE_SECONDS: a worker that has waited for so long gains by one."""
 
 TRADE_SECONDS = 0.025
-"""A trade takes a goodbye, a connection and a login, 3 to 5 ms in which nobody is served. With less
-than that, workers whose queues are as long as each other's would trade back and forth."""
+"""A trade takes a goodbye, a connection and a login: 1.5 ms of CPU, with TLS up to 7, and the round
+trips, in which the connection serves nobody. For a difference that is not several times as much,
+workers whose queues are as long as each other's would trade back and forth."""
 
 LOOK_SECONDS = 0.05
-"""A worker that waits has its token after this at the latest, once one lies idle: see the 100 ms of
-README.md."""
+"""How often a worker that waits looks again. What lies idle elsewhere is given up for it by then,
+which is well within the 0.1 s that README.md promises."""
 
 GIFT_SECONDS = 0.01
-"""For so long after a connection was given up for a worker, nobody gives up another for it. Four
-times as long after each further one that it does not take: it is stuck, or stopped."""
+"""For so long after a connection was given up for a worker, nobody gives up another for it; four
+times as long after each further one that it does not take, because it is stuck or stopped."""
 
 LONGEST_GIFT_SECONDS = 1.0
 
@@ -51,15 +52,16 @@ MAX_TRIES = 4
 
 
 class Turn(enum.Enum):
-    """Whose turn it is to take a token, if more than one wants it."""
+    """Why a pool tries to take a token, which decides whether it leaves a free one to others."""
 
     NEW = enum.auto()
-    """The caller has just come: others that have waited for longer are first."""
+    """A caller has come: it leaves the token to workers that have waited longer."""
     WOKEN = enum.auto()
-    """A token was given back: the same, but for those that another is being given up for."""
+    """A token was given back: the same, but workers for which a connection is being given up just
+    now will have that one, and do not count."""
     LOOK = enum.auto()
-    """The caller has waited for some time: his, for those before him may be stuck. And he searches
-    for tokens of processes that have died."""
+    """Its waiter has waited for some time: it takes what is free, because those that have waited
+    longer may be stuck. It also searches for tokens of processes that have died."""
 
 
 class Sharer(Protocol):
@@ -243,13 +245,14 @@ class Tokens:
         area.lent[self._host.slot] += 1.0
 
     def _hungriest(self, before: float, now: float) -> int:
-        """Returns the slot of the other worker whose first has waited for longest, if it has since
-        `before`; 0 if there is none.
+        """Returns the slot of the other worker whose first waiter has waited for longest, and since
+        before `before`; 0 if there is none.
 
-        :param now: leave out those that a connection is being given up for; 0 for none.
+        :param now: leave out workers for which a connection is being given up at this time; 0 to
+            leave out none.
         """
         area, host = self._area, self._host
-        # Cleared first: who begins to wait meanwhile sets it again.
+        # Cleared first: a worker that begins to wait while this one looks sets it again.
         self.hungry[0] = 0.0
         anybody = bool(self._asking)
         found, oldest = 0, before
@@ -318,7 +321,7 @@ def watch(host: Host) -> None:
 
 
 def _woken(host: Host, fd: int) -> None:
-    if id(host) not in _watchers:  # in a forked child: it is the parent who is woken
+    if id(host) not in _watchers:  # a forked child's first: it was the parent that was woken
         watch(host)
         return
     if fd >= 0:
