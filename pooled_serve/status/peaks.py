@@ -118,18 +118,15 @@ class Peaks:
         """
         period, many = WINDOWS[name]
         newest = 1 + int(now) // period
-        found = [0.0] * len(PEAK_KEYS)
         cells = self._cells[name]
-        parts = [(1 + second // period, peak) for second, peak in doubtful]
+        parts = [(1 + second // period, *peak) for second, peak in doubtful]
         for start in range(0, many * _CELL_WORDS, _CELL_WORDS):
-            key, *numbers = cells[start : start + _CELL_WORDS]
-            if key == cells[start]:
-                parts.append((key, numbers))
-        for key, numbers in parts:
-            if newest - many < key <= newest:
-                found = [
-                    _joined(i, *pair) for i, pair in enumerate(zip(found, numbers, strict=True))
-                ]
+            cell = tuple(cells[start : start + _CELL_WORDS])
+            if cell[0] == cells[start]:
+                parts.append(cell)
+        parts = [part for part in parts if newest - many < part[0] <= newest]
+        columns = list(zip(*parts, strict=True))[1:] or [(0.0,)] * len(PEAK_KEYS)
+        found = [(max if i < _MAXIMA else sum)(column) for i, column in enumerate(columns)]
         return {
             key: value if key == "wait_seconds" else int(value)
             for key, value in zip(PEAK_KEYS, found, strict=True)
