@@ -19,7 +19,6 @@ class PoolPlan:
     cap: float  # infinity: no limit
     timeout: float
     max_age: float  # infinity: never
-    mode: str
     reset: str
     overload: str
     size_explicit: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,13 @@ from hypothesis import strategies as st
 
 from pooled_serve import options
 from pooled_serve.errors import StartupError
-from pooled_serve.options import OPTIONS, AliasSize, Option
+from pooled_serve.options import OPTIONS, AliasSize, Option, PoolOptions
+from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
 from support.command import Here
 from support.option_values import good_values
+from support.servers import ROOT
 
 VALUED = [option for option in OPTIONS if not option.is_flag]
 (STRICT,) = (option for option in OPTIONS if option.is_flag)
@@ -253,6 +257,30 @@ def test_environment_names_follow_the_flags() -> None:
     ]
     for option in OPTIONS:
         assert option.variable == "POOLED_SERVE_" + option.flag[2:].upper().replace("-", "_")
+
+
+@pytest.mark.parametrize("table", [PoolOptions, PoolPlan])
+def test_nothing_is_asked_for_in_vain(table: type[PoolOptions] | type[PoolPlan]) -> None:
+    """Each option, and each number of a pool, is read where it takes effect."""
+    own = {"options.py", "pool_plan.py"}
+    package = (ROOT / "pooled_serve").rglob("*.py")
+    code = "\n".join(path.read_text() for path in package if path.name not in own)
+    for field in dataclasses.fields(table):
+        option = field.metadata.get("option")
+        # A number of a plan has the name of the option that it is made from.
+        read = rf"(?<!options)\.{field.name}\b"
+        if option:
+            read = rf"\.{field.name}\b|\b{option.setting}\b"
+        if not re.search(read, code):
+            way = "pools get it by preflight/plan.py, a PoolPlan, and backend/database.py"
+            pytest.fail(f"nothing reads {table.__name__}.{field.name}: {way}", pytrace=False)
+
+
+def test_the_changes_name_each_option() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    for option in OPTIONS:
+        if not re.search(rf"{option.flag}\b", changes):
+            pytest.fail(f"CHANGELOG.md does not name {option.flag}: add a line", pytrace=False)
 
 
 def test_refusals_name_the_variable(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,6 @@ def _pool_plan(
         size_explicit=size is not None,
         cap_explicit=cap is not None,
         age_explicit=age is not None,
-        mode=options.mode,
         reset=options.reset,
         overload=options.overload,
         leak_threshold=options.leak_threshold,

@@ -60,7 +60,7 @@ def levels(plan: Plan) -> set[Level]:
 
 def test_defaults() -> None:
     plan = plan_for()
-    assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "request", "auto", "shed")}
+    assert plan.pools == {"default": PoolPlan(4, 12, 10, 60, "auto", "shed")}
     assert levels(plan) == {Level.OK}
     assert [f.message for f in plan.findings] == [
         "connections retire at 60s, MariaDB hangs up at 28800s",
@@ -454,7 +454,7 @@ def test_warnings_of_the_project_are_passed_on() -> None:
 def test_a_database_that_the_preflight_did_not_see() -> None:
     plan = Plan(PoolOptions(size=2))
     assert plan.pool("late", 30) == PoolPlan(
-        2, 6, 10, 30, "request", "auto", "shed", size_explicit=True, age_explicit=True
+        2, 6, 10, 30, "auto", "shed", size_explicit=True, age_explicit=True
     )
     planned = plan_for(database(wait_timeout=50), size=2)
     assert planned.pool("default", 0).max_age == 40

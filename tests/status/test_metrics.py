@@ -184,7 +184,9 @@ def test_every_help_says_what_to_do(status: StartStatus) -> None:
     assert bound == of_the_cap
     for family in families:
         said = family.documentation
-        assert re.search(r"If .*(rises|falls|changes)|A setting: ", said), (family.name, said)
+        if not re.search(r"If .*(rises|falls|changes)|A setting: ", said):
+            form = "what it counts, then 'If it rises, ...' and what to do, or 'A setting: --...'"
+            pytest.fail(f"the help of {family.name} lacks a part, it says {form}: {said}")
         # Those that it names are there, and so are the options.
         told = {f.name for f in families}
         for name in re.findall(r"(?:pooled_serve|db_client)_\w+", said):
