@@ -55,6 +55,12 @@ def test_each_problem_code_has_a_row() -> None:
     assert list(problems.GROUPS) == sorted(problems.GROUPS), "GROUPS is in the order of its first"
 
 
+def test_each_problem_code_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    untested = sorted(code for code in codes_used() if code not in tests)
+    assert not untested, f"no test provokes {untested[0]}: add a case, as tests/preflight/ has them"
+
+
 def test_mysqlclients_socket_is_where_the_code_looks() -> None:
     for path in (*parameters.SOCKETS, parameters.SOCKET_VARIABLE):
         assert f"`{path}`" in README
