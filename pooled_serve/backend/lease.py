@@ -30,7 +30,8 @@ from pooled_serve.pool.metrics import PINNED
 from pooled_serve.status.leaks import WatchedLease
 
 PAUSE_SECONDS = 0.01
-"""Between two statements, after which a look at the socket is worth its microsecond."""
+"""After a pause of this length between two statements, a look at the socket is worth its
+microsecond."""
 
 
 class Session(DirectUse):
@@ -69,8 +70,8 @@ class Session(DirectUse):
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
         self._statement, self._number = Statement(), 0  # the last one that began
-        self._begun_by = 0  # the one that was sent together with BEGIN
-        self._look_after = math.inf  # then the server may have closed the connection
+        self._begun_by = 0  # the number of the one that was sent together with BEGIN
+        self._look_after = math.inf  # from then on the server may have closed the connection
         self._touched_session = False  # by a statement
         self._last_was_question = False  # the last statement asked about the one before it
         self._forget_statements()
@@ -145,7 +146,7 @@ class Session(DirectUse):
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        # Those of an earlier lease.
+        # What an earlier lease has left.
         conn._result, conn.forget_key_first, conn.begin_first = None, False, False
         self._forget_statements()
         if self._reset == "always":
@@ -209,7 +210,7 @@ class Session(DirectUse):
             if self._conn is not None and monotonic() > self._look_after:
                 replace_if_dead(self)
             conn = self._conn or self._lease()
-            if conn.begin_first:  # for the statement around this one, whose parameter this is
+            if conn.begin_first:  # that is for the statement of which this is a parameter
                 begin_alone(self, conn)
             if statement.touches:
                 self._touch(conn, statement.touches)
@@ -269,7 +270,7 @@ class Session(DirectUse):
         if conn is not None:
             self._look_after = monotonic() + PAUSE_SECONDS
             if not self._depth:
-                conn.begin_first = False  # the statement was not sent
+                conn.begin_first = False  # still set, if the statement was not sent
             last = self._last = conn._result
             if last is not None:
                 if last.insert_id:
@@ -287,7 +288,7 @@ class Session(DirectUse):
         self._touched_session = True
         if reason in questions.MAY_INSERT and not self._last_was_question:
             if conn.stale_key and not self._has_own_key:
-                conn.query(questions.FORGET_KEY)  # later, its key and the old one look alike
+                conn.query(questions.FORGET_KEY)  # or its key and the old one would look alike
             self._may_have_key = self._has_own_key = True
         self._pin(reason)
         if not self._autocommit and conn.get_autocommit():

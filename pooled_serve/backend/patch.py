@@ -97,8 +97,8 @@ def use_pymysql() -> None:
             "pooling.apply_patch(); later ones get PyMySQL, and may stay",
         )
     pymysql.install_as_MySQLdb()
-    # PyMySQL says that it is mysqlclient 2.2.8. A Django that asks for a later one asks for nothing
-    # that PyMySQL lacks: what of it is used here, compat.py looks at.
+    # PyMySQL says that it is mysqlclient 2.2.8. For a Django that asks for a later one it will do,
+    # too: compat.py looks whether there is what is used here.
     pymysql.version_info = max(pymysql.version_info, POSES_AS)
 
 

@@ -49,8 +49,8 @@ from pooled_serve.tuning import receive, send
 
 log = logging.getLogger("gunicorn.error")
 
-# Of what is recorded for a replay. Outside of the pool the set-up never ends, and nothing else
-# would bound the record.
+# The most that is recorded for a replay: outside of the pool the set-up never ends, and nothing
+# else would bound the record.
 _MAX_SETUP_STATEMENTS, _MAX_SETUP_BYTES = 100, 10_000
 _MAX_TLS_CONTEXTS = 16  # of some 100 kB each
 
@@ -59,8 +59,8 @@ PART_SECONDS = 1.0
 """The time that a server may take to hang up."""
 
 AFTER_PART_SECONDS = 0.002
-"""MariaDB counts a connection for some microseconds after it has hung up: more if another thread
-gets the processor in between."""
+"""MariaDB still counts a connection for some microseconds after it has hung up, and for longer if
+another thread gets the processor in between."""
 
 BEGIN = "BEGIN"
 
@@ -214,9 +214,9 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             # Not inside the try: a statement that cannot be encoded is not sent, and does no harm.
             sql = sql.encode(self.encoding)
         if unbuffered or not self._status_at_rest:
-            # A status of 0 at rest means: no autocommit, as the project asked for. Then any
+            # A status of 0 at rest means that the project has switched autocommit off: any
             # statement opens a transaction, and result sets do not refresh the status flag that
-            # would show it. And errors while unbuffered rows are fetched do not pass here.
+            # would show it. And what fails while unbuffered rows are fetched does not pass here.
             self.transaction_unknown = True
         try:
             if self.begin_first or self.forget_key_first:
@@ -375,8 +375,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         return result is not None and bool(result.unbuffered_active or result.has_next)
 
     def unfinished(self) -> bool:
-        """Whether the server may still be at work for it, though it is closed: it notices that only
-        when it has an answer to send."""
+        """Whether the server may still be at work for this connection, though it is closed: servers
+        notice that only when they have an answer to send."""
         return self._unanswered or self.in_statement
 
     def holder(self) -> str:
@@ -404,7 +404,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Send COM_QUIT, and wait until the server hangs up: then it no longer counts this
         connection. Does nothing for one that is lost already, or in the middle of a result.
 
-        :raises OSError: the link is lost, or it has not within :data:`PART_SECONDS`.
+        :raises OSError: the link is lost, or the server does not within :data:`PART_SECONDS`.
         """
         if self._sock is not None and not self._unanswered:
             self._sock.settimeout(PART_SECONDS)
@@ -417,9 +417,10 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def close(self) -> None:
         """Send COM_QUIT, if that is possible without waiting, and close the socket.
 
-        Without COM_QUIT the server would count an aborted client. But MySQL Router pools what ends
-        with one, and does not reset it before it is used again: locks would stay, and an open
-        transaction. Without TLS it does not always notice a COM_QUIT.
+        Without COM_QUIT the server would count an aborted client. But after one, MySQL Router keeps
+        the connection to the server and gives it to another client without a reset, with the locks
+        and the transaction that are open. So behind a Router only a clean one ends with COM_QUIT.
+        (Without TLS the Router does not always notice it.)
         """
         self._closed = True
         if self._sock is None:

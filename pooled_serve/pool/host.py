@@ -16,7 +16,7 @@ of a token must know:
 * which workers wait for a token, since when, and for how many.
 
 Every number has one writer at a time, and is written as one word. Each process has a *slot*, which
-is a locked byte as well. Workers are woken through an eventfd for each slot; who has none (the
+is a locked byte as well. Workers are woken through an eventfd for each slot; one that has none (the
 master makes a limited number) finds out by looking.
 """
 
@@ -48,7 +48,7 @@ _FILE_BYTES = _HEAD_BYTES + MAX_AREAS * AREA_BYTES
 
 _sleep = get_original("time", "sleep")  # callers must not switch greenlets
 
-# Of the locks: behind the memory, which they have nothing to do with.
+# Where the locked bytes are: behind the memory, because locks have nothing to do with its contents.
 _SLOT_LOCKS = _FILE_BYTES
 _NAMES_LOCK = _SLOT_LOCKS + SLOTS
 _AREA_LOCKS = _NAMES_LOCK + 1
@@ -75,8 +75,8 @@ class Host:
 
     @classmethod
     def open(cls, path: str) -> Host:
-        """Returns that of all processes that open this file, made if it is not there. Nobody can be
-        woken.
+        """Returns the host of all processes that open this file, which is made if it is not there.
+        None of them can be woken.
 
         :raises OSError: it cannot be used, or belongs to somebody else.
         """
@@ -132,8 +132,8 @@ class Host:
     # --- Locks ---------------------------------------------------------------------------------
 
     def lock(self, offset: int) -> bool:
-        """Lock a byte. Returns False if another process has. A process can lock one twice, so the
-        caller must know its own."""
+        """Lock a byte. Returns False if another process has locked it. A process can lock a byte
+        twice, so the caller must know which ones are its own."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError as error:
@@ -203,7 +203,7 @@ class Host:
         return self.is_locked(_SLOT_LOCKS + slot)
 
     def lives(self, slot: int) -> bool:
-        """The same. Forgets a dead one."""
+        """The same, and forgets the process if it has died."""
         if not self.lock(_SLOT_LOCKS + slot):
             return True
         self._forget(slot)
@@ -241,12 +241,12 @@ class Host:
     def _find(self, alias: str) -> Area:
         packed = NAME.pack(alias.encode())
         area = self._area_at(MAX_AREAS - 1)
-        for _ in range(1000):  # while somebody else is at it, for some microseconds
+        for _ in range(1000):  # another process may have the lock, for some microseconds
             if self.lock(_NAMES_LOCK):
                 break
             _sleep(0.001)
         else:
-            return area  # he was stopped
+            return area  # that process was stopped
         try:
             for area in map(self._area_at, range(MAX_AREAS)):
                 known = area.packed_name
@@ -255,7 +255,7 @@ class Host:
                     break
         finally:
             self.unlock(_NAMES_LOCK)
-        # Two names may share an area, and then what this process knows of it.
+        # Two names may share an area, and then they share what this process knows of it.
         return next((other for other in self._areas.values() if other.index == area.index), area)
 
     def _area_at(self, index: int) -> Area:

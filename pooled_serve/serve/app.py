@@ -49,10 +49,10 @@ log = logging.getLogger("gunicorn.error")
 WORKER = "pooled_serve.serve.worker.PooledWorker"
 
 SPARE_WAKEUPS = 8
-"""Eventfds beyond two per worker, which a HUP needs: for TTIN, and for the project's own children.
-A process without one is not woken, but looks for itself; see pool/tokens.py."""
+"""Eventfds on top of two for each worker (in a HUP there are old and new ones): for TTIN, and for
+the project's own children. A process without one is not woken, but looks; see pool/tokens.py."""
 
-DAEMON_UMASK = 0o22  # that gunicorn's --daemon sets
+DAEMON_UMASK = 0o22  # what gunicorn's --daemon sets
 
 
 class Application(WSGIApplication):  # type: ignore[misc]
@@ -233,8 +233,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """Keep the old listeners if new ones would fail.
 
         When an address changes, gunicorn closes all its listeners and binds them again, and exits
-        if that fails. It does for TCP addresses that stay, because the old workers still listen
-        there. With reuse_port the master would listen, too, and never accept.
+        if that fails. For TCP addresses that stay it always fails, because the old workers still
+        listen there. With reuse_port the master would listen, too, and never accept.
 
         :raises StartupError: a new address cannot be listened on.
         """
@@ -384,8 +384,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
             signals.block_interrupts()
 
     def _bound_host(self) -> None:
-        """Let the workers share one bound, if they should. After USR2 with those of the old
-        master."""
+        """Let the workers share the bound of --max-per-host, if there is one; after USR2 also with
+        those of the old master."""
         inherited = os.environ.pop(HOST_VARIABLE, None)
         if self.cfg.pool_max_per_host is None or self.host is not None:
             return
