@@ -177,9 +177,9 @@ def forget_ignored_signals() -> None:
 )
 def test_a_signal_ends_a_preflight_that_hangs(project: MakeProject, number: int, code: int) -> None:
     hang = """
-        note("helper", subprocess.Popen(["sleep", "30"]).pid)
+        note("helper", subprocess.Popen(["sleep", "300"]).pid)
         note("pid", os.getpid())
-        last()
+        time.sleep(300)
     """
     folder = project_with(project, hang)
     log = folder / "log"
@@ -197,8 +197,8 @@ def test_a_signal_ends_a_preflight_that_hangs(project: MakeProject, number: int,
         process.send_signal(number)
         assert process.wait(STOP_TIMEOUT) == code
         assert log.read_text().strip() == ""
-        wait_until(lambda: not is_running(pid(folder / "pid")), timeout=5)
-        wait_until(lambda: not is_running(pid(folder / "helper")), timeout=5)
+        wait_until(lambda: not is_running(pid(folder / "pid")))
+        wait_until(lambda: not is_running(pid(folder / "helper")))
     finally:
         process.kill()
         process.wait()
