@@ -90,9 +90,10 @@ def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     pools = [metric.key for metric in metrics.METRICS]
     hosts = [*(key for _, key, _ in instance_metrics.HOST_METRICS), "hosts"]
     routes = [*(key for _, key, _ in instance_metrics.ROUTE_METRICS), "routes"]
+    workers = [*(key for _, key, _ in instance_metrics.WORKER_METRICS), "workers", "cpus"]
     same_names(
         [key for meaning, _ in rows for key in re.findall(r"`([a-z_]+)`", meaning)],
-        [*pools, *hosts, *routes],
+        [*pools, *hosts, *routes, *workers],
         lacks="README.md explains no `{}`: add it to a row of the table of numbers under Watching",
         surplus="README.md explains `{}`, which is in none of pool/metrics.py's METRICS and "
         "status/instance_metrics.py's, or explains it twice",

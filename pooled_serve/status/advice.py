@@ -110,6 +110,12 @@ def _judge(
         if peaks["in_use_worker"] >= cap / shares(stats, alias):
             remedy = f"--max-per-host {count(cap)} lets busy workers use what others do not"
         return "waits", "note", f"{text}{who}", remedy
+    if 2 * peaks.get("waited_busy", 0) >= waits:
+        remedy = (
+            "-w, up to one for each CPU, or views that compute less; more connections do not help"
+        )
+        text = f"{_lower(text)}, most of this while a worker had used up its processor"
+        return "busy processor", "note", f"Busy processor: {text}{who}", remedy
     remedy = (
         f"shorten what holds them, or {cap_option(stats, alias, WINDOW)} if the server has room"
     )

@@ -2,15 +2,17 @@
 
 A pure function of ``/stats.json``, whose numbers the page shows beside the sentences. One incident
 has many symptoms, and the same queue has many causes: of the causes of a queue the one that comes
-first in :func:`_queue` is named, because it would explain the others. What disruptions.py finds
-explains all of them.
+first in :func:`_queue` is named, because it would explain the others. What busy.py finds comes
+before them, and what disruptions.py finds explains all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pooled_serve.status.busy import blocked_worker, busy_in_words, busy_processor, busy_workers
 from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import cap_option, size_option, total_cap
 from pooled_serve.status.sentence import LEVELS, Sentence, lost_seconds, recent_routes
@@ -55,16 +57,39 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
     if not stats.get("workers"):
         remedy = "the log says why workers end"
         found.append(Sentence("bad", "no worker", "", "No worker is running", remedy))
-    for alias, pool in pools.items():
-        found += _Pool(stats, alias, pool).judge()
+    judged = [_Pool(stats, alias, pool) for alias, pool in pools.items()]
+    explained = _why_workers_are_slow(stats, judged)
+    found += [explained] if explained else []
+    for pool in judged:
+        found += pool.judge(explained=explained is not None)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
+
+
+def _why_workers_are_slow(stats: Mapping[str, Any], pools: Sequence[_Pool]) -> Sentence | None:
+    """Returns what is said of workers that cannot keep up, and of the queues that they make; None
+    if they can, or if that is the consequence of something else."""
+    pressed = [pool for pool in pools if pool.pressed]
+    queue = ", ".join(pool.queue_in_words() for pool in pressed)
+    bad = any(pool.level == "bad" for pool in pressed)
+    if blocked := blocked_worker(stats, queue):
+        return replace(blocked, level="bad") if bad else blocked
+    # To refuse costs time, too: clients who are refused at once may come back at once.
+    refusing = any(pool.lately("timeouts") > pool.lately("acquired") for pool in pools)
+    if refusing or any(pool.disruption() is not None for pool in pools):
+        return None
+    busy = busy_processor(stats, queue)
+    return replace(busy, level="bad") if busy and bad else busy
 
 
 class _Pool(PoolInWords):
     """One database, and what is the matter with it."""
 
-    def judge(self) -> Iterator[Sentence]:
+    def judge(self, *, explained: bool) -> Iterator[Sentence]:
+        """Returns what there is to say.
+
+        :param explained: whether workers that cannot keep up explain a queue.
+        """
         if (disruption := self.disruption()) is not None:
             yield disruption  # it explains refusals and waits, too
             return
@@ -75,7 +100,10 @@ class _Pool(PoolInWords):
                 f"connecting to {self.alias} failed {_times(errors)} {self.window}",
                 "the log has the server's error: often its limit of connections, or an account",
             )
-        queue = next(self._queue(), None) if self.pressed else None
+        queue = None
+        if self.pressed:
+            hanging = self.hanging_statements(self.queue_in_words())
+            queue = hanging if hanging or explained else next(self._queue(), None)
         if queue is not None:
             yield queue
         for other in (self._leak(), self._storm(), self._many_statements(), self._pinned()):
@@ -122,8 +150,6 @@ class _Pool(PoolInWords):
     def _queue(self) -> Iterator[Sentence]:
         """Returns the causes of a queue, the first of which counts."""
         queue = self.queue_in_words()
-        if hanging := self.hanging_statements(queue):
-            yield hanging
         if leak := self._leak(queue):
             yield leak
         if busy := self._busy_worker(queue):
@@ -152,12 +178,20 @@ class _Pool(PoolInWords):
         full = self.at_cap()
         faster = self.routes_in_words()
         if self.lately("timeouts"):
+            remedy = (
+                f"more workers or hosts, shorter requests, or {cap_option(self.stats, self.alias)}"
+                + _BUDGET
+            )
+            if workers := busy_workers(self.stats):
+                remedy = (
+                    "more workers, up to one for each CPU, or hosts, or views that compute less; "
+                    f"more connections do not help while {busy_in_words(workers)}"
+                )
             yield self.say(
                 "bad",
                 "overload",
                 f"requests arrive faster than connections come back, {full}: {queue}{faster}",
-                f"more workers or hosts, shorter requests, or {cap_option(self.stats, self.alias)}"
-                + _BUDGET,
+                remedy,
             )
         yield self.say(
             self.level,

@@ -56,9 +56,10 @@ _ROUTES_BYTES = 16 * 1024
 _WORD = 8
 _ALIAS = struct.Struct("96p")
 _RING = KEPT_SECONDS + RECENT_SECONDS + 10  # what is about to be written over is not read
-_ROW = 4
+_ROW = 5
 """Before the row of a second: which one it is; when it was sampled; how many connections the worker
-had in use that had most; which second was sampled before it, 0 if none was."""
+had in use that had most; which second was sampled before it, 0 if none was; whether a worker had
+used up its processor."""
 _SECOND_WORDS = _ROW + metrics.ROW_LENGTH
 
 _AREA_WORDS = _RING * _SECOND_WORDS + PEAK_WORDS
@@ -89,6 +90,7 @@ class History:
         read: Callable[[], Iterable[Snapshot] | None],
         now: float,
         limit: float = math.inf,
+        busy: Callable[[], bool] = bool,
     ) -> bool:
         """Note this second, if nobody else has. Returns whether it did.
 
@@ -97,6 +99,7 @@ class History:
         :param now: monotonic seconds, on the clock that all processes share.
         :param limit: what all workers may have together of a database. Two of them do not count
             at the same moment, and what one has lent to another would be in use twice.
+        :param busy: whether a worker has used up its processor.
         """
         second = int(now)
         if self._head[0] >= second:
@@ -117,7 +120,7 @@ class History:
                     most = max(row[metrics.IN_USE] for row in of_workers)
                     total = metrics.total(of_workers)
                     total[metrics.IN_USE] = min(total[metrics.IN_USE], limit)
-                    area.write(second, now, total, most)
+                    area.write(second, now, total, most, busy=busy())
         return True
 
     def sample_routes(self, read: Callable[[], list[dict[str, Any]]], now: float) -> None:
@@ -297,7 +300,9 @@ class _Area:
         at = _ROW + metrics.LAST_OUTAGE
         return max(self._seconds[at::_SECOND_WORDS], default=0.0)
 
-    def write(self, second: int, at: float, row: Sequence[float], most: float) -> None:
+    def write(
+        self, second: int, at: float, row: Sequence[float], most: float, *, busy: bool
+    ) -> None:
         """Note a second.
 
         :param most: connections in use of the worker that has most.
@@ -305,7 +310,7 @@ class _Area:
         last = int(self.last_at())
         start = second % _RING * _SECOND_WORDS
         self._seconds[start] = 0.0  # not to be read until it is whole
-        self._seconds[start + 1 : start + _ROW] = array("d", (at, most, last))
+        self._seconds[start + 1 : start + _ROW] = array("d", (at, most, last, busy))
         for i, number in enumerate(row, start + _ROW):
             self._seconds[i] = number
         self._seconds[start] = second
@@ -322,7 +327,7 @@ class _Area:
             return None
         row = sample.row
         start = second % _RING * _SECOND_WORDS
-        most, before = self._seconds[start + 2 : start + _ROW]
+        most, before, busy = self._seconds[start + 2 : start + _ROW]
         former = self.read(int(before)) if second - before < KEPT_SECONDS else None
         # What came before the first sample counts with it; after a long gap nothing is known.
         base = former.row if former else row if before else None
@@ -335,7 +340,8 @@ class _Area:
         waits = bool(waited or refused or row[metrics.WAITING])
         begun = float(waits and not self._waited_in(second - 1))
         maxima = (row[metrics.IN_USE], most, row[metrics.WAITING], wait)
-        return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0)
+        in_vain = (waited + refused) * busy
+        return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain)
 
     def is_spoiled(self, sample: Second) -> bool:
         """Whether its numbers are those of an outage."""
@@ -358,7 +364,7 @@ class _Area:
         start = second % _RING * _SECOND_WORDS
         if second <= 0 or self._seconds[start] != second:
             return None
-        at, _, _, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
+        at, _, _, _, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
         return Second(at, row) if self._seconds[start] == second else None
 
     def around(self, second: float, now: float) -> Second | None:

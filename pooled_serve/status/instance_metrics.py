@@ -18,8 +18,55 @@ INSTANCE_METRICS = (
         "Workers that serve. If it falls below --workers and stays, they end when they start: see "
         "the log.",
     ),
+    (
+        Kind.GAUGE,
+        "cpus",
+        "CPUs that they may use. A setting of this host. If it falls below --workers, they share.",
+    ),
 )
 """Of all pools together."""
+
+WORKER_METRICS = (
+    (
+        Kind.COUNTER,
+        "cpu_seconds_total",
+        "Processor time of a worker. If it rises by a second per second, the worker is at its "
+        "limit, and more connections do not help: more --workers, up to pooled_serve_cpus, or "
+        "views that compute less.",
+    ),
+    (
+        Kind.COUNTER,
+        "blocked_seconds_total",
+        "Seconds for which a worker's event loop let no request run, of two or more at a time. If "
+        "it rises, a view computes or waits without gevent: py-spy shows where, while it lasts. "
+        "Move that out of the worker.",
+    ),
+    (
+        Kind.GAUGE,
+        "cpu_share",
+        "Of the last 10 s, what the thread that serves all requests has computed. If it rises to "
+        "0.9, do as for pooled_serve_worker_cpu_seconds_total.",
+    ),
+    (
+        Kind.GAUGE,
+        "cpu_wait_share",
+        "Of the last 10 s, how long it could have computed, and others had the CPU. If it rises, "
+        "this host has too few CPUs for what runs on it.",
+    ),
+    (
+        Kind.GAUGE,
+        "loop_delay_seconds",
+        "The longest time of the last 10 s for which it let no request run. If it rises, do as for "
+        "pooled_serve_worker_blocked_seconds_total.",
+    ),
+    (
+        Kind.GAUGE,
+        "seen_ago_seconds",
+        "Since its event loop last ran. If it rises above 2, the worker is blocked at this moment: "
+        "do as for pooled_serve_worker_blocked_seconds_total.",
+    ),
+)
+"""Of a worker, by the keys in ``/stats.json``; see status/load.py."""
 
 HOST_METRICS = (
     (

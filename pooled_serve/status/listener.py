@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from pooled_serve import __version__
 from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.status import text
 from pooled_serve.status.clients import Client, ClientServer
+from pooled_serve.status.load import Meter
 from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.routes import as_routes
 from pooled_serve.status.scoreboard import Scoreboard, Snapshot
@@ -74,6 +76,9 @@ class StatusServer:
         listener.setblocking(1)
         self._server = ClientServer(listener, self._serve, alone=worker.cfg.workers <= 1)
         self._refresher: Any = None
+        # More workers than the scoreboard has room for have none.
+        load = None if worker.slot is None else self._scoreboard.load_row(worker.slot)
+        self._meter = load and Meter(load, REFRESH_SECONDS)
         self._routes: dict[str, Callable[[], Answer]] = {
             "/": _page,  # but see _answer()
             "/stats.json": self._stats,
@@ -96,15 +101,31 @@ class StatusServer:
         """Hang up on all clients, without waiting."""
         self._server.stop()
         self._refresher.kill(block=False)
+        if self._meter is not None:
+            self._meter.stop()
 
     def _keep_gauges_fresh(self) -> None:
         limit = self._worker.cfg.pool_max_per_host or math.inf
         while True:
+            if self._meter is not None:
+                self._meter.look(time.monotonic())
             self._refresh_gauges()
             history, now = self._scoreboard.history, time.monotonic()
-            if history.sample(self._scoreboard.read_whole, now, limit):
+            if history.sample(self._scoreboard.read_whole, now, limit, busy=self._is_busy):
                 history.sample_routes(self._routes_so_far, now)
             gevent.sleep(REFRESH_SECONDS)
+
+    def _is_busy(self) -> bool:
+        """Whether a worker has used up its processor."""
+        return any(self._scoreboard.load_row(slot).busy for slot in self._scoreboard.workers())
+
+    def _loads(self, now: float) -> dict[int, dict[str, float | None]]:
+        """Returns slot -> numbers of the workers themselves, of the living ones with gauges."""
+        alive = self._scoreboard.workers()
+        return {
+            slot: {**load.counters, **(load.gauges(now, REFRESH_SECONDS) if slot in alive else {})}
+            for slot, load in self._scoreboard.read_loads().items()
+        }
 
     def _refresh_gauges(self) -> None:
         for pool in self._pools().values():
@@ -173,7 +194,8 @@ class StatusServer:
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
-            **as_stats(snapshots, workers, now),
+            "cpus": _cpus(),
+            **as_stats(snapshots, workers, now, self._loads(now)),
             "hosts": self._hosts(),
             "routes": self._routes_so_far(),
         }
@@ -204,11 +226,13 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "workers": len(self._scoreboard.workers()),
+            "cpus": _cpus(),
         }
         snapshots, now = self._read(), time.monotonic()
         peaks = {s.alias: self._scoreboard.history.peaks(s.alias, now) for s in snapshots}
         routes = self._scoreboard.read_routes()
-        registry.register(Collector(snapshots, instance, self._hosts(), peaks, routes))
+        loads = self._loads(now)
+        registry.register(Collector(snapshots, instance, self._hosts(), peaks, routes, loads))
         body = prometheus.generate_latest(registry).decode()
         return Answer(OK, body, prometheus.CONTENT_TYPE_LATEST)
 
@@ -221,6 +245,11 @@ def _prometheus() -> Any:
     import prometheus_client.metrics_core  # for Collector
 
     return prometheus_client
+
+
+def _cpus() -> int:
+    """Returns how many this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @functools.cache

@@ -40,6 +40,8 @@ PEAK_METRICS = {
     "occasions": "How often waits began after a second without any. If it rises, the cap is "
     "reached again and again: do as for pooled_serve_waited_total.",
     "seconds": "How many were seen. If it falls, all workers were blocked or gone.",
+    "waited_busy": "Requests that waited or got 503 while a worker had used up its processor. If "
+    "it rises, more connections do not help: see pooled_serve_worker_cpu_share.",
 }
 """Of a window in ``peaks`` of ``/stats.json``, with their help in ``/metrics``."""
 

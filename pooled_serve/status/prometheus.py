@@ -38,6 +38,7 @@ class Collector:
     :param hosts: see :meth:`pooled_serve.pool.host.Host.stats`.
     :param peaks: alias -> what :meth:`pooled_serve.status.history.History.peaks` returns.
     :param routes: see :meth:`pooled_serve.status.scoreboard.Scoreboard.read_routes`.
+    :param loads: slot -> numbers of its workers; see status/load.py.
     :raises ImportError: prometheus_client is not installed.
     """
 
@@ -48,6 +49,7 @@ class Collector:
         hosts: Mapping[str, Mapping[str, int]],
         peaks: Mapping[str, Mapping[str, Mapping[str, float]]],
         routes: Mapping[int, Iterable[RouteUse]],
+        loads: Mapping[int, Mapping[str, float | None]],
     ) -> None:
         from prometheus_client import metrics_core
 
@@ -56,6 +58,7 @@ class Collector:
         self._hosts = hosts
         self._peaks = peaks
         self._routes = routes
+        self._loads = loads
         self._kinds = {
             Kind.COUNTER: metrics_core.CounterMetricFamily,
             Kind.HISTOGRAM: metrics_core.HistogramMetricFamily,
@@ -80,6 +83,12 @@ class Collector:
         for kind, key, text in instance_metrics.INSTANCE_METRICS:
             family = self._family(kind, key, text, [])
             family.add_metric([], self._instance[key])
+            yield family
+        for kind, key, text in instance_metrics.WORKER_METRICS:
+            family = self._family(kind, f"worker_{key}", text, [WORKER])
+            for slot, numbers in self._loads.items():
+                if (number := numbers.get(key)) is not None:  # a dead worker has no gauges
+                    family.add_metric([str(slot)], number)
             yield family
         for kind, key, text in instance_metrics.HOST_METRICS if self._hosts else ():
             family = self._family(kind, f"host_{key}", text, [POOL])

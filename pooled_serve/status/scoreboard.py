@@ -9,7 +9,8 @@ master allocates before the fork, with a row for each of a few pools. A row hold
 * ``retired``: the counters of the slot's former workers, which the master adds up when one dies,
   however it died. So neither the totals nor the counters of a slot ever shrink.
 
-Behind these rows, each slot has a table of routes, see routes.py.
+Behind these rows, each slot has a table of routes, see routes.py, and numbers of the worker itself,
+see load.py.
 
 No files, no threads. A reader that comes while the master moves numbers from current to retired
 would count them twice or not at all; a sequence number makes it read again (a seqlock).
@@ -28,6 +29,7 @@ from typing import Any
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.history import History
+from pooled_serve.status.load import LOAD_BYTES, LoadRow
 from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse
 
 log = logging.getLogger("gunicorn.error")
@@ -52,6 +54,7 @@ _POOL_ROW_BYTES = (
 )  # +1: permanent
 _SLOT_BYTES = MAX_POOLS * _POOL_ROW_BYTES
 _TABLES = _HEAD_BYTES + MAX_WORKERS * _SLOT_BYTES  # where the tables of routes begin
+_LOADS = _TABLES + MAX_WORKERS * TABLE_BYTES  # and the numbers of the workers
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Scoreboard:
     """Made by the master, once, before it forks."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _TABLES + MAX_WORKERS * TABLE_BYTES)
+        self._memory = mmap.mmap(-1, _LOADS + MAX_WORKERS * LOAD_BYTES)
         self._words = memoryview(self._memory)[:_HEAD_BYTES].cast("q")
         self._started = time.monotonic()
         self.history = History()
@@ -163,6 +166,7 @@ class Scoreboard:
                 row.retired[i] += current[i]
             for i in range(metrics.ROW_LENGTH):
                 current[i] = 0.0
+        self.load_row(slot).retire()
         self._words[0] += 1
         self.route_table(slot).end_move()
         self._allocated.discard(slot)
@@ -198,6 +202,11 @@ class Scoreboard:
     def route_table(self, slot: int) -> RouteTable:
         """Returns the table of the slot's routes, for its worker."""
         return RouteTable(self._memory, _TABLES + (slot - 1) * TABLE_BYTES)
+
+    def load_row(self, slot: int) -> LoadRow:
+        """Returns the numbers of the slot's workers, for its worker and for readers."""
+        start = _LOADS + (slot - 1) * LOAD_BYTES
+        return LoadRow(memoryview(self._memory)[start : start + LOAD_BYTES])
 
     def unreachable(self, at_start: Iterable[str]) -> list[str]:
         """Returns the aliases of the databases that could not be reached when last tried.
@@ -237,6 +246,10 @@ class Scoreboard:
         """Slot -> its routes, also of slots that have no worker now."""
         slots = range(1, self._words[_HIGHEST_SLOT] + 1)
         return {slot: self.route_table(slot).read() for slot in slots}
+
+    def read_loads(self) -> dict[int, LoadRow]:
+        """Slot -> its numbers, also of slots that have no worker now."""
+        return {slot: self.load_row(slot) for slot in range(1, self._words[_HIGHEST_SLOT] + 1)}
 
     def workers(self) -> dict[int, int]:
         """Slot -> process id, of the living workers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pooled_serve.pool import metrics
@@ -14,11 +14,17 @@ from pooled_serve.status.scoreboard import Snapshot
 from pooled_serve.status.sentence import as_json, banner
 
 
-def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float) -> dict[str, Any]:
+def as_stats(
+    snapshots: Iterable[Snapshot],
+    workers: dict[int, int],
+    now: float,
+    loads: Mapping[int, Mapping[str, float | None]] | None = None,
+) -> dict[str, Any]:
     """``workers`` and ``pools`` of ``/stats.json``.
 
     :param workers: slot -> process id, of the living ones.
     :param now: monotonic seconds.
+    :param loads: slot -> what load.py knows of the worker.
     """
 
     def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
@@ -36,6 +42,7 @@ def as_stats(snapshots: Iterable[Snapshot], workers: dict[int, int], now: float)
             {
                 "slot": slot,
                 "pid": pid,
+                **(loads or {}).get(slot, {}),
                 "pools": {
                     r.alias: as_pool(r, r.current)
                     for r in snapshots

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pooled_serve.status.advice import no_advice
+from pooled_serve.status.load import BLOCKED_SECONDS
 from pooled_serve.status.remedies import total_cap
 from pooled_serve.status.sentence import recent_routes
 from pooled_serve.status.words import NONE, count, duration, percent, plural, rate, span, unusable
@@ -51,7 +52,8 @@ def advice_page(stats: Mapping[str, Any]) -> str:
 
 def _head(stats: Mapping[str, Any]) -> Iterator[str]:
     workers = plural(len(stats["workers"]), "worker")
-    facts = f"{workers} · up {span(stats['uptime_seconds'])}"
+    cpu = f" · CPU {_cpu(stats['workers'][0])}" if len(stats["workers"]) == 1 else ""
+    facts = f"{workers}{cpu} · up {span(stats['uptime_seconds'])}"
     name = f"pooled-serve {stats['version']}  {stats['app'] or ''}"
     room = COLUMNS - len(facts) - 2
     yield f"{_clean(name)[:room]:{room}}  {facts}"
@@ -164,19 +166,27 @@ def _peaks(pool: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _workers(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
-    rows = [(w["slot"], w["pid"], its) for w in stats["workers"] if (its := w["pools"].get(alias))]
+    rows = [(w, its) for w in stats["workers"] if (its := w["pools"].get(alias))]
     if len(rows) < 2:
         return
-    for slot, pid, its in rows[:WORKERS]:
+    for worker, its in rows[:WORKERS]:
         cap = its["max_outstanding"]
         used = f"{count(its['in_use'])} of {'∞' if cap is None else count(cap)}"
         yield (
-            f"worker {slot!s:>3} {pid!s:>8} {_bar(its, cap, 18)} {used:>10}"
-            f" {count(its['waiting']):>4} waiting, held {duration(its['oldest_held_seconds'])}"
+            f"worker {worker['slot']!s:>3} {worker['pid']!s:>8} CPU {_cpu(worker):>6}"
+            f" {_bar(its, cap, 9)} {used:>9}"
+            f" {count(its['waiting']):>3} waiting, held {duration(its['oldest_held_seconds'])}"
         )
     if more := rows[WORKERS:]:
-        used = count(sum(its["in_use"] for _, _, its in more))
+        used = count(sum(its["in_use"] for _, its in more))
         yield f"{plural(len(more), 'more worker')}: {used} in use"
+
+
+def _cpu(worker: Mapping[str, Any]) -> str:
+    """What the worker has used of a CPU, or that it is blocked."""
+    if (worker.get("seen_ago_seconds") or 0.0) >= BLOCKED_SECONDS:
+        return "blocked"
+    return percent(worker.get("cpu_share"))
 
 
 def _routes(stats: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,7 @@ OWN = {
     *(metric.key for metric in metrics.METRICS if not metric.otel),
     *(key for _, key, _ in instance_metrics.INSTANCE_METRICS),
     *(f"host_{key}" for _, key, _ in instance_metrics.HOST_METRICS),
+    *(f"worker_{key}" for _, key, _ in instance_metrics.WORKER_METRICS),
     *(f"route_{key}" for _, key, _ in instance_metrics.ROUTE_METRICS),
     *(f"peak_{key}" for key in PEAK_METRICS),
 }
@@ -51,7 +52,7 @@ UNUSED = {
     *(f"peak_{key}" for key in PEAK_METRICS.keys() - {"in_use", "waiting"}),
     *("waited_total", "opened_total", "connecting", "closing"),
     *("uptime_seconds", "route_longest_held_seconds", "login_refused"),
-    "last_outage_seconds",
+    *("last_outage_seconds", "worker_loop_delay_seconds", "worker_cpu_seconds_total", "cpus"),
 }
 
 

@@ -1,10 +1,12 @@
 """Views that cause trouble; test_incidents.py stages it."""
 
+import time
 from typing import Any
 
 import gevent
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
+from gevent.monkey import get_original
 
 forgotten: list[Any] = []
 
@@ -37,6 +39,25 @@ def remember(request: HttpRequest) -> HttpResponse:
 def forget(request: HttpRequest) -> HttpResponse:
     forgotten.append(gevent.spawn(_hold))
     return HttpResponse()
+
+
+def compute(request: HttpRequest) -> HttpResponse:
+    """Query, and use the processor."""
+    _sleep(0)
+    _compute(float(request.GET.get("seconds", "0.02")))
+    return HttpResponse()
+
+
+def block(request: HttpRequest) -> HttpResponse:
+    """Wait without gevent, as a library in C does."""
+    get_original("time", "sleep")(float(request.GET["seconds"]))
+    return HttpResponse()
+
+
+def _compute(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(1000))
 
 
 def _hold() -> None:

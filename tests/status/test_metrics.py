@@ -97,9 +97,17 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
         elif key == "uptime_seconds":
             assert 0 <= value("pooled_serve_uptime_seconds") - number < 30
         elif key == "workers":
-            # Their process ids are no numbers to watch. What else they have is in the pools.
+            # Their process ids are no numbers to watch, and those in the pools are there.
             assert value("pooled_serve_workers") == len(number) == 2
-            assert {worker_key for w in number for worker_key in w} == {"slot", "pid", "pools"}
+            for worker in number:
+                slot = str(worker.pop("slot"))
+                for name in worker.keys() - {"pid", "pools"}:
+                    if worker[name] is None:  # a share of less than five seconds
+                        continue
+                    of_worker = value(f"pooled_serve_worker_{name}", worker=slot)
+                    assert abs(of_worker - worker[name]) < 30
+        elif key == "cpus":
+            assert value("pooled_serve_cpus") == number == len(os.sched_getaffinity(0))
         elif key == "hosts":
             for name, of_host in number["default"].items():
                 labels = {"db_client_connection_pool_name": "default"}

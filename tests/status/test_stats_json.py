@@ -28,12 +28,16 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     stats = it.stats()
     assert set(stats) == {
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
-        *("findings", "advice"),
+        *("findings", "advice", "cpus"),
     }
     assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"
     assert 0 < stats["uptime_seconds"] < 60
     (worker,) = stats["workers"]
+    assert set(worker) == {
+        *("slot", "pid", "pools", "cpu_seconds_total", "blocked_seconds_total", "cpu_share"),
+        *("cpu_wait_share", "loop_delay_seconds", "seen_ago_seconds"),
+    }
     assert worker["slot"] == 1
     assert {worker["pid"]} == it.site.server.worker_pids()
     pool = stats["pools"]["default"]

@@ -1,0 +1,118 @@
+"""Workers that cannot keep up: blocked, or without a processor to spare.
+
+They explain a queue for connections, which are held for longer then; so they come before its other
+causes, and more connections are no remedy. See load.py for the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pooled_serve.status.load import BLOCKED_SECONDS, BUSY_SHARE
+from pooled_serve.status.sentence import Sentence
+from pooled_serve.status.words import count, duration, listed, percent
+
+BAD_SECONDS = 5.0
+"""A worker that is blocked for so long, and still is, is an emergency."""
+
+
+def blocked_worker(stats: Mapping[str, Any], queue: str) -> Sentence | None:
+    """Returns what there is to say of workers whose event loop lets no request run, or has not
+    until a moment ago; None if all is well with them.
+
+    :param queue: who waits meanwhile; empty if nobody does.
+    """
+    delays = {
+        worker["slot"]: worker for worker in _workers(stats) if _delay(worker) >= BLOCKED_SECONDS
+    }
+    now = {slot: its for slot, its in delays.items() if its["seen_ago_seconds"] >= BLOCKED_SECONDS}
+    them = now or delays
+    if not them:
+        return None
+    longest = max(
+        them.values(), key=lambda worker: worker["seen_ago_seconds"] if now else _delay(worker)
+    )
+    many = len(them) > 1
+    if now:
+        who = f"{_named(them)} {'have' if many else 'has'} let no other request run for"
+        text = f"{who} {duration(longest['seen_ago_seconds'])}"
+    else:
+        text = (
+            f"{_named(them)} let no other request run for {duration(_delay(longest))}, a moment ago"
+        )
+    remedy = (
+        "a view computes, or waits without gevent (a library in C, a lock of another thread): "
+        f"py-spy dump --pid {longest['pid']} shows where, while it lasts; move that elsewhere"
+    )
+    bad = now and longest["seen_ago_seconds"] >= BAD_SECONDS
+    name = "blocked workers" if many else "blocked worker"
+    return _say("bad" if bad else "warn", name, text + f": {queue}" * bool(queue), remedy)
+
+
+def busy_workers(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns those that have used up their processor in the last seconds, the busiest first."""
+    found = [worker for worker in _workers(stats) if _load(worker) >= BUSY_SHARE]
+    return sorted(found, key=_load, reverse=True)
+
+
+def busy_processor(stats: Mapping[str, Any], queue: str) -> Sentence | None:
+    """Returns what there is to say of them; None if there is none.
+
+    :param queue: who waits meanwhile; empty if nobody does.
+    """
+    busy = busy_workers(stats)
+    if not busy:
+        return None
+    text = f"{busy_in_words(busy)} in the last 10 s" + f": {queue}" * bool(queue)
+    workers, cpus = len(stats.get("workers") or ()), stats.get("cpus") or 0
+    others = [worker for worker in _workers(stats) if worker not in busy]
+    if _lacks_cpus(busy[0]):
+        what = f"this host has too few CPUs ({cpus}) for what runs on it: more, or another host"
+    elif 2 * len(others) > workers:
+        what = "other workers have CPU to spare: see what this one does for so long, or wait"
+    elif workers < cpus:
+        what = f"-w {cpus}, one for each CPU"
+    else:
+        what = "more hosts or CPUs"
+    remedy = f"{what}; or views that compute less; more connections do not help"
+    return _say("warn" if queue else "note", "busy processor", text, remedy)
+
+
+def busy_in_words(busy: list[Mapping[str, Any]]) -> str:
+    """Returns what the busiest worker has used: "worker 1 used 98 % of a CPU"."""
+    first = busy[0]
+    text = f"worker {first['slot']} used {percent(min(1.0, first['cpu_share']))} of a CPU"
+    if _lacks_cpus(first):
+        text += f" and stood in line for one for {percent(first['cpu_wait_share'])} of the time"
+    if len(busy) > 1:
+        text += f", and {count(len(busy) - 1)} more as good as all"
+    return text
+
+
+def _lacks_cpus(worker: Mapping[str, Any]) -> bool:
+    return bool((worker.get("cpu_wait_share") or 0.0) > 1.0 - BUSY_SHARE)
+
+
+def _workers(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns those that are measured."""
+    found = stats.get("workers") or ()
+    return [worker for worker in found if worker.get("seen_ago_seconds") is not None]
+
+
+def _load(worker: Mapping[str, Any]) -> float:
+    return (worker.get("cpu_share") or 0.0) + (worker.get("cpu_wait_share") or 0.0)
+
+
+def _delay(worker: Mapping[str, Any]) -> float:
+    return float(worker.get("loop_delay_seconds") or 0.0)
+
+
+def _named(workers: Mapping[Any, Any]) -> str:
+    if len(workers) == 1:
+        return f"worker {next(iter(workers))}"
+    return f"workers {listed([str(slot) for slot in workers])}"
+
+
+def _say(level: str, name: str, problem: str, remedy: str) -> Sentence:
+    return Sentence(level, name, "", f"{name[0].upper()}{name[1:]}: {problem}", remedy)

@@ -1,0 +1,173 @@
+"""How busy each worker is: its processor time, and for how long its loop has let nobody run.
+
+A worker that computes, or that waits without gevent, serves none of its other requests meanwhile,
+and more connections do not help it. It cannot say so itself before that is over; so each leaves the
+moment of its last look on the scoreboard, and any other sees how old that is.
+
+A look costs a few stores, four times a second, and a few system calls once a second. Requests cost
+nothing of this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pooled_serve.status.figures import RECENT_SECONDS
+
+BLOCKED_SECONDS = 2.0
+"""A loop that lets nobody run for so long is blocked. A busy machine has shorter delays."""
+
+BUSY_SHARE = 0.9
+"""Of the time, spent computing or waiting for a processor: the loop has nothing to spare."""
+
+LEAST_SECONDS = 5.0
+"""A share of less says nothing: a worker that starts is busy for a moment."""
+
+_WORD = 8
+_SEEN, _CPU, _BLOCKED, _SHARE, _WAIT_SHARE, _DELAY = range(6)
+_RETIRED_CPU, _RETIRED_BLOCKED = 6, 7
+_WORDS = 8
+LOAD_BYTES = _WORDS * _WORD
+"""What a worker takes of the scoreboard."""
+
+_UNKNOWN = -1.0
+
+
+class LoadRow:
+    """The scoreboard's numbers of one slot.
+
+    :param memory: LOAD_BYTES of what all processes share.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        self._words = memory.cast("d")
+
+    def begin(self, now: float) -> None:
+        """Begin for a new worker. The counters of the former ones stay."""
+        self._words[_CPU] = self._words[_BLOCKED] = self._words[_DELAY] = 0.0
+        self._words[_SHARE] = self._words[_WAIT_SHARE] = _UNKNOWN
+        self._words[_SEEN] = now
+
+    def seen(self, now: float) -> None:
+        """Note that the loop runs; 0 if it is not watched any more."""
+        self._words[_SEEN] = now
+
+    def note(
+        self, cpu: float, blocked: float, share: float | None, waited: float | None, delay: float
+    ) -> None:
+        """Note what :class:`Meter` has found."""
+        self._words[_CPU], self._words[_BLOCKED], self._words[_DELAY] = cpu, blocked, delay
+        self._words[_SHARE] = _UNKNOWN if share is None else share
+        self._words[_WAIT_SHARE] = _UNKNOWN if waited is None else waited
+
+    def retire(self) -> None:
+        """The worker has died: keep its counters."""
+        words = self._words
+        words[_RETIRED_CPU] += words[_CPU]
+        words[_RETIRED_BLOCKED] += words[_BLOCKED]
+        self.begin(0.0)
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Those of all workers that the slot has had."""
+        words = self._words
+        return {
+            "cpu_seconds_total": words[_RETIRED_CPU] + words[_CPU],
+            "blocked_seconds_total": words[_RETIRED_BLOCKED] + words[_BLOCKED],
+        }
+
+    def gauges(self, now: float, pause: float) -> dict[str, float | None]:
+        """Returns those of the present worker; None for what is not known (yet).
+
+        :param pause: that its loop makes between two looks.
+        """
+        seen, share, waited = (self._words[i] for i in (_SEEN, _SHARE, _WAIT_SHARE))
+        ago = max(0.0, now - seen) if seen else None
+        delay = None if ago is None else max(self._words[_DELAY], ago - pause, 0.0)
+        return {
+            "cpu_share": None if share < 0 or not seen else share,
+            "cpu_wait_share": None if waited < 0 or not seen else waited,
+            "loop_delay_seconds": delay,
+            "seen_ago_seconds": ago,
+        }
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker has used all of a processor lately."""
+        shares = self._words[_SHARE], self._words[_WAIT_SHARE]
+        return bool(self._words[_SEEN]) and sum(max(0.0, each) for each in shares) >= BUSY_SHARE
+
+
+class Meter:
+    """Measures a worker, in that worker.
+
+    :param row: where it notes what it has found.
+    :param pause: between two looks, in seconds.
+    """
+
+    def __init__(
+        self,
+        row: LoadRow,
+        pause: float,
+        *,
+        used: Callable[[], float] = time.thread_time,
+        waited: Callable[[], float | None] | None = None,
+    ) -> None:
+        self._row = row
+        self._pause = pause
+        self._used = used
+        self._waited = waited or _waited_for_a_processor
+        self._last = 0.0
+        self._delay = self._blocked = 0.0  # the longest since the last sample; the sum
+        self._samples: deque[tuple[float, float, float | None, float]] = deque(
+            maxlen=RECENT_SECONDS + 1
+        )
+        """Moment, processor time, time in the line for a processor, longest delay before it."""
+
+    def look(self, now: float) -> None:
+        """See how late this is, and once a second what was used."""
+        late = 0.0
+        if not self._last:
+            self._row.begin(now)
+        else:
+            late = max(0.0, now - self._last - self._pause)
+            self._delay = max(self._delay, late)
+            if late >= BLOCKED_SECONDS:
+                self._blocked += late
+            self._row.seen(now)
+        self._last = now
+        if not self._samples or now - self._samples[-1][0] >= 1.0 or late >= BLOCKED_SECONDS:
+            self._sample(now)
+
+    def stop(self) -> None:
+        """The loop is not watched any more: its silence means nothing."""
+        self._row.seen(0.0)
+
+    def _sample(self, now: float) -> None:
+        self._samples.append((now, self._used(), self._waited(), self._delay))
+        self._delay = 0.0
+        recent = [each for each in self._samples if now - each[0] <= RECENT_SECONDS + 0.5]
+        if len(recent) < 2:
+            recent = list(self._samples)[-2:]  # it was blocked for longer
+        (began, used, waited, _), (_, used_now, waited_now, _) = recent[0], recent[-1]
+        seconds = now - began
+        share = other = None
+        if seconds >= LEAST_SECONDS:
+            share = (used_now - used) / seconds
+            if waited is not None and waited_now is not None:
+                other = min(max(0.0, 1.0 - share), (waited_now - waited) / seconds)
+        delay = max(late for at, _, _, late in self._samples if now - at <= RECENT_SECONDS)
+        self._row.note(time.process_time(), self._blocked, share, other, delay)
+
+
+def _waited_for_a_processor() -> float | None:
+    """Returns for how long the main thread could have run, and others did. None if the kernel does
+    not count that."""
+    try:
+        with open("/proc/self/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,316 @@
+"""Workers that are blocked, or have no processor to spare: measured, told apart from a pool that is
+too small, and shown."""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pooled_serve.status.advice import advice
+from pooled_serve.status.findings import findings
+from pooled_serve.status.load import LOAD_BYTES, LoadRow, Meter
+from pooled_serve.status.peaks import PEAK_KEYS
+from support.answers import Answers, recent
+from support.load import Hammer
+from support.processes import wait_until
+from support.site import VIEWS
+from support.status import StartStatus, Status
+
+INCIDENTS = Path(__file__).with_name("incidents_views.py")
+
+PAUSE = 0.25
+IDLE: dict[str, Any] = {
+    "cpu_share": 0.1,
+    "cpu_wait_share": 0.0,
+    "loop_delay_seconds": 0.0,
+    "seen_ago_seconds": 0.1,
+    "cpu_seconds_total": 1.0,
+    "blocked_seconds_total": 0.0,
+}
+BUSY = {**IDLE, "cpu_share": 0.98}
+QUEUE: dict[str, Any] = {"in_use": 12, "waiting": 7, "oldest_wait_seconds": 0.25}
+
+
+def of(*workers: dict[str, Any], cpus: int = 4, **pool: Any) -> dict[str, Any]:
+    stats: dict[str, Any] = copy.deepcopy(Answers(len(workers), **pool).stats)
+    for worker, its in zip(stats["workers"], workers, strict=True):
+        worker.update(its)
+    return stats | {"cpus": cpus}
+
+
+def said(stats: dict[str, Any]) -> list[str]:
+    return [str(sentence) for sentence in findings(stats)]
+
+
+# --- What is said ------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_blocked_at_this_moment() -> None:
+    blocked = {**IDLE, "seen_ago_seconds": 15.2, "loop_delay_seconds": 15.0}
+    remedy = (
+        " → a view computes, or waits without gevent (a library in C, a lock of another thread):"
+        " py-spy dump --pid 4194302 shows where, while it lasts; move that elsewhere"
+    )
+    assert said(of(IDLE, blocked)) == [
+        f"Blocked worker: worker 2 has let no other request run for 15.2 s.{remedy}"
+    ]
+    assert said(of(IDLE, blocked, **QUEUE)) == [
+        "Blocked worker: worker 2 has let no other request run for 15.2 s: 7 requests wait, the"
+        f" longest 250 ms.{remedy}"
+    ]
+    assert findings(of(IDLE, blocked))[0].level == "bad"
+    (both,) = said(of(IDLE, blocked, {**blocked, "seen_ago_seconds": 3.0}))
+    assert both.startswith("Blocked workers: workers 2 and 3 have let no other request run for 15")
+
+
+def test_a_worker_that_was_blocked_until_a_moment_ago() -> None:
+    (sentence,) = said(of({**IDLE, "loop_delay_seconds": 15.0}, **QUEUE))
+    assert sentence.startswith(
+        "Blocked worker: worker 1 let no other request run for 15.0 s, a moment ago: 7 requests"
+    )
+    assert "--max-outstanding" not in sentence
+
+
+def test_a_busy_processor_explains_a_queue_and_more_connections_are_no_remedy() -> None:
+    queue = "7 requests wait, the longest 250 ms"
+    told = f"Busy processor: worker 1 used 98 % of a CPU in the last 10 s: {queue}. → "
+    rest = "; or views that compute less; more connections do not help"
+    assert said(of(BUSY, **QUEUE)) == [f"{told}-w 4, one for each CPU{rest}"]
+    assert said(of(BUSY, cpus=1, **QUEUE)) == [f"{told}more hosts or CPUs{rest}"]
+    assert said(of(BUSY, IDLE, IDLE, **QUEUE)) == [
+        f"{told}other workers have CPU to spare: see what this one does for so long, or wait{rest}"
+    ]
+    (level,) = {sentence.level for sentence in findings(of(BUSY, **QUEUE))}
+    assert level == "warn"
+
+
+def test_a_busy_processor_without_a_queue_is_worth_a_note() -> None:
+    (sentence,) = findings(of(BUSY, {**BUSY, "cpu_share": 0.93}))
+    assert sentence.level == "note"
+    assert sentence.problem == (
+        "Busy processor: worker 1 used 98 % of a CPU, and 1 more as good as all in the last 10 s"
+    )
+
+
+def test_a_worker_may_stand_in_line_for_a_cpu() -> None:
+    worker = {**IDLE, "cpu_share": 0.55, "cpu_wait_share": 0.4}
+    assert said(of(worker, cpus=2, **QUEUE)) == [
+        "Busy processor: worker 1 used 55 % of a CPU and stood in line for one for 40 % of the time"
+        " in the last 10 s: 7 requests wait, the longest 250 ms. → this host has too few CPUs (2)"
+        " for what runs on it: more, or another host; or views that compute less; more connections"
+        " do not help"
+    ]
+
+
+def test_in_an_outage_or_an_overload_the_processor_is_the_consequence() -> None:
+    (outage,) = said(of(BUSY, reachable=False, recent=recent(timeouts=900)))
+    assert outage.startswith("Outage: ")
+    (overload,) = said(of(BUSY, **QUEUE | {"recent": recent(acquired=90, timeouts=900, shed=900)}))
+    assert overload.startswith("Overload: ")
+    assert "--max-outstanding" not in overload
+    assert "more connections do not help while worker 1 used 98 % of a CPU" in overload
+
+
+def test_refused_requests_make_it_an_emergency() -> None:
+    (sentence,) = findings(of(BUSY, **QUEUE | {"recent": recent(acquired=90, timeouts=9)}))
+    assert (sentence.name, sentence.level) == ("busy processor", "bad")
+
+
+@pytest.mark.parametrize("unknown", [{}, dict.fromkeys(IDLE), {**IDLE, "cpu_share": None}])
+def test_what_is_not_known_is_not_judged(unknown: dict[str, Any]) -> None:
+    assert said(of(unknown)) == ["All is well: 3 of 12 connections in use, nobody waits."]
+
+
+def test_no_larger_pool_is_advised_where_the_processor_was_the_cause() -> None:
+    peaks = dict.fromkeys(PEAK_KEYS, 0) | {
+        "in_use": 12,
+        "in_use_worker": 12,
+        "waiting": 9,
+        "wait_seconds": 2.0,
+        "acquired": 1000,
+        "waited": 500,
+        "occasions": 3,
+        "seconds": 7200,
+    }
+    larger, other = (
+        str(advice(of(IDLE, peaks={"24h": peaks | {"waited_busy": waited}}))[0])
+        for waited in (200, 300)
+    )
+    assert larger.startswith("Too small a pool: ")
+    assert "--max-outstanding 21" in larger
+    assert other == (
+        "Busy processor: in 2 h waits began at 12 of 12 connections on 3 occasions, 50 % waited,"
+        " the longest 2.0 s, most of this while a worker had used up its processor. → -w, up to"
+        " one for each CPU, or views that compute less; more connections do not help."
+    ).removesuffix(".")
+
+
+# --- What is measured --------------------------------------------------------------------------
+
+
+class Measured:
+    """A meter with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.row = LoadRow(memoryview(bytearray(LOAD_BYTES)))
+        self.now, self.used, self.waited = 1000.0, 5.0, 2.0
+        self.begin()
+
+    def begin(self) -> None:
+        def used() -> float:
+            return self.used
+
+        def waited() -> float:
+            return self.waited
+
+        self.meter = Meter(self.row, PAUSE, used=used, waited=waited)
+        self.meter.look(self.now)
+
+    def run(self, seconds: float, *, used: float = 0.0, waited: float = 0.0) -> None:
+        """Looks in the rhythm of the loop, while shares of the time are used."""
+        for _ in range(round(seconds / PAUSE)):
+            self.pause(PAUSE, used=used, waited=waited)
+
+    def pause(self, seconds: float, *, used: float = 0.0, waited: float = 0.0) -> None:
+        self.now += seconds
+        self.used += used * seconds
+        self.waited += waited * seconds
+        self.meter.look(self.now)
+
+    def gauges(self, later: float = 0.0) -> dict[str, float | None]:
+        return self.row.gauges(self.now + later, PAUSE)
+
+
+def test_the_share_is_that_of_the_last_ten_seconds() -> None:
+    it = Measured()
+    it.run(2, used=1.0)
+    assert it.gauges()["cpu_share"] is None, "too short a time"
+    it.run(8, used=1.0)
+    assert it.gauges()["cpu_share"] == pytest.approx(1.0)
+    assert it.row.busy
+    it.run(10, used=0.4, waited=0.1)
+    assert it.gauges()["cpu_share"] == pytest.approx(0.4)
+    assert it.gauges()["cpu_wait_share"] == pytest.approx(0.1)
+    assert not it.row.busy
+    it.run(10, used=0.4, waited=0.55)
+    assert it.row.busy
+
+
+def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> None:
+    it = Measured()
+    it.run(5)
+    assert it.gauges(later=7.0) == {
+        "cpu_share": 0.0,
+        "cpu_wait_share": 0.0,
+        "loop_delay_seconds": 6.75,
+        "seen_ago_seconds": 7.0,
+    }
+    it.pause(15.25, used=1.0)
+    assert it.gauges()["loop_delay_seconds"] == pytest.approx(15.0)
+    assert it.gauges()["cpu_share"] == pytest.approx(1.0, abs=0.1), (
+        "of the time that it was blocked"
+    )
+    it.run(9)
+    assert it.gauges()["loop_delay_seconds"] == pytest.approx(15.0)
+    it.run(3)
+    assert it.gauges()["loop_delay_seconds"] == 0.0
+    assert it.row.counters["blocked_seconds_total"] == pytest.approx(15.0)
+
+
+def test_what_a_worker_has_used_stays_when_it_dies() -> None:
+    it = Measured()
+    it.run(5)
+    it.pause(4.25)
+    before = it.row.counters
+    assert before["blocked_seconds_total"] == pytest.approx(4.0)
+    assert before["cpu_seconds_total"] > 0
+    it.row.retire()
+    assert it.row.counters == before
+    assert set(it.gauges().values()) == {None}
+    assert not it.row.busy
+    it.begin()
+    it.run(2)
+    it.pause(3.25)
+    assert it.row.counters["blocked_seconds_total"] == pytest.approx(7.0)
+    assert it.row.counters["cpu_seconds_total"] > before["cpu_seconds_total"]
+
+
+def test_a_worker_that_is_not_watched_any_more_is_not_blocked() -> None:
+    it = Measured()
+    it.run(5, used=1.0)
+    it.meter.stop()
+    assert set(it.gauges(later=60.0).values()) == {None}
+    assert not it.row.busy
+
+
+# --- With real workers -------------------------------------------------------------------------
+
+
+def shop(status: StartStatus, *args: str, **options: Any) -> Status:
+    it = status(*args, views=(VIEWS, INCIDENTS), **options)
+    it.site.server.get("/quick")
+    return it
+
+
+def first(it: Status, named: str) -> str:
+    """The page's first sentence, once it has this name."""
+
+    def told() -> str:
+        finding = it.stats()["findings"][0]
+        return str(finding["text"]) if finding["name"] == named else ""
+
+    return wait_until(told, timeout=60)
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("path", ["/compute?seconds=6", "/block?seconds=6"])
+def test_a_worker_that_is_blocked_is_named_by_another_one(status: StartStatus, path: str) -> None:
+    it = shop(status, "-w", "2")
+    it.wait_for(lambda stats: len(stats["workers"]) == 2)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(it.site.server.get, path)
+        time.sleep(1)  # whom the worker has accepted in that moment, waits with the others
+        said = first(it, "blocked worker")
+        workers = {worker["slot"]: worker for worker in it.stats()["workers"]}
+        page = it.get("/", Accept="*/*").text
+        assert answer.result().status == 200
+    (blocked,) = (w for w in workers.values() if w["seen_ago_seconds"] > 1.5)
+    assert f"worker {blocked['slot']} has let no other request run for" in said
+    assert f"py-spy dump --pid {blocked['pid']}" in said
+    assert "Blocked worker: " in page
+    after = first(it, "blocked worker")
+    assert " let no other request run for " in after
+    it.wait_for(lambda stats: stats["findings"][0]["name"] != "blocked worker")
+    (worker,) = (w for w in it.stats()["workers"] if w["slot"] == blocked["slot"])
+    assert 4 < worker["blocked_seconds_total"] < 60
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_a_single_worker_says_afterwards_that_it_was_blocked(status: StartStatus) -> None:
+    it = shop(status)
+    assert it.site.server.get("/block?seconds=3").status == 200
+    assert "worker 1 let no other request run for" in first(it, "blocked worker")
+    assert "1 worker · CPU " in it.get("/", Accept="*/*").text
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_a_busy_processor_is_no_pool_that_is_too_small(status: StartStatus) -> None:
+    it = shop(status, cap=2)
+    with Hammer(it.site.server.port, "/compute", clients=12, seconds=120) as running:
+        said = first(it, "busy processor")
+        time.sleep(3)
+        stats = it.stats()
+        running.stop()
+        running.finish()
+    assert "worker 1 used " in said
+    assert "more connections do not help" in said
+    names = {sentence["name"] for sentence in stats["findings"]}
+    assert not names & {"too small a pool", "slow connects", "overload"}
+    assert not any("--max-outstanding" in sentence["text"] for sentence in stats["findings"])
+    (worker,) = stats["workers"]
+    assert worker["cpu_share"] + worker["cpu_wait_share"] > 0.8
