@@ -87,7 +87,7 @@ def test_what_pins_a_lease_is_what_the_code_says() -> None:
 
 def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     rows = rows_of_table(README, "| number, and what it means | what to do when it rises |")
-    pools = [metric.key for metric in metrics.METRICS]
+    pools = ["budget", *(metric.key for metric in metrics.METRICS)]
     hosts = [*(key for _, key, _ in instance_metrics.HOST_METRICS), "hosts"]
     routes = [*(key for _, key, _ in instance_metrics.ROUTE_METRICS), "routes"]
     workers = [*(key for _, key, _ in instance_metrics.WORKER_METRICS), "workers", "cpus"]

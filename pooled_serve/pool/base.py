@@ -309,6 +309,7 @@ class PoolBase(Generic[C]):
         begun = [entry.leased_at for entry in entries.connecting if entry.leased_at]
         waits = {entry.conn_id: self._awaits(entry.conn) for entry in asking}
         since = silence.look(now, waits, came_back=back, connecting=begun)
+        row[metrics.ASKING] = sum(key in entries.leased for key in since)
         row[metrics.IN_STATEMENT] = sum(
             now - began >= QUIET_SECONDS for key, began in since.items() if key in entries.leased
         )

@@ -295,6 +295,13 @@ OLDEST_HELD = _declare(
     "How long the longest lease has lasted. If it rises for minutes, a connection leaks or waits "
     "for a lock: --leak-threshold logs who has taken it.",
 )
+ASKING = _declare(
+    Kind.GAUGE,
+    "asking",
+    "Connections in use that wait for an answer of the server at this moment. If it falls far "
+    "below those in use while requests wait, views hold connections while they do something else, "
+    "such as asking another service: use --pool-mode transaction.",
+)
 IN_STATEMENT = _declare(
     Kind.GAUGE,
     "in_statement",

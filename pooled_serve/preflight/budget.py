@@ -54,6 +54,20 @@ class BudgetRow:
         return self.replicas * self.of_host
 
 
+def room(row: BudgetRow, alias: str, workers: int) -> int:
+    """Returns how many connections this host may have for an alias without taking those that are
+    left to others, if nothing else changes. With a bound of the host, which is the same for each
+    alias, each gets the same.
+
+    :param workers: how many there are now.
+    """
+    usable = (row.limit - spared(row.limit)) // row.replicas
+    if row.per_host is not None:
+        return min(usable // len(row.caps), MAX_PER_HOST)
+    others = (cap for name, cap in zip(row.aliases, row.caps, strict=True) if name != alias)
+    return max(0, int(min(usable - workers * sum(others), MAX_PER_HOST)))
+
+
 def by_server(pooled: Iterable[DatabaseReport]) -> list[list[DatabaseReport]]:
     groups: dict[str, list[DatabaseReport]] = {}
     for database in pooled:

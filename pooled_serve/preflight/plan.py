@@ -24,6 +24,7 @@ from pooled_serve.preflight.budget import (
     fit_budget,
     judge_budget,
     limit_of,
+    room,
     worst,
 )
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
@@ -60,6 +61,15 @@ class Plan:
                 "at the start",
             )
         ]
+
+    def room(self, alias: str, workers: int) -> int | None:
+        """Returns how many connections this host may have for an alias; None if that is not known:
+        the server did not answer at the start.
+
+        :param workers: how many there are now.
+        """
+        rows = (row for row in self.budget if alias in row.aliases)
+        return next((room(row, alias, workers) for row in rows), None)
 
     @property
     def contradictions(self) -> list[Finding]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pooled_serve.status.remedies import (
+    NO_ROOM,
     cap_of,
     cap_option,
     fitting_cap,
@@ -106,7 +107,8 @@ def _judge(
         who = f"; of late {route} held {percent(part)} of the connection time, {each} each"
     if cap and most < SAVING * cap:
         # Not the cap: connections had to be opened, or one worker had all the work.
-        remedy = f"{size_option(stats, alias, WINDOW)} keeps as many open as are needed"
+        option = size_option(stats, alias, WINDOW) or "a longer --conn-max-age"
+        remedy = f"{option} keeps as many open as are needed"
         if peaks["in_use_worker"] >= cap / shares(stats, alias):
             remedy = f"--max-per-host {count(cap)} lets busy workers use what others do not"
         return "waits", "note", f"{text}{who}", remedy
@@ -116,9 +118,8 @@ def _judge(
         )
         text = f"{_lower(text)}, most of this while a worker had used up its processor"
         return "busy processor", "note", f"Busy processor: {text}{who}", remedy
-    remedy = (
-        f"shorten what holds them, or {cap_option(stats, alias, WINDOW)} if the server has room"
-    )
+    option = cap_option(stats, alias, WINDOW)
+    remedy = f"shorten what holds them, or {option}" if option else NO_ROOM
     return "too small a pool", "note", f"Too small a pool: {_lower(text)}{who}", remedy
 
 

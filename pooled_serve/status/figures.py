@@ -28,6 +28,9 @@ BETWEEN_SECONDS = 2.0
 """The oldest number of now may be older by so much: samples are a second apart, and workers do not
 count at the same moment."""
 
+LEAST_SEEN = 10
+"""A share of fewer says nothing: each may have been between two statements."""
+
 LATELY_SECONDS = 25
 """As long as now, what comes before it, and the time for which an outage may make requests wait
 after its end."""
@@ -81,6 +84,7 @@ def recent(
         "shed": risen(metrics.SHED),
         "wait_p50_seconds": waits.quantile(0.5),
         "wait_p95_seconds": waits.quantile(0.95),
+        "asking_share": _asking_share([*between, Second(now, row)]),
         "held_p50_seconds": holds.quantile(0.5),
         "held_p95_seconds": holds.quantile(0.95),
         "opened": risen(metrics.OPENED),
@@ -91,6 +95,14 @@ def recent(
         "closed": reasons("closed_total"),
         "pinned": reasons("pinned_total"),
     }
+
+
+def _asking_share(samples: Sequence[Second]) -> float | None:
+    """Returns how many of the connections that were seen in use waited for an answer of the server;
+    None if too few were seen."""
+    in_use = sum(sample.row[metrics.IN_USE] for sample in samples)
+    asking = sum(sample.row[metrics.ASKING] for sample in samples)
+    return min(1.0, asking / in_use) if in_use >= LEAST_SEEN else None
 
 
 def is_out(row: Sequence[float]) -> bool:

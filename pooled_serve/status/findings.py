@@ -14,7 +14,7 @@ from typing import Any
 
 from pooled_serve.status.busy import blocked_worker, busy_in_words, busy_processor, busy_workers
 from pooled_serve.status.disruptions import PoolInWords
-from pooled_serve.status.remedies import cap_option, size_option, total_cap
+from pooled_serve.status.remedies import cap_remedy, size_option, total_cap
 from pooled_serve.status.sentence import LEVELS, Sentence, lost_seconds, recent_routes
 from pooled_serve.status.words import count, duration, listed, percent, plural
 
@@ -35,6 +35,9 @@ MANY_SHARE = 0.3
 
 PINNED_SHARE = 0.2
 """Of all leases of transaction mode; each is as long as its request."""
+
+ASKING_SHARE = 0.5
+"""Of the connections in use: if fewer wait for an answer of the server, views do other things."""
 
 STORM_OPENED = 10
 """Connections opened, and as good as closed, in the last seconds..."""
@@ -156,6 +159,8 @@ class _Pool(PoolInWords):
             yield busy
         if pinned := self._pinned(queue):
             yield pinned
+        if waiting := self._waiting_views(queue):
+            yield waiting
         if many := self._many_statements(queue):
             yield many
         if slow := self._slow_view(queue):
@@ -165,23 +170,20 @@ class _Pool(PoolInWords):
         if host and host.get("taken", 0) >= host.get("limit", 0):
             taken = f"all {count(host['limit'])} connections of this host are taken"
             name = "overload" if self.lately("timeouts") else "too small a pool"
-            option = cap_option(self.stats, self.alias)
-            yield self.say(self.level, name, f"{taken}: {queue}", option + _BUDGET)
+            remedy = cap_remedy(self.stats, self.alias)
+            yield self.say(self.level, name, f"{taken}: {queue}", remedy)
         opening = self.number("connecting") or self.lately("opened")
         if cap is None or (opening and self.most_in_use() < cap and not self.lately("timeouts")):
             yield self.say(
                 self.level,
                 "slow connects",
                 f"{queue}, while {plural(opening, 'connection')} had to be opened",
-                f"keep more of them open: {size_option(self.stats, self.alias)}",
+                self._keep_more(),
             )
         full = self.at_cap()
         faster = self.routes_in_words()
         if self.lately("timeouts"):
-            remedy = (
-                f"more workers or hosts, shorter requests, or {cap_option(self.stats, self.alias)}"
-                + _BUDGET
-            )
+            remedy = cap_remedy(self.stats, self.alias, "more workers or hosts, shorter requests")
             if workers := busy_workers(self.stats):
                 remedy = (
                     "more workers, up to one for each CPU, or hosts, or views that compute less; "
@@ -197,8 +199,13 @@ class _Pool(PoolInWords):
             self.level,
             "too small a pool",
             f"{full}: {queue}{faster}",
-            cap_option(self.stats, self.alias) + _BUDGET,
+            cap_remedy(self.stats, self.alias),
         )
+
+    def _keep_more(self) -> str:
+        if option := size_option(self.stats, self.alias):
+            return f"keep more of them open: {option}"
+        return f"all that may be are kept open: {cap_remedy(self.stats, self.alias)}"
 
     def most_in_use(self) -> float:
         """Of this moment and the last minutes: at the cap there are moments with one less."""
@@ -272,6 +279,26 @@ class _Pool(PoolInWords):
         level = self.level if queue else "note"
         return self.say(level, "pinned leases", text + (f": {queue}" if queue else ""), remedy)
 
+    def _waiting_views(self, queue: str) -> Sentence | None:
+        """All connections are held, and most of them for nothing."""
+        asking = self.recent.get("asking_share")
+        cap = total_cap(self.stats, self.alias)
+        mode = self.stats.get("pool_mode")
+        if asking is None or asking >= ASKING_SHARE or not mode or not cap:
+            return None
+        if self.most_in_use() < cap and not self.full_workers():
+            return None
+        text = f"{percent(1.0 - asking)} of the connections in use{self.of} run no statement"
+        text += f" {self.window}, their views wait for something else: {queue}"
+        remedy = "--pool-mode transaction: a view that asks another service holds none meanwhile"
+        if mode == "transaction":
+            remedy = (
+                "no atomic() around calls to another service; where ATOMIC_REQUESTS is on: "
+                "@transaction.non_atomic_requests on these views"
+            )
+        text += self.routes_in_words()
+        return self.say(self.level, "waiting views", text, remedy)
+
     def _many_statements(self, queue: str = "") -> Sentence | None:
         for route, its, share in self.routes():
             requests = its.get("requests") or 0
@@ -331,13 +358,11 @@ class _Pool(PoolInWords):
         )
         remedy = _STORMS.get(reason, "the README's table of reasons says what closes them")
         if reason == "lent":
-            remedy = f"workers take them from each other: {cap_option(self.stats, self.alias)}"
+            remedy = f"workers take them from each other: {cap_remedy(self.stats, self.alias)}"
         if reason == "surplus":
-            remedy = f"keep more of them open: {size_option(self.stats, self.alias)}"
+            remedy = self._keep_more()
         return self.say("warn", "connect storm", text, remedy)
 
-
-_BUDGET = ", if the server has room: --check shows its budget"
 
 _STORMS = {
     "age": "a longer --conn-max-age, below the server's wait_timeout",

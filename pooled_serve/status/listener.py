@@ -195,10 +195,13 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "cpus": _cpus(),
+            "pool_mode": self._worker.cfg.pool_mode,
             **as_stats(snapshots, workers, now, self._loads(now)),
             "hosts": self._hosts(),
             "routes": self._routes_so_far(),
         }
+        for alias, pool in stats["pools"].items():
+            pool["budget"] = self._worker.app.plan.room(alias, len(workers))
         return with_history(stats, snapshots, self._scoreboard.history, now)
 
     def _stats(self) -> Answer:

@@ -21,12 +21,43 @@ def total_cap(stats: Mapping[str, Any], alias: str) -> float | None:
     return min(limits, default=None)
 
 
+NO_ROOM = (
+    "the server has no room for more connections: shorten what holds them, or raise its "
+    "max_connections"
+)
+
+
 def cap_option(stats: Mapping[str, Any], alias: str, window: str = "5m") -> str:
     """Returns the option that lets in all that were in use or waited at the peaks of a window;
-    twice as many as now at most.
+    twice as many as now at most, and no more than the server has room for. Empty if it has none.
 
     :param window: that which the sentence speaks of: one of ``peaks`` in ``/stats.json``.
     """
+    pool = stats["pools"][alias]
+    budget = pool.get("budget")
+    cap, parts = _wanted_cap(stats, alias, window), shares(stats, alias)
+    if budget is None:
+        return f"{cap_of(stats, alias, cap)}, if the server has room: --check shows its budget"
+    total = total_cap(stats, alias) or 0
+    if parts > 1 and len(stats["pools"]) == 1:
+        fits = min(budget, parts * cap)
+        return f"--max-per-host {fits} instead of --max-outstanding" if fits > total else ""
+    fits = min(budget // parts, cap)
+    return cap_of(stats, alias, fits) if fits > total / parts else ""
+
+
+def cap_remedy(stats: Mapping[str, Any], alias: str, other: str = "", window: str = "5m") -> str:
+    """Returns the same as a remedy.
+
+    :param other: what also helps; then the option is the last resort.
+    """
+    option = cap_option(stats, alias, window)
+    if not option:
+        return f"{other}; {NO_ROOM}" if other else NO_ROOM
+    return f"{other}, or {option}" if other else option
+
+
+def _wanted_cap(stats: Mapping[str, Any], alias: str, window: str) -> int:
     pool = stats["pools"][alias]
     peaks = (pool.get("peaks") or {}).get(window) or {}
     parts = shares(stats, alias)
@@ -34,18 +65,21 @@ def cap_option(stats: Mapping[str, Any], alias: str, window: str = "5m") -> str:
     now_asked = (pool.get("in_use") or 0) + (pool.get("waiting") or 0)
     asked = max(now_asked, (peaks.get("in_use") or 0) + (peaks.get("waiting") or 0))
     now = math.ceil((cap or asked or 1) / parts)
-    return cap_of(stats, alias, max(now + 1, min(2 * now, math.ceil(asked / parts))))
+    return max(now + 1, min(2 * now, math.ceil(asked / parts)))
 
 
 def size_option(stats: Mapping[str, Any], alias: str, window: str = "1h") -> str:
-    """Returns the option that keeps as many connections open as were in use at most in a window."""
+    """Returns the option that keeps as many connections open as were in use at most in a window;
+    empty if no more may be: each worker keeps as many, and the host has a bound."""
     pool = stats["pools"][alias]
     peaks = (pool.get("peaks") or {}).get(window) or {}
     parts = len(_workers(stats, alias)) or 1
     size = math.ceil((pool.get("size") or 0) / parts)
-    cap = pool.get("max_outstanding") or math.inf
-    needed = max(peaks.get("in_use_worker") or 0, size + 1)
-    size = int(min(needed, cap / parts))
+    cap = total_cap(stats, alias) or math.inf
+    needed = int(min(max(peaks.get("in_use_worker") or 0, size + 1), cap // parts))
+    if needed <= size:
+        return ""
+    size = needed
     if len(stats["pools"]) > 1:
         return f"--pool {alias}:{size}"
     return f"--pool-size {size}"

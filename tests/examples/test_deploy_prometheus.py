@@ -52,7 +52,13 @@ UNUSED = {
     *(f"peak_{key}" for key in PEAK_METRICS.keys() - {"in_use", "waiting"}),
     *("waited_total", "opened_total", "connecting", "closing"),
     *("uptime_seconds", "route_longest_held_seconds", "login_refused"),
-    *("last_outage_seconds", "worker_loop_delay_seconds", "worker_cpu_seconds_total", "cpus"),
+    *(
+        "asking",
+        "last_outage_seconds",
+        "worker_loop_delay_seconds",
+        "worker_cpu_seconds_total",
+        "cpus",
+    ),
 }
 
 

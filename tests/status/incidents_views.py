@@ -41,6 +41,20 @@ def forget(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+def outside(request: HttpRequest) -> HttpResponse:
+    """Query, ask another service, query."""
+    _sleep(0)
+    gevent.sleep(0.3)
+    _sleep(0)
+    return HttpResponse()
+
+
+@transaction.atomic
+def outside_atomic(request: HttpRequest) -> HttpResponse:
+    """The same as with ATOMIC_REQUESTS."""
+    return outside(request)
+
+
 def compute(request: HttpRequest) -> HttpResponse:
     """Query, and use the processor."""
     _sleep(0)

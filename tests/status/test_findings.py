@@ -253,7 +253,8 @@ ADVICE: list[tuple[dict[str, Any], str]] = [
         peaks(in_use=12, in_use_worker=12, waiting=9, wait_seconds=1.2, waited=900, occasions=14),
         "Too small a pool: in 24 h waits began at 12 of 12 connections on 14 occasions, 9 % waited,"
         " the longest 1.2 s; of late GET report/ held 80 % of the connection time, 800 ms each."
-        " → shorten what holds them, or --max-outstanding 21 if the server has room",
+        " → shorten what holds them, or --max-outstanding 21, if the server has room: --check shows"
+        " its budget",
     ),
     (
         # The burst was hours ago.
@@ -268,7 +269,8 @@ ADVICE: list[tuple[dict[str, Any], str]] = [
         ),
         "Too small a pool: in 24 h waits began at 12 of 12 connections once, 9 % waited, the"
         " longest 1.2 s; of late GET report/ held 80 % of the connection time, 800 ms each."
-        " → shorten what holds them, or --max-outstanding 20 if the server has room",
+        " → shorten what holds them, or --max-outstanding 20, if the server has room: --check shows"
+        " its budget",
     ),
     (
         peaks(in_use=12, waiting=2, wait_seconds=0.05, waited=90, occasions=14),

@@ -88,6 +88,26 @@ def test_workers_that_are_killed_and_replaced_do_not_blur_it(
     assert "GET report holds " in said
 
 
+@pytest.mark.parametrize(
+    ("mode", "path", "remedy"),
+    [
+        ("request", "/outside", "--pool-mode transaction: "),
+        ("transaction", "/outside_atomic", "@transaction.non_atomic_requests"),
+    ],
+)
+def test_views_that_wait_for_another_service(
+    status: StartStatus, mode: str, path: str, remedy: str
+) -> None:
+    it = shop(status, "--pool-mode", mode, cap=2)
+    with load(it, path, 8):
+        it.wait_for(lambda stats: stats["routes"] and stats["routes"][0]["leases_total"] > 20)
+        said = sentence(it, "waiting views")
+    assert "of the connections in use run no statement in the last" in said
+    assert remedy in said.partition(" → ")[2]
+    assert "--max-outstanding" not in said
+    assert f"GET {path[1:]} holds most" in said
+
+
 def test_an_outage(status: StartStatus, start_mariadb: Callable[..., Server]) -> None:
     server = start_mariadb()
     it = shop(status, cap=2, database=server.create_database())

@@ -28,7 +28,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     stats = it.stats()
     assert set(stats) == {
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
-        *("findings", "advice", "cpus"),
+        *("findings", "advice", "cpus", "pool_mode"),
     }
     assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"
@@ -51,13 +51,13 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("oldest_held_seconds", "wait_seconds_buckets", "held_seconds_buckets"),
         *("longest_wait_seconds", "login_refused", "recent", "peaks"),
         *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
-        *("unanswered_total", "outages_total", "last_outage_seconds"),
+        *("unanswered_total", "outages_total", "last_outage_seconds", "asking", "budget"),
     }
     assert set(pool["recent"]) == {
         *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
         *("shed", "wait_p50_seconds", "wait_p95_seconds", "held_p50_seconds", "held_p95_seconds"),
         *("opened", "connect_errors", "unanswered", "lost_ago_seconds", "lost_held_seconds"),
-        *("leaked", "closed", "pinned"),
+        *("leaked", "closed", "pinned", "asking_share"),
     }
     assert set(pool["peaks"]) == set(WINDOWS)
     assert all(set(peaks) == set(PEAK_KEYS) for peaks in pool["peaks"].values())
@@ -80,7 +80,9 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert (route["route"], route["method"], route["leases_total"]) == ("run", "GET", 1)
     assert (route["requests_total"], route["statements_total"]) == (1, 1)
     assert {k: v for k, v in worker["pools"]["default"].items() if "oldest" not in k} == {
-        k: v for k, v in pool.items() if "oldest" not in k and k not in ("recent", "peaks")
+        k: v
+        for k, v in pool.items()
+        if "oldest" not in k and k not in ("recent", "peaks", "budget")
     }
 
 
