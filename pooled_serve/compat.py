@@ -37,6 +37,10 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
     "django": (
         ("django.db.utils:ConnectionHandler.create_connection", "self, alias"),
         ("django.core.handlers.exception:response_for_exception", "request, exc"),
+        (
+            "django.core.handlers.exception:handle_uncaught_exception",
+            "request, resolver, exc_info",
+        ),
         ("django.core.handlers.base:BaseHandler.resolve_request", "self, request"),
         ("django.core.handlers.wsgi:WSGIHandler.__call__", "self, environ, start_response"),
         (f"{_WRAPPER}.connect", "self"),

@@ -12,6 +12,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from pymysql.cursors import Cursor
+from pymysql.err import MySQLError
 
 from pooled_serve.backend.lease import Session
 from pooled_serve.backend.routes import RouteAccount
@@ -34,6 +35,9 @@ from pooled_serve.status import traces
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability, shortage_behind
 from pooled_serve.status.scoreboard import PoolRow
+
+POOL_ATTRIBUTE = "_pooled_serve_pool"
+"""Of an error of a connect that a request has got: the name of the pool."""
 
 
 class DatabasePoolTimeout(PoolTimeout, OperationalError):
@@ -84,6 +88,9 @@ class DatabaseSession(Session):
             raise _AS_DJANGOS[type(error)](error) from error.last_error
         except PoolClosed as error:
             raise DatabasePoolClosed(str(error)) from None
+        except MySQLError as error:  # of a connect; each request has its own
+            setattr(error, POOL_ATTRIBUTE, self._pool.name)
+            raise
         finally:
             if traces.noted:
                 traces.tell()

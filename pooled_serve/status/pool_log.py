@@ -13,6 +13,7 @@ from typing import Any
 
 import gevent
 
+from pooled_serve.driver.error_codes import is_outage
 from pooled_serve.pool import ConnectionPool, PoolListener
 from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, NO, REACHABLE, WAIT_BUCKETS
 from pooled_serve.status.remedies import LOGIN_REMEDY
@@ -38,6 +39,8 @@ AT_CAP = "at its cap"
 WAITING = "requests wait for the database"
 PRESSURES = OVERLOADED, AT_BOUND, AT_CAP, WAITING
 """What the log calls a pool whose requests wait."""
+
+CHECK_REMEDY = "start it with --check instead, which says what may help"
 
 POLL_SECONDS = 1.0
 """Between two looks at a queue that has had long waits."""
@@ -82,9 +85,13 @@ class Repeats:
 
 class Refusals:
     """Those with one cause that no line has told yet. Each cause has a rhythm of its own: the first
-    line of an outage must not wait because an overload was logged a moment ago."""
+    line of an outage must not wait because an overload was logged a moment ago.
 
-    def __init__(self) -> None:
+    :param response: what the requests got.
+    """
+
+    def __init__(self, response: str = "503 Service Unavailable") -> None:
+        self._response = response
         self.lines = Repeats()
         self.unlogged = self.early = 0  # early: of these
         self.last = ""
@@ -95,15 +102,15 @@ class Refusals:
         self.early += early
         self.last = error
 
-    def take(self, now: float) -> str:
-        """Returns the text of a line about them if one is due, else ""."""
-        if not self.unlogged or not self.lines.due(now):
+    def take(self, now: float, *, last: bool = False) -> str:
+        """Returns the text of a line about them if one is due, or this is the last; else ""."""
+        if not self.unlogged or not (self.lines.due(now) or last):
             return ""
         times = f", {self.unlogged} times" if self.unlogged > 1 else ""
         if self.unlogged > self.early > 0:
             times += f", {self.early} of them early"
         self.unlogged = self.early = 0
-        return f"503 Service Unavailable{times}: {self.last}"
+        return f"{self._response}{times}: {self.last}"
 
 
 class PoolLog(PoolListener):
@@ -120,6 +127,8 @@ class PoolLog(PoolListener):
         self._pressure_logged = False
         self._refused = self._early = 0  # requests, and of these early, since the pressure began
         self._of_pressure, self._of_outage = Refusals(), Refusals()
+        self._failed = 0  # requests, since the start
+        self._of_failure = Refusals("500 Internal Server Error")
         self._pressure_lines, self._relief_lines = Repeats(), Repeats()
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
         self._retry_lines, self._gone_lines, self._abandoned_lines = (Repeats() for _ in "123")
@@ -145,18 +154,26 @@ class PoolLog(PoolListener):
         self._log_refusals()
         self.queued()
 
+    def failed(self, error: Exception) -> None:
+        """A request was answered with 500, because of an error of a connect that will not pass by
+        itself; the log has it with a remedy already."""
+        self._failed += 1
+        self._of_failure.add(f"database {self._alias!r}: {in_a_line(error)}", early=False)
+        self._log_refusals()
+        self.queued()
+
     def _watch(self) -> None:
         """Run for as long as there is pressure: requests wait long, or are refused.
 
         Reads the queue, and the histogram for long waits that ended between two looks.
         """
-        seen = self._long_waits(), 0
+        seen = self._long_waits(), 0, self._failed - self._of_failure.unlogged
         began: float | None = None  # when pressure was seen first; last: when most recently
         last = 0.0
         while True:
             now = time.monotonic()
             waited = self.pool.longest_wait()
-            signs = self._long_waits(), self._refused
+            signs = self._long_waits(), self._refused, self._failed
             if waited >= LONG_WAIT_SECONDS or signs != seen:
                 seen, last = signs, now
                 if began is None:
@@ -210,6 +227,8 @@ class PoolLog(PoolListener):
             if text := cause.take(time.monotonic()):
                 self._pressure_logged = True
                 log.warning("%s", text)
+        if text := self._of_failure.take(time.monotonic()):
+            log.error("%s", text)
 
     def _log_relief(self, lasted: float, calm: int) -> None:
         causes = self._of_pressure, self._of_outage
@@ -221,6 +240,8 @@ class PoolLog(PoolListener):
             cause.unlogged = cause.early = 0
         self._pressure_logged = False
         self._watcher = None  # first: a log handler may switch, and another queue form
+        if text := self._of_failure.take(time.monotonic(), last=True):
+            log.error("%s", text)
         if logged:
             self._relief_lines.due(time.monotonic())
             log.log(
@@ -241,9 +262,10 @@ class PoolLog(PoolListener):
         """The database cannot be reached. Returns whether a line was written."""
         due = self._lost_lines.due(time.monotonic())
         if due:
-            _log_later(
-                logging.ERROR, "database %r cannot be reached: %s", self._alias, in_a_line(error)
-            )
+            # Of an outage nobody here knows the cause; any other error --check explains.
+            remedy = "" if is_outage(error) else f"\n  → {CHECK_REMEDY}"
+            text = "database %r cannot be reached: %s%s"
+            _log_later(logging.ERROR, text, self._alias, in_a_line(error), remedy)
         return due
 
     def database_stuck(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""A request that got no connection in time: the error in the view, and the 503."""
+"""A request that got no connection: the error in the view, and the 503 or 500."""
 
 from __future__ import annotations
 
@@ -21,5 +21,32 @@ def test_only_a_pool_timeout_becomes_a_503(script: Any) -> None:
     def bad(request):
         with connection.cursor() as cursor:
             cursor.execute("SELECT nonsense")
+""",
+    )
+
+
+def test_a_refused_login_is_a_500_that_is_logged_like_an_outage(script: Any) -> None:
+    script(
+        "a_refused_login_is_a_500_that_is_logged_like_an_outage",
+        views=ONE
+        + """
+    from django.db import OperationalError
+
+    def catching(request):
+        try:
+            return one(request)
+        except OperationalError as error:
+            return HttpResponse(str(error.args[0]))
+
+    class Middleware:
+        def __init__(self, get_response):
+            self.get_response = get_response
+
+        def __call__(self, request):
+            return self.get_response(request)
+
+        def process_exception(self, request, error):
+            if "middleware" in request.GET and isinstance(error, OperationalError):
+                return HttpResponse("by the middleware")
 """,
     )

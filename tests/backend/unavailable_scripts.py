@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import django
 import gevent
-from django.db import OperationalError, transaction
-from django.test import Client
+from django.core import mail
+from django.core.signals import got_request_exception
+from django.db import OperationalError, connections, transaction
+from django.test import Client, override_settings
 
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.status import pool_log
@@ -37,6 +40,53 @@ def django_sees_a_pool_timeout_as_an_operational_error() -> None:
     assert_sound()
 
 
+class Keep(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[Any] = []
+
+    def emit(self, record: Any) -> None:
+        self.lines.append(record)
+
+
+@override_settings(
+    MIDDLEWARE=["mysite.views.Middleware"],
+    ADMINS=["ada@example.com"] if django.VERSION >= (6,) else [("Ada", "ada@example.com")],
+    EMAIL_BACKEND="django.core.mail.backends.locmem.EmailBackend",
+)
+def a_refused_login_is_a_500_that_is_logged_like_an_outage() -> None:
+    client = Client(raise_request_exception=False)
+    assert client.get("/one").status_code == 200
+    patch.end_request()
+    right = connections["default"].settings_dict["PASSWORD"]
+    connections["default"].settings_dict["PASSWORD"] = "not this one"
+    keep = Keep()
+    logging.getLogger().addHandler(keep)
+    for name in ("django", "django.request", "django.server"):  # as an owner of a log would see
+        logging.getLogger(name).addHandler(keep)
+    told = []
+    got_request_exception.connect(lambda **named: told.append(named), weak=False)
+    for _ in range(20):
+        answer = client.get("/one")
+        assert answer.status_code == 500, answer
+        assert b"<h1>Server Error (500)</h1>" in answer.content
+    assert len(told) == 20, "it is an error, as for any other"
+    settle(lambda: len(keep.lines) >= 2)  # one is written in a greenlet of its own
+    assert not getattr(mail, "outbox", [])
+    assert all(not line.exc_info for line in keep.lines), keep.lines
+    said = [line.getMessage() for line in keep.lines]
+    assert len(said) == 2, said
+    assert any("refuses the login: Access denied" in text and "→ correct" in text for text in said)
+    assert any(text.startswith("500 Internal Server Error: database 'default'") for text in said)
+    assert client.get("/catching").content == b"1045"
+    answer = client.get("/one?middleware=1")
+    assert answer.content == b"by the middleware", (answer, answer.content)
+    connections["default"].settings_dict["PASSWORD"] = right
+    patch.end_request()
+    settle(lambda: client.get("/one").status_code == 200)
+    assert_sound()
+
+
 def only_a_pool_timeout_becomes_a_503() -> None:
     pool_log.PAUSES_SECONDS = (0.0, 3600.0, 3600.0, 3600.0)
     client = Client(raise_request_exception=False)
@@ -50,19 +100,14 @@ def only_a_pool_timeout_becomes_a_503() -> None:
     holders = [gevent.spawn(hold) for _ in range(4)]
     settle(lambda: pool().stats()["in_use"] == 4)
     pool().timeout = 0.1
-    lines = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: Any) -> None:
-            lines.append(record)
-
-    logging.getLogger().addHandler(Keep())
+    keep = Keep()
+    logging.getLogger().addHandler(keep)
     for _ in range(3):
         answer = client.get("/one")
         assert answer.status_code == 503, answer
         assert answer["Retry-After"] == "1"
         assert b"busy" in answer.content
-    (line,) = [r for r in lines if r.name == "gunicorn.error"]
+    (line,) = [r for r in keep.lines if r.name == "gunicorn.error"]
     assert line.levelname == "WARNING"
     assert not line.exc_info
     assert "4 in use" in line.getMessage()

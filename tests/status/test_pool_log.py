@@ -277,6 +277,36 @@ def test_a_refused_login_is_no_outage(it: Watched) -> None:
     assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (YES, 0)
 
 
+def test_an_error_that_is_no_outage_is_logged_with_what_helps(it: Watched) -> None:
+    it.connect(OperationalError(2026, "SSL connection error"))
+    settle(lambda: bool(it.lines))
+    assert it.lines[0].text == (
+        "database 'default' cannot be reached: SSL connection error (2026)\n  → "
+        + pool_log.CHECK_REMEDY
+    )
+
+
+def test_requests_that_fail_are_counted_in_one_line_a_second(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 1.0)
+    denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
+    for _ in range(500):
+        it.log.failed(denied)
+    text = "500 Internal Server Error"
+    settle(lambda: len(it.with_text(text)) == 2)
+    first, second = it.with_text(text)
+    problem = ": database 'default': Access denied for user 'shop'@'app' (1045)"
+    assert first.text == f"{text}{problem}"
+    assert second.text == f"{text}, 499 times{problem}"
+    assert second.at - first.at >= 0.9
+    it.log.failed(denied)
+    settle(lambda: not it.log._watcher)
+    assert it.lines[-1].text == f"{text}{problem}", "none is left uncounted"
+    assert {line.level for line in it.lines} == {logging.ERROR}
+    assert not it.with_text(OVER), "nobody has waited"
+
+
 @pytest.mark.parametrize("idle", [0, 1])
 def test_a_probe_is_no_use_of_the_pool(it: Watched, idle: int) -> None:
     used: list[float] = []
