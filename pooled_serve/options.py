@@ -37,8 +37,13 @@ class AliasSize:
 # Each accepts text and, from configuration files, Python values; each raises ValueError with a
 # message that reads on from the option's name, and ends in a remedy.
 
-REMEDY = " → "
-"""Between a message and its remedy."""
+REMEDY, EXAMPLE = " → ", "for example "
+"""Between a message and its remedy; and between that and a value."""
+
+
+def complaint(error: Exception, name: str) -> str:
+    """Returns an error's text, the example in it written as the value was: "--pool-size 12"."""
+    return str(error).replace(REMEDY + EXAMPLE, f"{REMEDY}{EXAMPLE}{name}")
 
 
 def count(value: object) -> int:
@@ -48,7 +53,7 @@ def count(value: object) -> int:
     except ValueError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"must be a whole number above 0, not {value!r}{REMEDY}use one, as in 12")
+        raise ValueError(f"must be a whole number above 0, not {value!r}{REMEDY}{EXAMPLE}12")
     return number
 
 
@@ -62,13 +67,7 @@ def tokens(value: object) -> int:
 
 def limit(value: object) -> float:
     """A whole number above 0, or ``unlimited``: infinity."""
-    if value in ("unlimited", math.inf):
-        return math.inf
-    try:
-        return count(value)
-    except ValueError:
-        text = f"must be a whole number above 0 or 'unlimited', not {value!r}"
-        raise ValueError(f"{text}{REMEDY}use one, as in 12") from None
+    return _or_infinity(value, "unlimited", count)
 
 
 def seconds(value: object) -> float:
@@ -78,20 +77,22 @@ def seconds(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < math.inf:
-        text = f"must be a number of seconds above 0, not {value!r}"
-        raise ValueError(f"{text}{REMEDY}use one, as in 10")
+        raise ValueError(f"must be a number of seconds above 0, not {value!r}{REMEDY}{EXAMPLE}10")
     return number
 
 
 def seconds_or_none(value: object) -> float:
     """A number above 0, or ``none``: infinity."""
-    if value in ("none", math.inf):
+    return _or_infinity(value, "none", seconds)
+
+
+def _or_infinity(value: object, word: str, parse: Callable[[object], float]) -> float:
+    if value in (word, math.inf):
         return math.inf
     try:
-        return seconds(value)
-    except ValueError:
-        text = f"must be a number of seconds above 0 or 'none', not {value!r}"
-        raise ValueError(f"{text}{REMEDY}use one, as in 10") from None
+        return parse(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace(", not ", f" or {word!r}, not ", 1)) from None
 
 
 def address(value: object) -> str:
@@ -103,8 +104,8 @@ def address(value: object) -> str:
         or (":" in text and "/" not in host and port.isdecimal() and 0 < int(port) < 65536)
     ):
         return text
-    use = f"127.0.0.1:{text}" if text.isdecimal() else "one, as in 127.0.0.1:8001"
-    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}{REMEDY}use {use}")
+    use = f"use 127.0.0.1:{text}" if text.isdecimal() else f"{EXAMPLE}127.0.0.1:8001"
+    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}{REMEDY}{use}")
 
 
 def one_of(*values: str) -> Callable[[object], str]:
@@ -153,8 +154,8 @@ def _alias_size(text: str) -> AliasSize:
 
 
 def _bad_alias_size(value: object) -> ValueError:
-    use = f"--pool-size {value}" if str(value).isdecimal() else "one, as in default:4:12"
-    return ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {value!r}{REMEDY}use {use}")
+    use = f"use --pool-size {value}" if str(value).isdecimal() else f"{EXAMPLE}default:4:12"
+    return ValueError(f"must be ALIAS:SIZE or ALIAS:SIZE:MAX, not {value!r}{REMEDY}{use}")
 
 
 # --- The table ---------------------------------------------------------------------------------
@@ -355,7 +356,8 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
         try:
             option.parse(text)
         except ValueError as error:
-            raise ValueError(f"{option.variable}: {error}") from None
+            name = option.variable
+            raise ValueError(f"{name}: {complaint(error, f'{name}=')}") from None
         found.append((option, text))
     return found
 
@@ -379,7 +381,7 @@ def _make_setting(option: Option, base: Any) -> None:
             return option.parse(text)
         except ValueError as error:
             # The only exception whose message argparse shows.
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(complaint(error, f"{option.flag} ")) from None
 
     def get(setting: Any) -> object:
         # .value stays None, "not given"; users of cfg.pool_size get the default.

@@ -177,6 +177,11 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             row: tuple[Any, ...] = cursor.fetchone()
         return row
 
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The context of its TLS, if it is encrypted."""
+        return self._sock.context if isinstance(self._sock, ssl.SSLSocket) else None
+
     def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
         """Returns PyMySQL's context for these arguments, made once per process and set of files."""
         if isinstance(sslp, ssl.SSLContext):

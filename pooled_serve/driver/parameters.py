@@ -14,7 +14,7 @@ import inspect
 import os
 import pwd
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ WORDS = {
     "ssl_mode": "`DISABLED`, `PREFERRED`: TLS if the server has it; `REQUIRED`: no connection "
     "without; `VERIFY_CA`: and a certificate of the authority in `ssl`'s `ca`, or of one that the "
     "system trusts; `VERIFY_IDENTITY`: and for this host name",
-    "ssl": "`ca`, `capath`, `cert`, `key`, `cipher` are the same, True is `REQUIRED`; with a `ca` "
-    "the host name is checked, too, unless `ssl_mode` says otherwise",
+    "ssl": "`ca`, `capath`, `cert`, `key`, `cipher` are the same, any other is refused, True is "
+    "`REQUIRED`; with a `ca` the host name is checked, too, unless `ssl_mode` says otherwise",
     "read_default_file": "the same, with all that mysqlclient reads in it: groups, `socket`, "
     "`protocol`, `ssl-mode`, `!include`; what `DATABASES` sets counts more",
     "unix_socket, read_default_group, charset, collation, sql_mode, local_infile, use_unicode": (
@@ -77,6 +77,12 @@ _PLUGINS = frozenset(
 _SSL_FILE_NAMES = ("ca", "capath", "cert", "key", "cipher", "password")
 _KNOWN = frozenset(inspect.signature(Connection.__init__).parameters) - {"self"}
 
+_SSL_KEYS = frozenset({*_SSL_FILE_NAMES, "check_hostname", "verify_mode"})
+"""Of the dictionary ``ssl``: all that PyMySQL looks at."""
+
+_CUTOFF = 0.8
+"""Of difflib's ratio, for a name that may have been meant: a wrong guess is worse than none."""
+
 # Once it was seen, it stays: a server that restarts removes it for a while, and what listens on
 # the port meanwhile may be another server.
 _seen: dict[str, str] = {}
@@ -102,12 +108,13 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
     over_tcp = _read_option_files(params)
     for name in [name for name in params if name in _TRANSLATORS]:
         _TRANSLATORS[name](params)
+    _check_tls_keys(params)
     _translate_tls(params)
     _check_charset(params)
     _check_init_command(params)
     for name in params.keys() - _KNOWN:
-        near = difflib.get_close_matches(name, _KNOWN | _TRANSLATORS.keys(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+        near = _nearest(name, _KNOWN | MYSQLCLIENTS)
+        hint = f"did you mean {near!r}?" if near else "leave it out"
         raise UnsupportedOption(f"neither PyMySQL nor mysqlclient knows {name!r}", hint)
     if not params.get("unix_socket") and by_name(params) and not over_tcp:
         params["unix_socket"] = local_socket()
@@ -117,6 +124,25 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
         except KeyError:
             params.pop("user", None)
     return params
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the name that was meant: one that differs in its spelling only, or a little."""
+    bare = {_bare(each): each for each in sorted(known)}
+    if _bare(name) in bare:
+        return bare[_bare(name)]
+    found = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=_CUTOFF)
+    return bare[found[0]] if found else None
+
+
+def _bare(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def unknown_to_plain_pymysql(given: Mapping[str, Any]) -> list[str]:
+    """Returns mysqlclient's words in them: with PyMySQL by itself, as in ``manage.py``, each is a
+    TypeError."""
+    return sorted(given.keys() & MYSQLCLIENTS)
 
 
 def is_compressed(given: Mapping[str, Any]) -> bool:
@@ -151,6 +177,15 @@ def check_tls_files(params: Mapping[str, Any]) -> None:
             ) from None
 
 
+def has_authority(params: Mapping[str, Any]) -> bool:
+    """Whether translated arguments name the authority for the server's certificate."""
+    tls = params.get("ssl")
+    if tls is not None and not isinstance(tls, dict | bool):
+        return True  # a context, which has what it has
+    inside = tls if isinstance(tls, dict) else {}
+    return any(inside.get(name) or params.get(f"ssl_{name}") for name in ("ca", "capath"))
+
+
 # --- Where the server is -----------------------------------------------------------------------
 
 
@@ -166,6 +201,16 @@ def lacks_socket(given: Mapping[str, Any]) -> bool:
     over_tcp = _read_option_files(params)
     named = over_tcp or params.get("unix_socket") or not by_name(params)
     return not named and local_socket() is None
+
+
+def file_with_socket(given: Mapping[str, Any]) -> str | None:
+    """Returns the option file in which the server's socket is named; None if it is not from one."""
+    file: str | None = given.get("read_default_file")
+    params = dict(given)
+    params["unix_socket"] = None
+    if not file or given.get("unix_socket") or _read_option_files(params):
+        return None
+    return file if params["unix_socket"] else None
 
 
 def local_socket() -> str | None:
@@ -239,6 +284,16 @@ _VERIFIED = {
     "VERIFY_CA": {"verify_mode": True, "check_hostname": False},
     "VERIFY_IDENTITY": {"verify_mode": True, "check_hostname": True},
 }
+
+
+def _check_tls_keys(params: Mapping[str, Any]) -> None:
+    """PyMySQL ignores the keys that it does not know, and then nothing is verified."""
+    tls = params.get("ssl")
+    for name in sorted(tls.keys() - _SSL_KEYS, key=str) if isinstance(tls, dict) else ():
+        near = _nearest(_bare(str(name)).removeprefix("ssl"), _SSL_KEYS)
+        hint = "for TLS without verification use 'ssl': True"
+        hint = f"did you mean {near!r}?" if near else hint
+        raise UnsupportedOption(f"'ssl' has no key {name!r}, which PyMySQL would ignore", hint)
 
 
 def _translate_tls(params: dict[str, Any]) -> None:
@@ -365,3 +420,6 @@ _TRANSLATORS: dict[str, Callable[[dict[str, Any]], None]] = {
     "server_public_key_path": _translate_key_file,
     "write_timeout": _without_zero("write_timeout"),
 }
+
+MYSQLCLIENTS = frozenset({*_TRANSLATORS, "ssl_mode"}) - _KNOWN
+"""mysqlclient's words that PyMySQL does not know."""

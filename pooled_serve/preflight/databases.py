@@ -4,6 +4,7 @@ values that mean something else than they seem to."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
 from typing import Any
 
 from pooled_serve.errors import Finding, Level, startup_error
@@ -57,6 +58,30 @@ def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")
+
+
+def of_manage(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Values that manage.py takes for something else, if it uses PyMySQL: no mysqlclient is there,
+    and PyMySQL by itself knows fewer words, and takes ``localhost`` for TCP."""
+    from pooled_serve.driver import parameters
+
+    # MySQLdb is PyMySQL here: look for a module of that name.
+    if PathFinder.find_spec("MySQLdb") is not None:
+        return
+    use = "install mysqlclient for manage.py, or write"
+    for word in parameters.unknown_to_plain_pymysql(settings["OPTIONS"])[:1]:
+        text = (
+            f"manage.py fails with PyMySQL: OPTIONS has {word!r}, which only mysqlclient and "
+            f"pooled-serve know; {use} it in PyMySQL's words"
+        )
+        yield Finding(Level.NOTE, "", report.alias, text)
+    named = settings["OPTIONS"].keys() & {"unix_socket", "read_default_file", "read_default_group"}
+    if report.server.startswith("/") and settings["HOST"] in ("", "localhost") and not named:
+        text = (
+            f"HOST {settings['HOST']!r} means the socket {report.server}, and to manage.py with "
+            f"PyMySQL TCP; {use} OPTIONS['unix_socket']"
+        )
+        yield Finding(Level.NOTE, "", report.alias, text)
 
 
 def other_meanings(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:

@@ -253,6 +253,19 @@ def _unknown_aliases(
             yield Finding(Level.FAIL, "PS205", item.alias, text, hint)
 
 
+def atomic_requests_notes(databases: Sequence[DatabaseReport]) -> Iterator[Finding]:
+    """Tell of databases whose views are one transaction each: that is what transaction mode holds a
+    connection for."""
+    for database in databases:
+        if database.pooled and database.atomic_requests:
+            text = (
+                "with ATOMIC_REQUESTS a view is one transaction, and holds its connection from its "
+                "first query to its end: put @transaction.non_atomic_requests on views that call "
+                "other services"
+            )
+            yield Finding(Level.NOTE, "", database.alias, text)
+
+
 def _all_well(
     pools: Mapping[str, PoolPlan],
     pooled: Sequence[DatabaseReport],

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import compress
 
 from pooled_serve import __version__
 from pooled_serve.errors import Finding, Level
@@ -75,11 +76,11 @@ def banner(plan: Plan, report: ProjectReport) -> str:
 
 
 def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[str]]]:
-    head = ["alias", "server", "pool", "cap", "age limit", "wait_timeout", "answer"]
+    head = ["alias", "server", "pool", "cap", "age limit", "wait_timeout", "answer", "encryption"]
     rows = []
     for database in report.databases:
         if not database.pooled:
-            rows.append([database.alias, database.label, *[SKIP] * 4, "not pooled"])
+            rows.append([database.alias, database.label, *[SKIP] * 4, "not pooled", ""])
             continue
         pool, facts = plan.pools[database.alias], database.facts
         rows.append(
@@ -91,6 +92,7 @@ def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[
                 _seconds(pool.max_age),
                 _seconds(facts.wait_timeout) if facts else SKIP,
                 f"{facts.answer_seconds * 1000:.1f}ms" if facts else "none",
+                facts.tls if facts else "",
             ]
         )
     return head, rows
@@ -131,7 +133,10 @@ def _problems(report: ProjectReport) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Aligns columns: the first two, which are text, to the left, and numbers to the right."""
+    """Aligns columns: the first two, which are text, to the left, and numbers to the right. A
+    column without a value is left out."""
+    used = [bool(any(column)) for column in zip(*rows, strict=True)]
+    head, *rows = (list(compress(row, used)) for row in (head, *rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for row in [head, *rows]:

@@ -20,6 +20,7 @@ class ServerFacts:
     in_use_by_user: int = 0  # of the same user; counts against max_user_connections
     behind_router: bool = False  # MySQL Router answers for it
     identity: str = ""  # the same for all names of one server: localhost, its socket, a proxy
+    tls: str = ""  # "TLS, verified", "TLS, not verified" or "no TLS"; empty through a Unix socket
     port: int = 0  # that it listens on, whichever way it was asked; 0: not known
 
     @property
@@ -40,6 +41,7 @@ class DatabaseReport:
     conn_max_age: float | None = 0  # as in the settings
     facts: ServerFacts | None = None
     problem: Finding | None = None
+    atomic_requests: bool = False  # as in the settings
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pooled_serve import compat, launcher
 from pooled_serve.driver import error_codes as codes
@@ -124,6 +124,7 @@ def _report(app: str, *, check: bool) -> ProjectReport:
         for finding in (
             *databases.warnings(report.alias, connections.settings[report.alias]),
             *databases.other_meanings(report, connections.settings[report.alias]),
+            *(databases.of_manage(report, connections.settings[report.alias]) if check else ()),
         )
     ]
     if check and any(report.alias == "default" and report.facts for report in reports):
@@ -190,9 +191,16 @@ def _databases(problem: str) -> Iterator[None]:
         raise startup_error("PS102", problem, hint, project.where(error)) from error
 
 
-def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, Any]:
-    """Returns the report for a database, and a connection that is not connected yet; None for
-    engines that cannot be pooled."""
+class _Question(NamedTuple):
+    """A database, and how to ask its server."""
+
+    report: DatabaseReport
+    connection: Any = None  # not connected yet; None for engines that cannot be pooled
+    has_authority: bool = True  # for the server's certificate
+    option_file: str | None = None  # that names the socket
+
+
+def _describe(alias: str, settings: Mapping[str, Any]) -> _Question:
     from django.db import connections
 
     from pooled_serve.backend import patch
@@ -202,7 +210,7 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         wrapper = connections[alias]
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
-        return DatabaseReport(alias, pooled=False, label=label), None
+        return _Question(DatabaseReport(alias, pooled=False, label=label))
     from pooled_serve.driver import parameters
     from pooled_serve.driver.connection import MySQLConnection
 
@@ -231,28 +239,36 @@ def _describe(alias: str, settings: Mapping[str, Any]) -> tuple[DatabaseReport, 
         address=connection.address,
         server=connection.server,
         conn_max_age=settings["CONN_MAX_AGE"],
+        atomic_requests=bool(settings["ATOMIC_REQUESTS"]),
         problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
     )
-    return report, connection
+    authority = parameters.has_authority(params)
+    return _Question(report, connection, authority, parameters.file_with_socket(given))
 
 
-def _ask_all(found: Sequence[tuple[DatabaseReport, Any]]) -> tuple[DatabaseReport, ...]:
+def _ask_all(found: Sequence[_Question]) -> tuple[DatabaseReport, ...]:
     """Returns the reports with all answers that arrive within ANSWER_TIMEOUT_SECONDS."""
-    reports = {report.alias: report for report, _ in found}
+    reports = {question.report.alias: question.report for question in found}
 
-    def ask(report: DatabaseReport, connection: Any) -> None:
+    def ask(question: _Question) -> None:
+        report, connection, has_authority, option_file = question
         try:
             answer = replace(report, facts=_ask(connection), problem=None)
         except Exception as error:
-            answer = replace(
-                report, problem=connect_problem(error, report.server, connection.connect_timeout)
+            problem = connect_problem(
+                error,
+                report.server,
+                connection.connect_timeout,
+                has_authority=has_authority,
+                option_file=option_file,
             )
+            answer = replace(report, problem=problem)
         reports[report.alias] = answer
 
     threads = [
-        threading.Thread(target=ask, args=(report, connection), daemon=True)
-        for report, connection in found
-        if connection is not None
+        threading.Thread(target=ask, args=(question,), daemon=True)
+        for question in found
+        if question.connection is not None
     ]
     for thread in threads:
         thread.start()
@@ -277,6 +293,7 @@ def _ask(connection: Any) -> ServerFacts:
         connected = int(cursor.fetchone()[1])
         cursor.execute("SHOW PROCESSLIST")  # without the privilege: only this user's
         own = sum(row[1] == user for row in cursor.fetchall())
+    tls = _tls(connection)
     connection.close()
     return ServerFacts(
         engine=connection.engine,
@@ -287,9 +304,20 @@ def _ask(connection: Any) -> ServerFacts:
         in_use_by_user=own - 1,
         behind_router=connection.behind_router,
         identity=identity,
+        tls=tls,
         port=int(port),
         answer_seconds=seconds,
     )
+
+
+def _tls(connection: Any) -> str:
+    """Returns how the connection is encrypted; nothing for one that no network carries."""
+    if connection.server.startswith("/"):
+        return ""
+    context = connection.tls
+    if context is None:
+        return "no TLS"
+    return "TLS, verified" if context.verify_mode is ssl.CERT_REQUIRED else "TLS, not verified"
 
 
 def _no_answer(server: str, seconds: float) -> Finding:
@@ -305,15 +333,27 @@ def _no_answer(server: str, seconds: float) -> Finding:
 # OpenSSL's codes for a certificate that is good, but for another host name or address.
 _OTHER_NAME = (62, 64)
 
+# Those for one that no known authority has signed.
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+
 
 def _is_late(text: str) -> bool:
     return "timed out" in text or "handshake" in text
 
 
-def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
+def connect_problem(
+    error: Exception,
+    server: str,
+    timeout: float,
+    *,
+    has_authority: bool = True,
+    option_file: str | None = None,
+) -> Finding:
     """Returns the finding for a failed connect. Contains no password.
 
     :param timeout: the seconds that the server had.
+    :param has_authority: whether the settings name one for the server's certificate.
+    :param option_file: that in which the socket is named.
     """
     number = codes.code_of(error)
     text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
@@ -353,6 +393,13 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
                     "use the HOST that the certificate is for, or OPTIONS['ssl_mode'] = "
                     "'VERIFY_CA', which does not compare it (nor does mysqlclient without ssl_mode)"
                 )
+            elif getattr(cause, "verify_code", 0) in _UNKNOWN_AUTHORITY:
+                hint = "give the authority's file: OPTIONS['ssl'] = {'ca': '/path/of/ca.pem'}"
+                if has_authority:
+                    hint = (
+                        "correct OPTIONS['ssl']['ca'] in DATABASES (or ssl-ca in the option file): "
+                        "the server's certificate is of another authority"
+                    )
             elif number == codes.CR_SSL_CONNECTION_ERROR and "support" in text:
                 hint = "set up TLS on the server, or remove OPTIONS['ssl'] and OPTIONS['ssl_mode']"
         case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
@@ -368,6 +415,8 @@ def connect_problem(error: Exception, server: str, timeout: float) -> Finding:
                     "start the database server, or correct the path of its socket in DATABASES: "
                     "OPTIONS['unix_socket'], or HOST if that is a path"
                 )
+            if option_file:
+                hint = f"start the database server, or correct socket in {option_file}"
             if server.startswith("localhost:"):
                 hint += "; there is no Unix socket where mysqlclient would look for one, either"
             why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text

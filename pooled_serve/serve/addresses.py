@@ -35,6 +35,14 @@ def text(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def next_to(address: Address) -> str:
+    """Returns another address, near one that is taken, for messages."""
+    if not isinstance(address, tuple):
+        return "127.0.0.1:8001"
+    host, port = address[:2]
+    return text((host, port + 1 if port < 65535 else port - 1))
+
+
 def url(address: Address, scheme: str) -> str:
     """Returns an address as gunicorn's log has it."""
     if isinstance(address, str):

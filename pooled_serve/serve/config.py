@@ -120,7 +120,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 "add it where the others come from (systemd, fd://), or leave out --status",
             )
         for finding in self.public_status_warnings():
-            log.warning("%s", finding.message)
+            log.warning("%s", finding)
         self.settings["when_ready"].get()(arbiter)
 
     def ssl_context(self, config: Any, default_factory: Any) -> Any:
@@ -202,7 +202,9 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         except Exception as error:
             cli = self.settings[name].cli if name in self.settings else None
             where = cli[-1] if cli and not self.reads_file else name
-            raise bad_value(f"{where}: {error}", self._remedy(name)) from None
+            written = f"{name} = " if where == name else f"{where} "
+            problem = options.complaint(error, written)
+            raise bad_value(f"{where}: {problem}", self._remedy(name)) from None
 
     def parser(self) -> argparse.ArgumentParser:
         """Gunicorn's parser, with errors raised as StartupError."""

@@ -51,6 +51,9 @@ def unknown(name: str, known: Iterable[str], source: str = "") -> Finding:
 def nearest(name: str, known: list[str]) -> str | None:
     """Returns the known name that was meant, or None."""
     bare = {_bare(item): item for item in known}
+    squeezed = {word.replace("-", ""): item for word, item in bare.items()}
+    if (same := squeezed.get(_bare(name).replace("-", ""))) is not None:  # "poolSize"
+        return same
     synonym = SYNONYMS.get(_bare(name))
     if synonym in bare:
         return bare[synonym]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from support.django_project import ONE
@@ -28,25 +29,5 @@ def test_only_a_pool_timeout_becomes_a_503(script: Any) -> None:
 def test_a_refused_login_is_a_500_that_is_logged_like_an_outage(script: Any) -> None:
     script(
         "a_refused_login_is_a_500_that_is_logged_like_an_outage",
-        views=ONE
-        + """
-    from django.db import OperationalError
-
-    def catching(request):
-        try:
-            return one(request)
-        except OperationalError as error:
-            return HttpResponse(str(error.args[0]))
-
-    class Middleware:
-        def __init__(self, get_response):
-            self.get_response = get_response
-
-        def __call__(self, request):
-            return self.get_response(request)
-
-        def process_exception(self, request, error):
-            if "middleware" in request.GET and isinstance(error, OperationalError):
-                return HttpResponse("by the middleware")
-""",
+        views=Path(__file__).with_name("unavailable_views.py"),
     )

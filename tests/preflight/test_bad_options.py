@@ -50,21 +50,44 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
     ),
     "gunicorn's check": (["a", "-w", "-1"], "PS401", "--workers: ", "use a whole number"),
     "gunicorn's timeout": (["a", "--timeout=abc"], "PS401", "'abc'", "a whole number, as in 30"),
-    "a size in words": (["a", "--pool-size", "ten"], "PS401", "'ten'", "use one, as in 12"),
+    "a size in words": (
+        ["a", "--pool-size", "ten"],
+        "PS401",
+        "'ten'",
+        "→ for example --pool-size 12",
+    ),
     "no such mode": (
         ["a", "--pool-mode", "session"],
         "PS401",
         "'session'",
         "use request or transaction",
     ),
-    "no seconds": (["a", "--pool-timeout", "1s"], "PS401", "'1s'", "use one, as in 10"),
-    "no age": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "use one, as in 10"),
+    "no seconds": (
+        ["a", "--pool-timeout", "1s"],
+        "PS401",
+        "'1s'",
+        "→ for example --pool-timeout 10",
+    ),
+    "no age": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "→ for example --conn-max-age 10"),
     "address": (["a", "-b", "127.0.0.1:http"], "PS401", "'http'", "--help"),
     "environment setting": (["a", "-e", "DEBUG"], "PS401", "'DEBUG'", "--help"),
     "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "--help"),
     "user": (["a", "--user", "no-such-user"], "PS401", "--user: ", "--help"),
     "no such file": (["a", "-c", "no.py"], "PS403", "no.py", "-c FILE"),
     "no such module": (["a", "-c", "python:no.conf"], "PS403", "python:no.conf", "-c FILE"),
+    **{
+        f"other spelling {name}": (["a", name, "9"], "PS402", name, f"did you mean {meant}?")
+        for name, meant in {
+            "--poolSize": "--pool-size",
+            "--max_outstanding": "--max-outstanding",
+        }.items()
+    },
+    "port of the site": (
+        ["a", "-b", "127.0.0.1:24211", "--status", "127.0.0.1:24211"],
+        "PS401",
+        "--status: 127.0.0.1:24211 is where the application is served (-b)",
+        "→ choose another port, for example --status 127.0.0.1:24212",
+    ),
     **{
         f"worker class {name}": (["a", "-k", name], "PS404", repr(name), "remove -k")
         for name in ("sync", "gthread", "tornado", "asgi", "myproject.workers.MyWorker")
@@ -80,6 +103,12 @@ def test_usage(here: Here, args: list[str], code: str, says: str, remedy: str) -
 # --- Values ------------------------------------------------------------------------------------
 
 
+def assert_example(said: Any, written: str) -> None:
+    """The remedy says what to use, or has an example that can be copied to where the value was."""
+    _, _, remedy = said.output.partition("→ ")
+    assert remedy.startswith(("use ", "see ", f"for example {written}")), remedy
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 def test_bad_values(
     here: Here, option: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -87,12 +116,14 @@ def test_bad_values(
     for value in bad_values(option):
         said = here.run("a", f"{option.flag}={value}")
         # That a flag takes no value is the remedy.
-        remedy = "→ see " if option.is_flag else "→ use "
+        remedy = "→ see " if option.is_flag else "→ "
         said.assert_one_problem("PS401", EXIT_USAGE, option.flag, remedy)
+        assert_example(said, f"{option.flag} ")
 
         monkeypatch.setenv("GUNICORN_CMD_ARGS", f"{option.flag}='{value}'")
         said = here.run("a")
-        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.flag}: ", "→ use ")
+        said.assert_one_problem("PS401", EXIT_USAGE, f"{option.flag}: ", "→ ")
+        assert_example(said, f"{option.flag} ")
         if not option.repeats:  # which gunicorn's parser lets pass
             said.assert_one_problem("PS401", EXIT_USAGE, "GUNICORN_CMD_ARGS: ")
         monkeypatch.delenv("GUNICORN_CMD_ARGS")
@@ -100,12 +131,14 @@ def test_bad_values(
         if value:  # an empty variable is as good as none
             monkeypatch.setenv(option.variable, value)
             said = here.run("a")
-            said.assert_one_problem("PS401", EXIT_USAGE, f"{option.variable}: ", "→ use ")
+            said.assert_one_problem("PS401", EXIT_USAGE, f"{option.variable}: ", "→ ")
+            assert_example(said, f"{option.variable}=")
             monkeypatch.delenv(option.variable)
 
         here.conf(f"{option.setting} = {value!r}")
         said = here.run("a")
-        said.assert_one_problem("PS401", EXIT_USAGE, "gunicorn.conf.py: ", "→ use ")
+        said.assert_one_problem("PS401", EXIT_USAGE, "gunicorn.conf.py: ", "→ ")
+        assert_example(said, f"{option.setting} = ")
         said.assert_one_problem("PS401", EXIT_USAGE, f"{option.setting}: ")
         assert option.flag not in said.output.replace(f"use {option.flag}", "")
         here.conf("")

@@ -283,6 +283,35 @@ PROJECTS = {
         "did you mean 'sql_mode'?",
         databases=mysql_at("127.0.0.1", OPTIONS={"sql_mod": PASSWORD}),
     ),
+    **{
+        f"option spelled {name}": Case(
+            "PS112",
+            f"neither PyMySQL nor mysqlclient knows {name!r}",
+            remedy,
+            databases=mysql_at("127.0.0.1", OPTIONS={name: PASSWORD}),
+        )
+        for name, remedy in {
+            "sslmode": "did you mean 'ssl_mode'?",
+            "ssl-mode": "did you mean 'ssl_mode'?",
+            "sslMode": "did you mean 'ssl_mode'?",
+            "reconnect": "→ leave it out",
+        }.items()
+    },
+    **{
+        f"key of ssl spelled {name}": Case(
+            "PS112",
+            f"OPTIONS of the database 'default': 'ssl' has no key {name!r}, which PyMySQL would",
+            remedy,
+            databases=mysql_at("127.0.0.1", OPTIONS={"ssl": {name: "/x"}}),
+        )
+        for name, remedy in {
+            "sslca": "did you mean 'ca'?",
+            "CA": "did you mean 'ca'?",
+            "ssl-cert": "did you mean 'cert'?",
+            "checkHostname": "did you mean 'check_hostname'?",
+            "fake_flag": "→ for TLS without verification use 'ssl': True",
+        }.items()
+    },
     "mode of TLS that does not exist": Case(
         "PS112",
         "there is no ssl_mode 'required'",

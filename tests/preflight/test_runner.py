@@ -51,9 +51,9 @@ Project   mysite.wsgi:application   settings mysite.settings   loaded in \\d+\\.
 Server    3 workers × 1000 greenlets on http://127.0.0.1:8000
 
 Databases
-  alias    server +pool  cap  age limit  wait_timeout      answer
-  default  MariaDB \\S+ 127.0.0.1:{one}/{name} +4   12        60s        28800s +\\d+\\.\\dms
-  replica  MariaDB \\S+ 127.0.0.1:{two}/app\\d+ +8   16        60s        28800s +\\d+\\.\\dms
+  alias    server +pool  cap  age limit  wait_timeout      answer  encryption
+  default  MariaDB \\S+ 127.0.0.1:{one}/{name} +4   12        60s        28800s +{ms}      no TLS
+  replica  MariaDB \\S+ 127.0.0.1:{two}/app\\d+ +8   16        60s        28800s +{ms}      no TLS
   legacy   SQLite +–    –          –             –  not pooled
 
 Connection budget
@@ -82,7 +82,9 @@ def test_all_is_well(
     done = check(
         project(databases=databases), "-w", "3", "--pool-size", "4", "--pool", "replica:8:16"
     )
-    expected = READY.format(one=database.port, two=replica.port, name=database.name)
+    expected = READY.format(
+        one=database.port, two=replica.port, name=database.name, ms=r"\d+\.\dms"
+    )
     assert re.fullmatch(expected, done.stdout), done.stdout
     assert done.stderr == ""
     assert done.code == 0
@@ -109,6 +111,15 @@ def test_all_is_wrong(project: MakeProject, database: Database) -> None:
     columns = {line.index("→") for line in done.stdout.splitlines() if "→" in line}
     texts = {line.index("connections") for line in done.stdout.splitlines() if "live" in line}
     assert columns == texts, "the remedy stands under its problem"
+
+
+def test_views_that_are_one_transaction_are_worth_a_note_in_transaction_mode(
+    project: MakeProject, database: Database
+) -> None:
+    folder = project(databases={"default": database.django(ATOMIC_REQUESTS=True)})
+    note = "note  default          with ATOMIC_REQUESTS a view is one transaction, and holds its"
+    assert note in check(folder, "--pool-mode", "transaction").stdout
+    assert "ATOMIC_REQUESTS" not in check(folder).stdout
 
 
 def test_two_aliases_on_one_server_share_a_row(project: MakeProject, database: Database) -> None:

@@ -288,3 +288,37 @@ def test_what_has_no_translation(
 ) -> None:
     done = check(mariadb.create_database(), OPTIONS=options)
     done.assert_one_problem("PS112", EXIT_PROJECT, says, remedy)
+
+
+# --- manage.py ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_manage_py_cannot_do_without_mysqlclient(
+    project: MakeProject, check: Check, server: Server, local: Database, installed: bool
+) -> None:
+    options: dict[str, object] = {"ssl_mode": "PREFERRED"}
+    folder = project(databases={"default": local.django(HOST="localhost", OPTIONS=options)})
+    if installed:
+        (folder / "MySQLdb.py").touch()
+    done = run(APP, "--check", cwd=folder)
+    word = "manage.py fails with PyMySQL: OPTIONS has 'ssl_mode'"
+    host = f"HOST 'localhost' means the socket {server.socket}, and to manage.py with PyMySQL TCP"
+    assert done.code == 0, "they are notes"
+    for note in (word, host):
+        assert (note in done.output) is not installed
+        assert note not in check(server.create_database()).output, "neither of the two"
+    options = {"unix_socket": str(server.socket)}
+    assert host not in check(local, HOST="localhost", OPTIONS=options).output
+
+
+def test_an_option_file_whose_socket_is_not_there(
+    check: Check, mariadb: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "my.cnf"
+    file.write_text("[client]\nsocket = /nowhere/mysql.sock\n")
+    options = {"read_default_file": str(file)}
+    done = check(mariadb.create_database(), HOST="localhost", OPTIONS=options)
+    says = "/nowhere/mysql.sock does not accept connections"
+    remedy = f"→ start the database server, or correct socket in {file}"
+    done.assert_one_problem("PS301", EXIT_DATABASE, says, remedy)

@@ -339,7 +339,28 @@ def test_a_server_whose_certificate_is_not_to_be_trusted(
     database = mariadb_with_tls.create_database()
     stranger = Authority(tmp_path / "stranger").own.cert
     done = check(database, OPTIONS={"ssl": {"ca": str(stranger)}})
-    done.assert_one_problem("PS309", EXIT_DATABASE, "CERTIFICATE_VERIFY_FAILED", "OPTIONS['ssl']")
+    failed = "CERTIFICATE_VERIFY_FAILED"
+    done.assert_one_problem("PS309", EXIT_DATABASE, failed, "→ correct OPTIONS['ssl']['ca']")
+    done = check(database, OPTIONS={"ssl_mode": "VERIFY_CA"})
+    remedy = "→ give the authority's file: OPTIONS['ssl'] = {'ca': '/path/of/ca.pem'}"
+    done.assert_one_problem("PS309", EXIT_DATABASE, failed, remedy)
+
+
+def test_the_plan_says_how_connections_are_encrypted(
+    check: Check, server: Server, authority: Authority
+) -> None:
+    database = server.create_database()
+    tls = {"ca": str(authority.own.cert)}
+    for options, says in (
+        ({"ssl_mode": "VERIFY_CA", "ssl": tls}, "  TLS, verified"),
+        ({"ssl_mode": "REQUIRED"}, "  TLS, not verified"),
+        (PLAIN, "  no TLS"),
+        ({"unix_socket": str(server.socket)}, "ms"),
+    ):
+        done = check(database, OPTIONS=options)
+        assert done.code == 0, done.output
+        (row,) = (line for line in done.stdout.splitlines() if line.startswith("  default  "))
+        assert row.endswith(says)
 
 
 def test_a_certificate_that_is_not_there(check: Check, mariadb: Server) -> None:

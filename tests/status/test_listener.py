@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import ssl
@@ -207,7 +208,8 @@ def test_an_address_that_others_can_reach_is_worth_a_warning(
 ) -> None:
     port = free_port()
     server = serve(project(VIEWS), "--status", f"0.0.0.0:{port}")
-    assert f"[WARNING] Anyone who can reach 0.0.0.0:{port} can read the status page" in server.log
+    says = f"[WARNING] PS407 Anyone who can reach 0.0.0.0:{port} can read the status page"
+    assert re.search(rf"{re.escape(says)}.*\n  → give --status the loopback address", server.log)
     with closing(Client(("127.0.0.1", port))) as client:
         assert client.get("/livez").status == 200
 
