@@ -55,7 +55,10 @@ def _make_fresh(session: Session) -> None:
 
 
 def _refusal(session: Session, asked: str) -> ProgrammingError:
+    where, block = "", "one transaction.atomic()"
+    if not session.get_autocommit():  # a hint that has been followed would only confuse
+        where, block = "outside of this atomic() block, ", "the same transaction.atomic()"
     return ProgrammingError(
-        f"{asked} asks about the statement before it, which ran on a connection that is back "
-        f"in the pool ({session._scope.rule}): put both inside one transaction.atomic()"
+        f"{asked} asks about the statement before it, which ran {where}on a connection that is "
+        f"back in the pool ({session._scope.rule}): put both inside {block}"
     )

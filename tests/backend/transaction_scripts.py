@@ -296,7 +296,9 @@ def a_block_cannot_read_what_another_request_inserted() -> None:
     gevent.spawn(run, "INSERT INTO t (n) VALUES (3)").join()
     with transaction.atomic():
         run("SELECT n FROM t")
-        refused(ProgrammingError, run, "SELECT LAST_INSERT_ID()")
+        said = refused(ProgrammingError, run, "SELECT LAST_INSERT_ID()")
+        assert "which ran outside of this atomic() block, on a connection that is back" in said
+        assert said.endswith("put both inside the same transaction.atomic()"), said
         run("INSERT INTO t (n) VALUES (4)")
         run("SELECT n FROM t")
         key = one("SELECT LAST_INSERT_ID()")
