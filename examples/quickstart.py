@@ -25,7 +25,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 if sys.version_info < (3, 11):  # noqa: UP036 (whatever python3 is here runs this file)
     sys.exit("quickstart: Python 3.11 or newer is needed\n→ run it with a newer python3")
@@ -90,7 +90,15 @@ def parse_options() -> argparse.Namespace:
         metavar="DIR",
         help="where to install; default: .venv in the project's folder",
     )
-    parser.add_argument("--port", type=int, metavar="N", help="default: 8000 or the next free one")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="of the shop; default: 8000 or the next free one"
+    )
+    parser.add_argument(
+        "--status-port",
+        type=int,
+        metavar="N",
+        help="of the status page; default: the one after --port, or the next free one",
+    )
     parser.add_argument(
         "-w", "--workers", type=int, default=1, metavar="N", help="that share the 10 connections"
     )
@@ -112,8 +120,9 @@ def parse_options() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
-    port = choose_port(options.port)
-    status_port = choose_port(None, beside=port)
+    for name in ("port", "status_port"):
+        if (wanted := getattr(options, name)) is not None:
+            choose_port(name, wanted)  # says now, not in a minute, that it is taken
     venv = options.venv.absolute()
     if not options.no_install:
         make_venv(venv)
@@ -127,6 +136,9 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     # In the environment and on no command line: those are for everyone to see in ps.
     os.environ["DATABASE_URL"] = url
     fill_shop(venv, options.products)
+    # Now: meanwhile others may have taken what was free a minute ago.
+    port = choose_port("port", options.port)
+    status_port = choose_port("status_port", options.status_port, beside=port)
     server = start_server(venv, port, status_port, options.workers, cleanup)
     say(what_to_try(venv, port, status_port))
     try:
@@ -136,8 +148,10 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     raise server_ended(server)
 
 
-def choose_port(wanted: int | None, *, beside: int | None = None) -> int:
-    candidates = range(FIRST_PORT, FIRST_PORT + 100) if wanted is None else [wanted]
+def choose_port(option: str, wanted: int | None, *, beside: int | None = None) -> int:
+    """Returns a port that is free: the wanted one, or the first after the one beside it."""
+    first = FIRST_PORT if beside is None else beside + 1
+    candidates = range(first, min(first + 100, 65536)) if wanted is None else [wanted]
     for port in candidates:
         if port == beside:
             continue
@@ -149,7 +163,8 @@ def choose_port(wanted: int | None, *, beside: int | None = None) -> int:
             except (OSError, OverflowError):
                 continue
         return port
-    raise Problem(f"port {candidates[0]} is taken", "choose another one with --port")
+    flag = f"--{option.replace('_', '-')}"
+    raise Problem(f"port {wanted or first} is taken", f"choose another one with {flag}")
 
 
 # --- Python ---
@@ -306,6 +321,8 @@ def what_to_try(venv: Path, port: int, status_port: int) -> str:
     load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix --clients 40"
     lines = ["", f"The shop is open: http://127.0.0.1:{port}/"]
     lines += [f"Its connections:  http://127.0.0.1:{status_port}/"]
+    if (database := urlsplit(os.environ["DATABASE_URL"])).hostname:
+        lines += [f"Its database:     {database.hostname}:{database.port or 3306}"]
     lines += ["", "Forty visitors at once, from another terminal:"]
     lines += [f"    cd {shlex.quote(str(ROOT))}"]
     if os.environ["DATABASE_URL"].startswith("mysql:"):

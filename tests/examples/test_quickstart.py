@@ -161,6 +161,8 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
         shown = running.output
         assert f"The shop is open: http://127.0.0.1:{running.port}/" in shown
         (status_port,) = re.findall(r"Its connections:  http://127\.0\.0\.1:(\d+)/\n", shown)
+        assert running.port < int(status_port) < running.port + 100, "the next free one"
+        assert re.search(r"^Its database:     127\.0\.0\.1:\d+$", shown, re.MULTILINE)
         with Client(("127.0.0.1", int(status_port))) as client:
             stats = client.get("/stats.json").json()
         assert stats["pools"]["default"]["max_outstanding"] == 10
@@ -189,13 +191,12 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
 
 
 def test_workers_share_the_connections(checkout: Path) -> None:
-    with quickstart(checkout, "-w", "2") as running:
+    status_port = free_port()
+    with quickstart(checkout, "-w", "2", "--status-port", str(status_port)) as running:
         running.wait_until_open()
-        (status_port,) = re.findall(
-            r"Its connections:  http://127\.0\.0\.1:(\d+)/\n", running.output
-        )
+        assert f"Its connections:  http://127.0.0.1:{status_port}/\n" in running.output
         assert running.get("/bench/one")[0] == 200
-        with Client(("127.0.0.1", int(status_port))) as client:
+        with Client(("127.0.0.1", status_port)) as client:
             processes.wait_until(lambda: len(client.get("/stats.json").json()["workers"]) == 2)
             stats = client.get("/stats.json").json()
             metrics = client.get("/metrics")
@@ -323,6 +324,7 @@ def test_the_database_of_the_environment_is_used(checkout: Path, mariadb: Server
     [
         (["--venv", "nowhere"], {}, "there is no pooled-serve in nowhere"),
         (["--port", "{taken}"], {}, "port {taken} is taken"),
+        (["--status-port", "{taken}"], {}, "port {taken} is taken"),
         ([], {"DATABASE_URL": "mysql://shop:hidden@127.0.0.1:{taken}/shop"}, "Can't connect"),
     ],
 )
