@@ -164,15 +164,32 @@ def test_several_databases_are_told_apart() -> None:
 # --- When it counts as lost --------------------------------------------------------------------
 
 
+LOOK_SECONDS = 0.25
+"""Between two looks at the gauges, as in a worker."""
+
+
+class Clock:
+    """Of the pool and of who watches it: on a busy machine tenths of a second would be lost."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Watched:
     """A pool of a worker with a status page, on a driver that waits when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock
         self.driver = FakeDriver()
         self.reachability = Reachability(PoolLog("default"))
         self.hangs = False
         self.pool = self.driver.pool(
-            listeners=[self.reachability], awaits=lambda conn: conn if self.hangs else None
+            listeners=[self.reachability],
+            awaits=lambda conn: conn if self.hangs else None,
+            clock=clock.monotonic,
         )
         self.reachability.pool = self.reachability._log.pool = self.pool
         self.reachability.probing = True
@@ -192,23 +209,19 @@ class Watched:
 
     def watch(self, seconds: float) -> dict[str, Any]:
         """Look at the gauges as often as a worker does."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        for _ in range(round(seconds / LOOK_SECONDS)):
             self.pool.refresh_gauges()
-            gevent.sleep(0.02)
+            for _ in range(5):
+                gevent.sleep(0)  # an inquiry runs, if there is one
+            self.clock.now += LOOK_SECONDS
         return self.pool.stats()
 
 
 @pytest.fixture
 def it(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """With a tenth of each time."""
-    from pooled_serve.pool import base
-
-    for name in ("UNANSWERED", "STUCK", "PAUSE", "BLOCKED"):
-        seconds = getattr(reachability, f"{name}_SECONDS") / 10
-        monkeypatch.setattr(reachability, f"{name}_SECONDS", seconds)
-    monkeypatch.setattr(base, "QUIET_SECONDS", 0.1)
-    watched = Watched()
+    clock = Clock()
+    monkeypatch.setattr(reachability, "time", clock)
+    watched = Watched(clock)
     yield watched
     watched.reachability.probing = False
     watched.thaw()
@@ -219,76 +232,79 @@ def it(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
 
 def test_a_server_that_answers_nothing_is_lost_until_it_does(it: Watched) -> None:
     it.freeze()
-    stats = it.watch(0.35)
+    stats = it.watch(1.5)
+    assert (stats["stuck"], stats["reachable"]) == (0, True), "no silence yet"
+    stats = it.watch(2)
     assert (stats["stuck"], stats["reachable"]) == (1, True), "a hiccup, so far"
-    stats = it.watch(0.6)
+    stats = it.watch(6)
     assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (1, False, 1)
-    assert stats["last_outage_seconds"] < 0.1
+    assert stats["last_outage_seconds"] < 1
     it.thaw()
-    stats = it.watch(0.1)
+    stats = it.watch(0.5)
     assert (stats["stuck"], stats["reachable"], it.reachability.lost) == (0, True, False)
 
 
 def test_locks_are_told_from_a_stuck_server_by_its_answer(it: Watched) -> None:
     it.freeze(wholly=False)
-    stats = it.watch(1.7)
+    stats = it.watch(17)
     assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (0, True, 0)
-    assert stats["oldest_statement_seconds"] > 1
+    assert stats["oldest_statement_seconds"] > 10
     asked = it.driver.calls["connect"] - 2
     assert 2 <= asked <= 5, "again and again, but not at each look"
 
 
 def test_when_all_is_well_nobody_is_asked(it: Watched) -> None:
-    it.watch(0.5)
+    it.watch(5)
     assert (it.driver.calls["connect"], it.driver.calls["ping"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
-    ("error", "stuck"), [(DriverError("1040, full"), False), (TimeoutError(), True)]
+    ("error", "code"), [(DriverError("1040, full"), 1040), (TimeoutError(), 2003)]
 )
 def test_an_error_of_the_server_is_an_answer(
-    it: Watched, error: Exception, stuck: bool, monkeypatch: pytest.MonkeyPatch
+    it: Watched, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = 2003 if stuck else 1040
     monkeypatch.setattr(reachability, "code_of", lambda error: code)
     it.freeze(wholly=False)
     it.driver.always["connect"] = error
-    stats = it.watch(1.2)
+    stats = it.watch(12)
     assert stats["stuck"] == 0
     assert stats["reachable"] is True
+    assert it.driver.calls["connect"] > 2, "it was asked"
 
 
 def test_one_worker_does_not_ask_what_another_process_may_answer(it: Watched) -> None:
     """Without a scoreboard, as in a management command, there is nobody to tell."""
     it.reachability.probing = False
     it.freeze()
-    stats = it.watch(0.5)
+    stats = it.watch(5)
     assert (stats["stuck"], it.driver.calls["connect"]) == (0, 2)
 
 
 def test_a_worker_that_was_blocked_has_not_read_its_answers_yet(it: Watched) -> None:
     it.freeze()
-    it.watch(0.15)
-    time.sleep(0.3)  # blocks the loop
+    it.watch(1.5)
+    it.clock.now += 3  # nothing looked at the gauges, and nothing was read
     it.pool.refresh_gauges()
     assert it.pool.stats()["stuck"] == 0
-    assert it.watch(0.15)["stuck"] == 1
+    assert it.watch(1.5)["stuck"] == 1
 
 
-def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too(it: Watched) -> None:
+def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too() -> None:
+    it = Watched(time)  # for the deadlines of the event loop
     for connection in it.connections:
         connection.fault = "lost"
         it.pool.release(connection)
-    it.connections.clear()
     settle(lambda: not it.driver.open)
     it.driver.always["connect"] = NEVER
     with pytest.raises(PoolTimeout):
-        it.pool.acquire(0.3)
+        it.pool.acquire(reachability.UNANSWERED_SECONDS + 0.5)
     stats = it.pool.stats()
     assert (stats["stuck"], stats["reachable"]) == (1, False)
     it.driver.always.clear()
     settle(lambda: not it.reachability.lost)
     assert it.pool.stats()["stuck"] == 0
+    it.pool.close()
 
 
 # --- What it leaves behind ---------------------------------------------------------------------
