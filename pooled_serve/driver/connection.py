@@ -424,8 +424,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
 
         Without COM_QUIT the server would count an aborted client. But after one, MySQL Router keeps
         the connection to the server and gives it to another client without a reset, with the locks
-        and the transaction that are open. So behind a Router only a clean one ends with COM_QUIT.
-        (Without TLS the Router does not always notice it.)
+        and the transaction that are open, or overlooks it: there only a clean one sends it.
         """
         self._closed = True
         if self._sock is None:
