@@ -225,9 +225,14 @@ class Server:
                 raise Problem(f"{self._name} does not serve the shop", self.log[-2000:])
             time.sleep(0.05)
 
+    def wait(self) -> None:
+        """Until it has ended by itself."""
+        self._process.wait(BOOT_TIMEOUT)
+
     def stop(self) -> None:
         """At once: whoever hangs must not hold up the next one."""
-        os.killpg(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
 
@@ -257,12 +262,14 @@ class Clients:
         self._process.kill()
         self._process.__exit__(*exc_info)
 
-    def turn(self, seconds: float, *what: str) -> None:
-        """What to look at is "rate", "latency" or both."""
+    def turn(self, seconds: float, *what: str) -> int:
+        """What to look at is "rate", "latency" or both. Returns how many requests have been served
+        in all turns for the rate."""
         assert self._process.stdin
         self._process.stdin.write(f"{seconds} {' '.join(what)}\n")
         self._process.stdin.flush()
-        self._read()
+        served: int = self._read()["served"]
+        return served
 
     def result(self) -> dict[str, Any]:
         """When all turns are over, and all that was asked is answered."""

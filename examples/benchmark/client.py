@@ -4,10 +4,11 @@
     python client.py PORT PATH --clients 32 --in-turns --server-pid PID
 
 In turns, each line of standard input says for how many seconds to go on and what to look at, for
-example `0.1 rate`, `2 latency` or `2 rate latency`, and is answered by one line of JSON. In between
-the processes of the server, a group of their own, stand still, and so do the clocks here: that lets
-two servers share a machine whose speed changes from moment to moment. Short turns give a fair rate;
-latencies take a long one, because whoever stops a server holds up its requests.
+example `0.1 rate`, `2 latency` or `2 rate latency`, and is answered by one line of JSON, which says
+how many requests have been served so far. In between the processes of the server, a group of their
+own, stand still, and so do the clocks here: that lets two servers share a machine whose speed
+changes from moment to moment. Short turns give a fair rate; latencies take a long one, because
+whoever stops a server holds up its requests.
 
 One thread, one epoll, requests made beforehand, of an answer only the status and the length are
 read: the client must leave the processors to those who are measured. Each client sends its next
@@ -277,7 +278,7 @@ class Measurement:
         self._load = load
         self._server = server
         self._seconds = self._server_cpu = self._own_cpu = 0.0
-        self._served = 0
+        self.served = 0
 
     def turn(self, seconds: float, *, rate: bool = False, latency: bool = False) -> None:
         """It counts for the rate and for CPU time, or for latencies, for both or for nothing."""
@@ -288,12 +289,12 @@ class Measurement:
         if rate:
             self._own_cpu += time.process_time() - own_cpu
             self._server_cpu += tree_cpu(self._server) - server_cpu
-            self._served += load.ok - ok
+            self.served += load.ok - ok
             self._seconds += took
 
     def result(self) -> dict[str, object]:
         """Once the load has stopped."""
-        load, served = self._load, self._served
+        load, served = self._load, self.served
         ordered = sorted(load.latencies)
         shares = (("p50_ms", 0.5), ("p99_ms", 0.99), ("max_ms", 1.0))
         return {
@@ -315,7 +316,7 @@ def take_turns(measurement: Measurement, server: int) -> None:
     """As standard input says. The server stands still before, between and after them."""
     try:
         os.killpg(server, signal.SIGSTOP)
-        print("{}", flush=True)
+        print(json.dumps({"served": 0}), flush=True)
         for line in sys.stdin:
             seconds, *what = line.split()
             os.killpg(server, signal.SIGCONT)
@@ -323,7 +324,7 @@ def take_turns(measurement: Measurement, server: int) -> None:
                 measurement.turn(SETTLE)
             measurement.turn(float(seconds), rate="rate" in what, latency="latency" in what)
             os.killpg(server, signal.SIGSTOP)
-            print("{}", flush=True)
+            print(json.dumps({"served": measurement.served}), flush=True)
     finally:
         os.killpg(server, signal.SIGCONT)
 

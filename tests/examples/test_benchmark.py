@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from conftest import MakeProject, StartServe
+from pooled_serve.tuning import switches
 from support import processes
 from support.ports import free_port
 from support.processes import wait_until
@@ -207,13 +208,14 @@ def test_between_turns_server_and_clocks_stand_still(
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
-        assert process.stdout.readline() == "{}\n"
+        assert json.loads(process.stdout.readline()) == {"served": 0}
         for turn in turns:
             time.sleep(2)
             assert processes.members(server.master_pid) <= processes.suspended()
             process.stdin.write(f"{turn}\n")
             process.stdin.flush()
-            assert process.stdout.readline() == "{}\n"
+            served = json.loads(process.stdout.readline())["served"]
+            assert (served > 0) == ("rate" in turns[0])
         process.stdin.close()
         result = json.loads(process.stdout.readline())
     assert result["failed"] == 0
@@ -410,3 +412,18 @@ def test_pools_are_measured_alone() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| pooled-serve(?: \| [\d.]+){5} \|$", done.stdout, re.M)
+
+
+@torture
+def test_each_optimization_is_measured() -> None:
+    done = run("switches.py", "--quick", "--no-install", "--pages", "plaintext,ten")
+    assert done.returncode == 0, done.stderr
+    savings, _, costs = done.stdout.split("\n\n")
+    _, _, *rows = savings.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["none", *switches.NAMES]
+    for row in rows:
+        assert re.fullmatch(r"\| [\w-]+ (\| \d\.\d{3} \(\d\.\d{3}-\d\.\d{3}\) ){2}\|", row)
+    _, _, *rows = costs.splitlines()
+    assert len(rows) == 4
+    for row in rows:
+        assert re.fullmatch(r"\| [\w,]+ (\| \d+\.\d%, \d+ ms ){2}\|", row)
