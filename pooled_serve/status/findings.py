@@ -15,7 +15,7 @@ from typing import Any
 from pooled_serve.status.busy import blocked_worker, busy_in_words, busy_processor, busy_workers
 from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import cap_remedy, size_option, total_cap
-from pooled_serve.status.sentence import LEVELS, Sentence, lost_seconds, recent_routes
+from pooled_serve.status.sentence import LEVELS, Sentence, recent_routes
 from pooled_serve.status.words import count, duration, listed, percent, plural
 
 LEAK_SECONDS = 30.0
@@ -300,7 +300,8 @@ class _Pool(PoolInWords):
         return self.say(self.level, "waiting views", text, remedy)
 
     def _many_statements(self, queue: str = "") -> Sentence | None:
-        for route, its, share in self.routes():
+        # Without a queue it is no cause of anything, and that of a longer time is surer.
+        for route, its, share in self.routes() if queue else recent_routes(self.stats):
             requests = its.get("requests") or 0
             each = (its.get("statements") or 0) / requests if requests else 0.0
             if each >= MANY_STATEMENTS and (share or 0) >= MANY_SHARE:
@@ -314,9 +315,7 @@ class _Pool(PoolInWords):
     def _slow_view(self, queue: str) -> Sentence | None:
         for route, its, share in self.routes():
             each = its["held_seconds"] / its["leases"]
-            # An outage was no fault of the view.
-            usual = (its["held_seconds"] - lost_seconds(self.stats)) / its["leases"]
-            if usual < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
+            if each < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
                 return None
             text = f"{route} holds {percent(share)} of the connection time, {duration(each)} each"
             # In transaction mode only atomic() keeps a connection for so long.
@@ -330,14 +329,13 @@ class _Pool(PoolInWords):
     # --- Routes --------------------------------------------------------------------------------
 
     def routes(self) -> list[tuple[str, Mapping[str, Any], float | None]]:
-        """Returns name, numbers and share of the connection time of routes, the busiest first."""
-        return recent_routes(self.stats)
+        """Returns name, numbers and share of the connection time of routes, the busiest first, of
+        the seconds that the sentences speak of: what was before is no cause of a queue."""
+        return recent_routes(self.stats, "lately")
 
     def routes_in_words(self) -> str:
         busiest = self.routes()[:1]
         if not busiest or not busiest[0][2]:
-            return ""
-        if busiest[0][1]["held_seconds"] < 2 * lost_seconds(self.stats):
             return ""
         route, its, share = busiest[0]
         each = duration(its["held_seconds"] / its["leases"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import mmap
 import os
@@ -36,6 +35,7 @@ from pooled_serve.status.peaks import (
     Peaks,
     is_spoiled,
 )
+from pooled_serve.status.route_history import ROUTES_EVERY, ROUTES_SECONDS, RoutePages, since
 
 if TYPE_CHECKING:
     from pooled_serve.status.scoreboard import Snapshot
@@ -45,13 +45,6 @@ KEPT_SECONDS = 300
 
 MAX_POOLS = 8
 """Aliases with a history. One that was not used for as long as is kept gives way to a new one."""
-
-ROUTES_SECONDS = 300
-"""What "recently" means for routes: leases of slow ones are too rare for ten seconds."""
-
-_ROUTES_EVERY = 60  # seconds
-_ROUTES_KEPT = ROUTES_SECONDS // _ROUTES_EVERY + 2  # the next one is written over the oldest
-_ROUTES_BYTES = 16 * 1024
 
 _WORD = 8
 _ALIAS = struct.Struct("96p")
@@ -64,10 +57,10 @@ _SECOND_WORDS = _ROW + metrics.ROW_LENGTH
 
 _AREA_WORDS = _RING * _SECOND_WORDS + PEAK_WORDS
 _AREA_BYTES = _ALIAS.size + _AREA_WORDS * _WORD
-_HEAD_BYTES = 2 * _WORD  # the last second that was sampled; the last minute of routes
+_HEAD_BYTES = _WORD  # the last second that was sampled
 _ROUTES_AT = _HEAD_BYTES + MAX_POOLS * _AREA_BYTES
 BYTES_PER_POOL = _AREA_BYTES
-"""Memory that a database's history takes. That of the routes is a tenth of a megabyte."""
+"""Memory that a database's history takes. That of the routes is 0.2 MB."""
 
 CHARTS = ("in_use", "waiting", "rate", "wait_p95", "held_p95")
 """Keys of a pool in ``/history.json``, in the order of :func:`figures.point`."""
@@ -77,7 +70,11 @@ class History:
     """Made by the master, once, before it forks."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _ROUTES_AT + _ROUTES_KEPT * _ROUTES_BYTES)
+        size = RoutePages.size(ROUTES_SECONDS, ROUTES_EVERY)
+        self._memory = mmap.mmap(-1, _ROUTES_AT + size + RoutePages.size(RECENT_SECONDS, 2))
+        routes = memoryview(self._memory)[_ROUTES_AT:]
+        self._recent = RoutePages(routes, ROUTES_SECONDS, ROUTES_EVERY)
+        self._lately = RoutePages(routes[size:], RECENT_SECONDS, 2)
         self._head = memoryview(self._memory)[:_HEAD_BYTES].cast("d")
         # A lock belongs to a process, so a worker can have it though all inherit the descriptor.
         self._lock = os.memfd_create("pooled-serve-history")
@@ -124,26 +121,15 @@ class History:
         return True
 
     def sample_routes(self, read: Callable[[], list[dict[str, Any]]], now: float) -> None:
-        """Note what the routes have used so far, once a minute.
+        """Note what the routes have used so far, once a minute and every other second.
 
         :param read: returns ``routes`` of ``/stats.json``.
         """
-        number = int(now // _ROUTES_EVERY)
-        if self._head[1] >= number:
-            return
-        with self._alone() as alone:
-            if not alone or self._head[1] >= number:
-                return
-            self._head[1] = number
-            routes, packed = read(), b""
-            while len(packed := json.dumps(_lean(routes)).encode()) > _ROUTES_BYTES - 2 * _WORD:
-                routes = routes[: len(routes) // 2]  # the busiest come first
-            at = _ROUTES_AT + number % _ROUTES_KEPT * _ROUTES_BYTES
-            head = memoryview(self._memory)[at : at + 2 * _WORD].cast("d")
-            head[0] = 0.0
-            head[1] = len(packed)
-            self._memory[at + 2 * _WORD : at + 2 * _WORD + len(packed)] = packed
-            head[0] = number
+        for pages in (self._recent, self._lately):
+            if pages.is_due(now):
+                with self._alone() as alone:
+                    if alone and pages.is_due(now):
+                        pages.write(read(), now)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -187,9 +173,9 @@ class History:
         """Returns for how many seconds connections were held while the database could not be used,
         in the time of :meth:`recent_routes`: one for a second, if one was in use."""
         area = self._area(alias)
-        if area is None or now - area.last_outage() > ROUTES_SECONDS + _ROUTES_EVERY:
+        if area is None or now - area.last_outage() > ROUTES_SECONDS + ROUTES_EVERY:
             return 0.0
-        seconds = range(int(now) - ROUTES_SECONDS - _ROUTES_EVERY, int(now) + 1)
+        seconds = range(int(now) - ROUTES_SECONDS - ROUTES_EVERY, int(now) + 1)
         samples = filter(None, map(area.read, seconds))
         return sum(each.row[metrics.IN_USE] for each in samples if area.is_spoiled(each))
 
@@ -227,25 +213,12 @@ class History:
 
     def recent_routes(self, routes: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
         """Returns routes, each with ``recent``: what it has used in the last ROUTES_SECONDS, or
-        since the start if that is later."""
-        oldest = int(now // _ROUTES_EVERY) - ROUTES_SECONDS // _ROUTES_EVERY
-        past: dict[tuple[str, str], dict[str, float]] = {}
-        for number in range(oldest, oldest + _ROUTES_KEPT - 1):
-            if (found := self._read_routes(number)) is not None:
-                past = {(r["route"], r["method"]): r for r in found}
-                break
-        return [route | {"recent": _since(route, past)} for route in routes]
-
-    def _read_routes(self, number: int) -> list[dict[str, Any]] | None:
-        at = _ROUTES_AT + number % _ROUTES_KEPT * _ROUTES_BYTES
-        head = memoryview(self._memory)[at : at + 2 * _WORD].cast("d")
-        if head[0] != number:
-            return None
-        packed = self._memory[at + 2 * _WORD : at + 2 * _WORD + int(head[1])]
-        if head[0] != number:
-            return None
-        found: list[dict[str, Any]] = json.loads(packed)
-        return found
+        since the start if that is later; and ``lately``: the same of RECENT_SECONDS."""
+        recent, lately = (pages.before(now) for pages in (self._recent, self._lately))
+        return [
+            route | {"recent": since(route, recent), "lately": since(route, lately)}
+            for route in routes
+        ]
 
     # --- Areas ---------------------------------------------------------------------------------
 
@@ -387,29 +360,3 @@ class _Area:
 
 def _packed(alias: str) -> bytes:
     return _ALIAS.pack(alias.encode()[: _ALIAS.size - 1].decode("utf-8", "ignore").encode())
-
-
-_IDENTITY = ("route", "method")
-
-
-def _lean(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept of routes: their names and counters."""
-    return [
-        {
-            key: round(value, 4) if isinstance(value, float) else value
-            for key, value in route.items()
-            if key in _IDENTITY or key.endswith("_total")
-        }
-        for route in routes
-    ]
-
-
-def _since(
-    route: dict[str, Any], past: dict[tuple[str, str], dict[str, float]]
-) -> dict[str, float]:
-    before = past.get((route["route"], route["method"]), {})
-    return {
-        key.removesuffix("_total"): max(0, value - before.get(key, 0))
-        for key, value in route.items()
-        if key.endswith("_total")
-    }

@@ -38,16 +38,18 @@ def as_json(sentences: Iterable[Sentence]) -> list[dict[str, str]]:
 
 
 def recent_routes(
-    stats: Mapping[str, Any],
+    stats: Mapping[str, Any], key: str = "recent"
 ) -> list[tuple[str, Mapping[str, Any], float | None]]:
     """Returns name, recent numbers and share of the connection time of routes, the busiest first.
 
-    Routes that have held nothing lately are left out.
+    Routes that have held nothing in that time are left out.
+
+    :param key: ``recent``, of five minutes, or ``lately``, of ten seconds.
     """
     found = [
         (f"{route.get('method', '')} {route.get('route') or '/'}".strip(), its)
         for route in stats.get("routes") or ()
-        if (its := route.get("recent")) and its.get("leases")
+        if (its := route.get(key)) and its.get("leases")
     ]
     total = sum(its["held_seconds"] for _, its in found)
     found.sort(key=lambda item: -item[1]["held_seconds"])

@@ -15,9 +15,9 @@ from pooled_serve.status.history import (
     BYTES_PER_POOL,
     KEPT_SECONDS,
     MAX_POOLS,
-    ROUTES_SECONDS,
     History,
 )
+from pooled_serve.status.route_history import ROUTES_SECONDS
 from pooled_serve.status.scoreboard import Snapshot
 from support.processes import forked
 
@@ -202,6 +202,25 @@ def test_routes_are_those_of_the_last_minutes() -> None:
         history.sample_routes(lambda: [route(999_999, 0.0)], second + 30)  # not every minute
     (now,) = history.recent_routes([route(100, 10.0)], 1020 + 2 * ROUTES_SECONDS - 30)
     assert now["recent"] == {"leases": 60, "held_seconds": 6.0}
+
+
+def test_what_routes_have_used_lately_is_of_ten_seconds() -> None:
+    history = History()
+
+    def route(n: int) -> dict[str, Any]:
+        return {"route": "shop/", "method": "GET", "leases_total": n}
+
+    def lately(n: int, second: float) -> int:
+        (now,) = history.recent_routes([route(n)], second)
+        leases: int = now["lately"]["leases"]
+        return leases
+
+    for second in range(1000, 1061):
+        history.sample_routes(lambda: [route(7 * second)], second)  # noqa: B023
+    assert lately(7 * 1060, 1060.5) == 70
+    assert lately(7 * 1060, 1065.0) == 5 * 7 + 7, "a page has the seconds of two"
+    assert lately(7 * 1060, 1085.0) == 0
+    assert lately(7 * 1060 + 3, 1085.0) == 3, "all workers were blocked"
 
 
 def test_many_routes_are_cut_to_what_fits() -> None:

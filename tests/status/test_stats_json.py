@@ -75,7 +75,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(route) == {
         *("route", "method", "leases_total", "held_seconds_total", "waited_total"),
         *("wait_seconds_total", "longest_held_seconds", "requests_total", "statements_total"),
-        "recent",
+        *("recent", "lately"),
     }
     assert (route["route"], route["method"], route["leases_total"]) == ("run", "GET", 1)
     assert (route["requests_total"], route["statements_total"]) == (1, 1)

@@ -65,9 +65,11 @@ def recent(**changes: Any) -> dict[str, Any]:
 
 
 def a_route(route: str, **lately: float) -> dict[str, Any]:
+    """In the last five minutes as in the last ten seconds."""
     return {
         "route": route,
         "method": "GET",
         "longest_held_seconds": 2.5,
         "recent": {"waited": 0, **lately},
+        "lately": {"waited": 0, **lately},
     }
