@@ -163,6 +163,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             if status is not None:
                 status.stop()
             self._patch.end_serving()
+            if status is not None:
+                status.refresh_gauges()  # hooks and exit handlers may take long; it holds nothing
 
     def last_call(self) -> None:
         """Prepare the end of the pools. Runs after the user's last hook."""

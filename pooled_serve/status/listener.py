@@ -97,6 +97,11 @@ class StatusServer:
         self._server.start()
         self._refresher = gevent.spawn(self._keep_gauges_fresh)
 
+    def refresh_gauges(self) -> None:
+        """Write what the pools of this worker have at this moment."""
+        for pool in self._pools().values():
+            pool.refresh_gauges()
+
     def stop(self) -> None:
         """Hang up on all clients, without waiting."""
         self._server.stop()
@@ -109,7 +114,7 @@ class StatusServer:
         while True:
             if self._meter is not None:
                 self._meter.look(time.monotonic())
-            self._refresh_gauges()
+            self.refresh_gauges()
             history, now = self._scoreboard.history, time.monotonic()
             if history.sample(self._scoreboard.read_whole, now, limit, busy=self._is_busy):
                 history.sample_routes(self._routes_so_far, now)
@@ -127,12 +132,8 @@ class StatusServer:
             for slot, load in self._scoreboard.read_loads().items()
         }
 
-    def _refresh_gauges(self) -> None:
-        for pool in self._pools().values():
-            pool.refresh_gauges()
-
     def _read(self) -> list[Snapshot]:
-        self._refresh_gauges()
+        self.refresh_gauges()
         return self._scoreboard.read()
 
     def _routes_so_far(self) -> list[dict[str, Any]]:

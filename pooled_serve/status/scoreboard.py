@@ -45,7 +45,8 @@ READ_ATTEMPTS = 100
 as they are: the master may have been killed in the middle."""
 
 _WORD = 8
-_HEAD_BYTES = (MAX_WORKERS + 2) * _WORD  # sequence number; each slot's process id; highest slot
+# Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come.
+_HEAD_BYTES = (2 * MAX_WORKERS + 2) * _WORD
 _HIGHEST_SLOT = MAX_WORKERS + 1
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
@@ -144,6 +145,7 @@ class Scoreboard:
             return None
         self._allocated.add(slot)
         self._words[_HIGHEST_SLOT] = max(self._words[_HIGHEST_SLOT], slot)
+        self._words[_HIGHEST_SLOT + slot] = 1
         return slot
 
     def retire(self, slot: int | None) -> None:
@@ -154,7 +156,7 @@ class Scoreboard:
         if slot is None or slot not in self._allocated:
             return
         self._words[0] += 1  # odd: readers try again
-        self._words[slot] = 0
+        self._words[slot] = self._words[_HIGHEST_SLOT + slot] = 0
         for row in self._pool_rows(slot):
             if not row.permanent:
                 row.free()
@@ -176,6 +178,7 @@ class Scoreboard:
     def register(self, slot: int) -> None:
         """Note that this process is the slot's worker."""
         self._words[slot] = os.getpid()
+        self._words[_HIGHEST_SLOT + slot] = 0
 
     def mark_stopping(self, slot: int) -> None:
         """Note that this process, the slot's worker, is about to stop."""
@@ -257,8 +260,11 @@ class Scoreboard:
 
     @property
     def stopping(self) -> bool:
-        """Whether every worker is stopping, or there is none."""
-        return all(pid <= 0 for pid in self._words[1:_HIGHEST_SLOT])
+        """Whether every worker is stopping, or there is none, and none is about to serve: in a
+        reload the old ones stop while the new ones load the project, and clients wait for these."""
+        return all(pid <= 0 for pid in self._words[1:_HIGHEST_SLOT]) and not any(
+            self._words[_HIGHEST_SLOT + 1 :]
+        )
 
     def _read(self) -> Iterator[Snapshot]:
         for slot in range(1, self._words[_HIGHEST_SLOT] + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pymysql
 import pytest
 
 from support.client import gate
-from support.load import hammer
+from support.load import Hammer, hammer
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Server
@@ -102,6 +103,43 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     it.wait_for(lambda stats: len({worker["pid"] for worker in stats["workers"]} - old) == 2)
     assert it.get("/readyz").status == 200
     assert it.site.server.log.count("is back after") == 2, "one of each of the first workers"
+
+
+def test_a_reload_under_load_takes_no_host_out_of_service(
+    status: StartStatus, mariadb: Server
+) -> None:
+    views = """
+        import atexit
+        import time
+
+        time.sleep(1.5)  # so long it takes to load
+        atexit.register(time.sleep, 2)  # and to end
+    """
+    it = status("-w", "2", server=mariadb, views=views)
+    old = it.site.server.worker_pids()
+    said: set[tuple[int, str]] = set()
+    left: list[tuple[int, int, int]] = []  # what workers that have ended seem to have
+
+    def replaced() -> bool:
+        with suppress(OSError, http.client.HTTPException):  # of a worker that ends
+            answer = it.get("/readyz")
+            said.add((answer.status, answer.text))
+            workers = {worker["pid"]: worker["pools"] for worker in it.stats()["workers"]}
+            if workers.keys() >= old and len(workers) == 4:
+                pools = [workers[pid]["default"] for pid in old]
+                left.extend((p["in_use"], p["idle"], p["waiting"]) for p in pools)
+        return not it.site.server.worker_pids() & old
+
+    path = "/run?sql=SELECT+SLEEP(0.05)"
+    with Hammer(it.site.server.port, path, clients=8, seconds=60.0) as running:
+        it.wait_for(lambda stats: sum("default" in w["pools"] for w in stats["workers"]) == 2)
+        it.site.server.signal(signal.SIGHUP)
+        wait_until(replaced)
+        running.stop()
+        outcomes = running.finish()
+    assert said == {(200, "ok\n")}
+    assert {outcome.result for outcome in outcomes} == {200}
+    assert left[-1] == (0, 0, 0)
 
 
 def test_a_new_worker_knows_that_the_database_is_lost(

@@ -249,6 +249,13 @@ def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
     assert not scoreboard.stopping
     scoreboard.mark_stopping(second)
     assert scoreboard.stopping
+    third, fourth = _allocated(scoreboard), _allocated(scoreboard)
+    assert not scoreboard.stopping, "they are about to serve"
+    scoreboard.retire(third)  # it has not come so far
+    scoreboard.register(fourth)
+    assert not scoreboard.stopping
+    scoreboard.retire(fourth)
+    assert scoreboard.stopping
 
 
 def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
