@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import gevent
@@ -13,6 +15,12 @@ from pooled_serve.serve import accept, signals, turns
 from pooled_serve.serve.balance import Balance
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import response
+
+LAST_WORDS_SECONDS = 1.5
+"""Before the end of --graceful-timeout: a worker looks once a second."""
+
+MOST_NAMED = 5
+"""Requests in a line about those that are cut."""
 
 
 class _Listener(NamedTuple):
@@ -43,6 +51,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.scoreboard: Scoreboard | None = self.app.scoreboard
         self.slot = None if self.scoreboard is None else self.scoreboard.allocate()
         # With reuse_port, no other worker can accept from this worker's listener.
+        self._in_flight: dict[Any, float] = {}  # requests, and when each began
+        self._told_at: float | None = None  # when it was told to end
         self.share = (Balance() if self.cfg.reuse_port else self.app.balance).join()
 
     def init_process(self) -> None:
@@ -111,11 +121,13 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         check = self._client_check
         gone = False
         self._patch.begin_request(req)
+        self._in_flight[req] = time.monotonic()
         if check is not None:
             check.begin(client)
         try:
             result = handle(listener, req, client, *args)
         finally:
+            del self._in_flight[req]
             if check is not None:
                 gone = check.end()
             self._patch.end_request()
@@ -147,9 +159,36 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Send gunicorn's heartbeat, once a second; also while a stop waits for requests."""
         super().notify()
         if not self.alive:
+            self._tell_of_cut_requests()
             self._patch.drain()
             if self.scoreboard is not None and self.slot is not None:
                 self.scoreboard.mark_stopping(self.slot)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """End in time, on TERM."""
+        self._told_at = self._told_at or time.monotonic()
+        super().handle_exit(sig, frame)
+
+    def _tell_of_cut_requests(self) -> None:
+        """Name the requests that are about to be cut: the master's KILL leaves no time for it."""
+        now = time.monotonic()
+        if self._told_at is None or not self._in_flight:
+            return
+        if now - self._told_at < self.cfg.graceful_timeout - LAST_WORDS_SECONDS:
+            return
+        self._told_at = None
+        from pooled_serve.backend.scope import shorten
+
+        number = len(self._in_flight)
+        oldest = sorted(self._in_flight.items(), key=itemgetter(1))[:MOST_NAMED]
+        self.log.warning(
+            "worker %s ends with %d request%s in flight (%s%s): --graceful-timeout is over",
+            self.pid,
+            number,
+            "" if number == 1 else "s",
+            ", ".join(f"{r.method} {shorten(r.path)}, {now - began:.0f} s" for r, began in oldest),
+            ", ..." if number > MOST_NAMED else "",
+        )
 
     def run(self) -> None:
         """Serve until stopped, finish the requests in flight, and close idle connections."""

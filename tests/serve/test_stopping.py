@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -52,3 +54,23 @@ def test_clients_accepted_before_a_stop_and_begun_after_it_are_served(
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200"), web.log
     wait_until(lambda: worker not in web.worker_pids())
     assert "ERROR" not in web.log
+
+
+def test_requests_that_a_stop_cuts_are_named(project: MakeProject, serve: StartServe) -> None:
+    view = """
+        import gevent
+        from django.http import HttpResponse
+
+        def hold(request):
+            gevent.sleep(60)
+    """
+    web = serve(project(view, databases={}), "--graceful-timeout", "3")
+    (worker,) = web.worker_pids()
+    with connect(web.address) as client:
+        client.sendall(b"GET /hold?token=secret HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.5)
+        web.signal(signal.SIGTERM)
+        says = rf"worker {worker} ends with 1 request in flight \(GET /hold, [123] s\): --graceful"
+        wait_until(lambda: re.search(says, web.log))
+        web.wait()
+    assert "secret" not in web.log
