@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from collections.abc import Sequence
@@ -60,19 +61,31 @@ def full_plan(
 
 def banner(plan: Plan, report: ProjectReport) -> str:
     """Returns what a start prints: versions, a line for each pool, and every finding but "ok"."""
-    lines = [versions(report.django)]
-    by_alias = {database.alias: database for database in report.databases}
-    for alias, pool in plan.pools.items():
-        lines.append(
-            f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
-            f"age {_seconds(pool.max_age)} · pool-timeout {_seconds(pool.timeout)}"
-        )
+    lines = [versions(report.django), *_pools(plan, report)]
     lines += findings([f for f in plan.findings if f.level is not Level.OK])
     problems = [d.problem for d in report.databases if d.problem]
     starts = not plan.contradictions and all(f.level is Level.WARN for f in problems)
     anyway = "; it starts nevertheless, --strict would refuse" if starts else ""
     lines += findings([replace(f, hint=f.hint + anyway) for f in problems])
     return "\n".join(lines)
+
+
+def reloaded(plan: Plan, report: ProjectReport) -> list[tuple[int, str]]:
+    """Returns what a reload logs, each text with its level: the pools, and what is wrong with the
+    options; the project and the servers are those of the start."""
+    lines = [(logging.INFO, f"Reloaded: {text.strip()}") for text in _pools(plan, report)]
+    found = [f for f in plan.warnings if f.code.startswith(("PS2", "PS4"))]
+    return lines + [(logging.WARNING, str(finding)) for finding in found]
+
+
+def _pools(plan: Plan, report: ProjectReport) -> list[str]:
+    """Returns a line for each pool."""
+    by_alias = {database.alias: database for database in report.databases}
+    return [
+        f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
+        f"age {_seconds(pool.max_age)} · pool-timeout {_seconds(pool.timeout)}"
+        for alias, pool in plan.pools.items()
+    ]
 
 
 def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[str]]]:

@@ -233,6 +233,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
         except StartupError as error:
             self.cfg, self.plan, self.app_uri = before
             log.error("Not reloaded, the old configuration stays: %s", error)
+        else:
+            from pooled_serve.preflight import render
+
+            for level, text in render.reloaded(self.plan, self._report):
+                log.log(level, "%s", text)
 
     def _check_listeners(self, before: Config) -> None:
         """Keep the old listeners if new ones would fail.
