@@ -29,7 +29,7 @@ from pooled_serve.errors import (
 )
 from pooled_serve.pool.host import Host
 from pooled_serve.preflight.budget import plural
-from pooled_serve.preflight.plan import Plan, atomic_requests_notes, make_plan
+from pooled_serve.preflight.plan import Plan, make_plan
 from pooled_serve.preflight.project import NO_URLS, where
 from pooled_serve.preflight.reports import ProjectReport
 from pooled_serve.serve import addresses, names, signals
@@ -210,8 +210,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         ]
         if self._is_check or self.cfg.pool_strict:  # else the log says so, once it listens
             doubts += self.cfg.public_status_warnings()
-        if self._is_check and self.cfg.pool_mode == "transaction":
-            doubts += atomic_requests_notes(self._report.databases)
+        if self._is_check:
+            doubts += self.cfg.notes(self._report.databases)
         self.plan = make_plan(
             self.cfg.pool_options(),
             replace(self._report, warnings=tuple(doubts)),

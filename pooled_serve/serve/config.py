@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from gunicorn import systemd, util
@@ -15,6 +15,8 @@ from gunicorn.config import Config as GunicornConfig
 from pooled_serve import options, tls
 from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.options import OPTIONS, PoolOptions
+from pooled_serve.preflight.plan import atomic_requests_notes
+from pooled_serve.preflight.reports import DatabaseReport
 from pooled_serve.serve import addresses, names, signals
 
 log = logging.getLogger("gunicorn.error")
@@ -23,6 +25,8 @@ PROGRAM = "pooled-serve"
 
 HOST_VARIABLE = "_POOLED_SERVE_HOST"
 """Tells the new master, after USR2, of the descriptors that its workers share with the old ones."""
+
+LONG_KEEP_ALIVE_SECONDS = 30
 
 options.register_settings()
 
@@ -68,6 +72,17 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 )
                 hint = "give --status the loopback address, or one in a private network"
                 yield Finding(Level.WARN, "PS407", "", text, hint)
+
+    def notes(self, databases: Sequence[DatabaseReport]) -> Iterator[Finding]:
+        """Tell of settings that are good for some projects, and not for most."""
+        if self.pool_mode == "transaction":
+            yield from atomic_requests_notes(databases)
+        if self.keepalive > LONG_KEEP_ALIVE_SECONDS:
+            text = (
+                f"a stop waits for idle clients, up to {self.keepalive} s; a bit longer than the "
+                "proxy keeps idle connections is enough (10 s, keepalive_timeout 5s in nginx)"
+            )
+            yield Finding(Level.NOTE, "", "keepalive", text)
 
     def named(self, name: str) -> str:
         """Returns a setting as it was written: by its name if that was in the configuration file,

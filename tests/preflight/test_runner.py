@@ -122,6 +122,13 @@ def test_views_that_are_one_transaction_are_worth_a_note_in_transaction_mode(
     assert "ATOMIC_REQUESTS" not in check(folder).stdout
 
 
+def test_a_keep_alive_for_which_a_stop_waits_is_worth_a_note(project: MakeProject) -> None:
+    folder = project(databases={})
+    note = "keepalive  a stop waits for idle clients, up to 75 s"
+    assert note in check(folder, "--keep-alive", "75").stdout
+    assert "idle clients" not in check(folder, "--keep-alive", "30").stdout
+
+
 def test_two_aliases_on_one_server_share_a_row(project: MakeProject, database: Database) -> None:
     databases = {name: database.django() for name in ("default", "reports")}
     done = check(project(databases=databases), "--pool", "reports:1:3")
