@@ -25,6 +25,10 @@ log = logging.getLogger("gunicorn.error")
 REPORT_SECONDS = 60.0
 """Between two reports of one place. A view that leaks does so in each request."""
 
+STANDSTILL = 0.5
+"""Seconds by which a timer is late if something blocks the event loop: then the lease may be long
+for no fault of its request."""
+
 MAX_FRAMES = 25
 """Of those that are logged, counted from the innermost."""
 
@@ -48,6 +52,7 @@ class WatchedLease:
     """
 
     __slots__ = (
+        "_ended",
         "_greenlet",
         "_hub",
         "_leased_at",
@@ -55,6 +60,7 @@ class WatchedLease:
         "_pool",
         "_scope",
         "_stack",
+        "_threshold",
         "_timer",
     )
 
@@ -64,6 +70,8 @@ class WatchedLease:
         # Not the greenlet itself: a plain one ends with its last reference, and the lease with it.
         self._greenlet = weakref.ref(gevent.getcurrent())
         self._stack = _stack()
+        self._threshold = threshold
+        self._ended = False
         self._leased_at = time.monotonic()
         self._logged_as = ""  # the scope in words, once it was logged
         self._hub: Hub = gevent.get_hub()
@@ -72,6 +80,10 @@ class WatchedLease:
         self._timer.start(gevent.spawn_raw, self._fire, update=True)
 
     def _fire(self) -> None:
+        if self._ended:  # after a standstill of the loop, while this was about to run
+            return
+        held = time.monotonic() - self._leased_at
+        still = held - self._threshold  # a timer is late by as much
         self._pool.count(LEAKED)
         name = getattr(self._greenlet(), "name", None) or "a plain greenlet"
         holder = f"{self._scope} ({name})"
@@ -84,16 +96,18 @@ class WatchedLease:
         _reports[place] = _Report(place, stack)
         self._logged_as = holder
         log.warning(
-            "pool %r: a connection has been held for %.1fs by %s; it was taken here, "
-            "the innermost call first:\n%s",
+            "pool %r: a connection has been held for %.1fs by %s%s; it was taken "
+            "here, the innermost call first:\n%s",
             self._pool.name,
-            time.monotonic() - self._leased_at,
+            held,
             holder,
+            f" (the event loop stood still for {still:.1f}s of it)" if still > STANDSTILL else "",
             _format(stack),
         )
 
     def end(self) -> None:
         """Note that the connection was given back. Does not switch."""
+        self._ended = True
         self._timer.stop()
         self._timer.close()
         if self._logged_as:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from pathlib import Path
 from types import CodeType, ModuleType
 
 import django
+import gevent
 import gunicorn
 import pytest
 
 from pooled_serve.status import leaks
-from pooled_serve.status.leaks import MAX_FRAMES, relevant
+from pooled_serve.status.leaks import MAX_FRAMES, WatchedLease, relevant
+from support.driver import FakeDriver
 
 LIBRARY = Path(django.__file__).parent
 
@@ -50,6 +53,28 @@ def test_the_frames_of_the_project_and_those_between(
     files: tuple[object, ...], expected: list[int]
 ) -> None:
     assert numbers(relevant(stack(*files))) == expected
+
+
+@pytest.mark.parametrize("blocked", [0.0, 0.7])
+def test_a_report_tells_of_a_standstill_of_the_loop(
+    blocked: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = FakeDriver()
+    pool = driver.pool(size=1, max_outstanding=1)
+    leaks._reports.clear()
+    lease = WatchedLease(pool, "GET /slow", 0.05)
+    time.sleep(blocked)
+    gevent.sleep(0.1)
+    (report,) = [text for text in caplog.messages if "has been held" in text]
+    assert ("(the event loop stood still for 0." in report) is bool(blocked)
+    lease.end()
+    caplog.clear()
+    ended = WatchedLease(pool, "GET /innocent", 0.05)
+    ended.end()
+    ended._fire()  # which was on its way
+    assert "innocent" not in caplog.text
+    leaks._reports.clear()
+    pool.close()
 
 
 @pytest.fixture
