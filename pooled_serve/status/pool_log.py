@@ -187,6 +187,7 @@ class PoolLog(PoolListener):
             elif (
                 now - last >= max(CALM_SECONDS, self._relief_lines.pause(now))
                 and waited < LONG_WAIT_SECONDS / 2  # so that the line is true when it is written
+                and not self.pool.full  # the next request would wait, too
                 and not self._unreachable  # only the visitors have gone
             ):
                 break

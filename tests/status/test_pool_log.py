@@ -219,6 +219,22 @@ def test_refusals_in_an_outage_do_not_wait_for_those_of_an_overload(it: Watched)
     ]
 
 
+def test_no_pressure_is_over_while_a_newcomer_would_wait(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.2)
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
+    holders = [gevent.spawn(it.use, 2.0) for _ in range(int(it.pool.cap))]
+    gevent.sleep(0)
+    waiter = gevent.spawn(it.use, 0.0)
+    gevent.sleep(2 * LONG_WAIT_SECONDS)
+    waiter.kill()
+    gevent.sleep(0.6)
+    assert not it.with_text(OVER), "nobody waits, but all connections are still held"
+    gevent.joinall(holders, raise_error=True)
+    settle(lambda: bool(it.with_text(OVER)))
+
+
 def test_no_pressure_is_over_while_the_database_is_lost(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
