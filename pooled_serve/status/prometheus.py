@@ -106,7 +106,8 @@ class Collector:
             family = self._family(kind, f"route_{key}", text, [METHOD, ROUTE, WORKER])
             for slot, uses in self._routes.items():
                 for use in uses:
-                    family.add_metric([use.method, use.route, str(slot)], use.numbers[i])
+                    # Django's name of the home page is empty, and Prometheus drops empty labels.
+                    family.add_metric([use.method, use.route or "/", str(slot)], use.numbers[i])
             yield family
 
     def _family(self, kind: Kind, key: str, text: str, labels: list[str]) -> Any:

@@ -78,6 +78,8 @@ def test_what_middleware_uses_before_the_route_is_known_belongs_to_it(
     of_product = 1 if mode == "request" else 3
     of_home = 1 if mode == "request" else 2
     assert leases(it) == {PRODUCT: of_product, ("GET", ""): of_home, UNRESOLVED: 2}
+    assert 'http_route="/"' in it.get("/metrics").text, "Prometheus drops a label that is empty"
+    assert 'http_route=""' not in it.get("/metrics").text
 
 
 def test_what_a_response_uses_while_it_is_sent_belongs_to_its_route(status: StartStatus) -> None:
