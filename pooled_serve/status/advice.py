@@ -49,10 +49,17 @@ def advice(stats: Mapping[str, Any]) -> list[Sentence]:
             continue
         busiest = recent_routes(stats)[:1]
         name, level, problem, remedy = _judge(stats, alias, pool, peaks, busiest)
-        if seconds < ENOUGH_SECONDS:
+        if not is_sure(pool):
             problem += f" (a hint only: it has been watched for {span(seconds)}, less than an hour)"
         found.append(Sentence(level, name, alias, problem, remedy))
     return found
+
+
+def is_sure(pool: Mapping[str, Any]) -> bool:
+    """Whether a database was watched for long enough; else advice on it is a hint, and for
+    ``--advise`` only."""
+    peaks = (pool.get("peaks") or {}).get(WINDOW) or {}
+    return (peaks.get("seconds") or 0) >= ENOUGH_SECONDS
 
 
 def no_advice(pool: Mapping[str, Any]) -> str:

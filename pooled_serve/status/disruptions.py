@@ -13,7 +13,7 @@ from typing import Any
 from pooled_serve.pool.silence import QUIET_SECONDS
 from pooled_serve.status.remedies import LOGIN_REMEDY
 from pooled_serve.status.sentence import Sentence, recent_routes
-from pooled_serve.status.words import count, duration, listed, plural, span
+from pooled_serve.status.words import count, duration, plural, span
 
 HANGING_SECONDS = 5.0
 """All statements that run have run for so long, and none of the others has come back..."""
@@ -47,10 +47,13 @@ class PoolInWords:
         return Sentence(level, name, self.alias, f"{name[0].upper()}{name[1:]}: {problem}", remedy)
 
     def refused_in_words(self) -> str:
+        """All that got a 503, whether after the whole timeout or at once."""
         refused, early = self.lately("timeouts"), self.lately("shed")
-        kinds = [(refused - early, "timed out"), (early, "refused early")]
-        said = [f"{count(n)} {how}" for n, how in kinds if n > 0]
-        return f"{listed(said)} {self.window}" if said else ""
+        if not refused:
+            return ""
+        part = f" ({count(early)} early, in an overload)" if 0 < early < refused else ""
+        how = "refused early" if early >= refused else "refused"
+        return f"{count(refused)} {how}{part} {self.window}"
 
     # --- What keeps it from being used -----------------------------------------------------------
 

@@ -109,7 +109,10 @@ class _Pool(PoolInWords):
             queue = hanging if hanging or explained else next(self._queue(), None)
         if queue is not None:
             yield queue
-        for other in (self._leak(), self._storm(), self._many_statements(), self._pinned()):
+        storm = self._storm()
+        if queue is not None and self._usual_reason() in ("lent", "surplus"):
+            storm = None  # one load, one sentence
+        for other in (self._leak(), storm, self._many_statements(), self._pinned()):
             if other is not None and (queue is None or other.name != queue.name):
                 yield other
 
@@ -174,6 +177,8 @@ class _Pool(PoolInWords):
             yield self.say(self.level, name, f"{taken}: {queue}", remedy)
         opening = self.number("connecting") or self.lately("opened")
         if cap is None or (opening and self.most_in_use() < cap and not self.lately("timeouts")):
+            if storm := self._storm(queue):
+                yield storm
             yield self.say(
                 self.level,
                 "slow connects",
@@ -215,9 +220,10 @@ class _Pool(PoolInWords):
     def at_cap(self) -> str:
         """How much of what there may be is used."""
         cap, most = total_cap(self.stats, self.alias) or 0, self.most_in_use()
+        verb = "are" if self.number("in_use") >= most else "were"
         if most >= cap:
-            return f"all {count(cap)} connections{self.of} are in use"
-        return f"up to {count(most)} of {count(cap)} connections{self.of} are in use"
+            return f"all {count(cap)} connections{self.of} {verb} in use"
+        return f"up to {count(most)} of {count(cap)} connections{self.of} {verb} in use"
 
     def full_workers(self) -> list[Any]:
         return [
@@ -343,13 +349,18 @@ class _Pool(PoolInWords):
 
     # --- Others --------------------------------------------------------------------------------
 
-    def _storm(self) -> Sentence | None:
+    def _usual_reason(self) -> str:
+        """Returns why most of the connections were closed that were; empty if none was."""
+        closed: Mapping[str, int] = self.recent.get("closed") or {}
+        return max(closed, key=lambda key: closed[key], default="")
+
+    def _storm(self, queue: str = "") -> Sentence | None:
         """New connections all the time. Those of a start are not closed so soon."""
         opened, acquired = self.lately("opened"), self.lately("acquired")
         closed: Mapping[str, int] = self.recent.get("closed") or {}
         if min(opened, sum(closed.values())) < STORM_OPENED or opened < STORM_SHARE * acquired:
             return None
-        reason = max(closed, key=lambda key: closed[key])
+        reason = self._usual_reason()
         text = (
             f"{count(opened)} connections{self.of} were opened {self.window} for"
             f" {plural(acquired, 'hand-out')}; {count(closed[reason])} were closed as “{reason}”"
@@ -359,7 +370,8 @@ class _Pool(PoolInWords):
             remedy = f"workers take them from each other: {cap_remedy(self.stats, self.alias)}"
         if reason == "surplus":
             remedy = self._keep_more()
-        return self.say("warn", "connect storm", text, remedy)
+        level = self.level if queue else "warn"
+        return self.say(level, "connect storm", text + f": {queue}" * bool(queue), remedy)
 
 
 _STORMS = {

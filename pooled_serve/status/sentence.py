@@ -26,7 +26,10 @@ class Sentence:
 
 def banner(found: Sequence[Sentence], advised: Sequence[Sentence]) -> list[Sentence]:
     """Returns what both pages begin with: what is the matter, and, unless something is wrong, what
-    would fit better."""
+    would fit better.
+
+    :param advised: that which is more than a hint.
+    """
     if found[0].level in ("bad", "warn"):
         return list(found)
     return [*found, *(sentence for sentence in advised if sentence.level != "ok")]

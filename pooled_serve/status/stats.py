@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pooled_serve.pool import metrics
-from pooled_serve.status.advice import advice
+from pooled_serve.status.advice import advice, is_sure
 from pooled_serve.status.figures import recent
 from pooled_serve.status.findings import findings
 from pooled_serve.status.history import History
@@ -74,6 +74,7 @@ def with_history(
         pool["peaks"] = history.peaks(alias, now)
     stats["routes"] = history.recent_routes(stats["routes"], now)
     found, advised = findings(stats), advice(stats)
-    stats["findings"] = as_json(banner(found, advised))
+    sure = [each for each in advised if is_sure(stats["pools"][each.pool])]
+    stats["findings"] = as_json(banner(found, sure))
     stats["advice"] = as_json(advised)
     return stats

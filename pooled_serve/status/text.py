@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from pooled_serve.status.advice import no_advice
@@ -38,7 +38,8 @@ def page(stats: Mapping[str, Any], charts: Mapping[str, Any]) -> str:
 
 def advice_page(stats: Mapping[str, Any]) -> str:
     """Returns what ``--advise`` prints: how it is now, the peaks, and what they suggest."""
-    lines = [*_head(stats), *_sentences(stats)]
+    advised = {(sentence["pool"], sentence["name"]) for sentence in stats.get("advice") or ()}
+    lines = [*_head(stats), *_sentences(stats, besides=advised)]
     for alias, pool in stats["pools"].items():
         lines += ["", _title(alias, pool), *_peaks(pool)]
         said = [s for s in stats.get("advice") or () if s["pool"] == alias]
@@ -59,9 +60,14 @@ def _head(stats: Mapping[str, Any]) -> Iterator[str]:
     yield f"{_clean(name)[:room]:{room}}  {facts}"
 
 
-def _sentences(stats: Mapping[str, Any]) -> Iterator[str]:
-    """What is the matter, and what to do."""
+def _sentences(stats: Mapping[str, Any], besides: Container[tuple[str, str]] = ()) -> Iterator[str]:
+    """What is the matter, and what to do.
+
+    :param besides: pool and name of what is said elsewhere.
+    """
     for sentence in stats["findings"]:
+        if (sentence["pool"], sentence["name"]) in besides:
+            continue
         yield from _wrapped(f"{_MARKS[sentence['level']]} ", sentence)
 
 

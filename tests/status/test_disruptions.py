@@ -98,8 +98,8 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
                 lost_ago_seconds=0.4,
             ),
         },
-        "Outage over: the database default could not be used until 0 s ago, 2 timed out and 7"
-        " refused early in the last 10 s. → nothing to do: the log says why, and for how long",
+        "Outage over: the database default could not be used until 0 s ago, 9 refused (7 early,"
+        " in an overload) in the last 10 s. → nothing to do: the log says why, and for how long",
     ),
     (
         {**SILENT, "in_use": 3, "in_statement": 3},

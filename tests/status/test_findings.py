@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pooled_serve.status.advice import advice, no_advice
+from pooled_serve.status.advice import advice, is_sure, no_advice
 from pooled_serve.status.findings import findings
 from pooled_serve.status.sentence import banner
 from support.answers import Answers, a_route, recent
@@ -49,7 +49,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {**QUEUE, "recent": recent(acquired=90, timeouts=9, shed=7)},
         "Overload: requests arrive faster than connections come back, all 12 connections are in"
-        " use: 7 requests wait, the longest 250 ms, 2 timed out and 7 refused early in the last"
+        " use: 7 requests wait, the longest 250 ms, 9 refused (7 early, in an overload) in the last"
         " 10 s. → more workers or hosts, shorter requests, or --max-outstanding 19, if the server"
         " has room: --check shows its budget",
     ),
@@ -73,7 +73,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"recent": recent(connect_errors=16, timeouts=3, waited=9, lost_ago_seconds=3.7)},
         "Outage over: the database default could not be used until 4 s ago, 16 attempts to connect"
-        " failed, 3 timed out in the last 10 s. → nothing to do: the log says why, and for how"
+        " failed, 3 refused in the last 10 s. → nothing to do: the log says why, and for how"
         " long",
     ),
     (
@@ -186,6 +186,32 @@ def test_the_bound_of_a_host_has_its_own_remedy() -> None:
         "Too small a pool: all 12 connections of this host are taken: 7 requests wait, the longest"
         " 250 ms. → --max-per-host 19, if the server has room: --check shows its budget"
     ]
+
+
+STORM = recent(
+    acquired=100, waited=60, wait_p95_seconds=0.2, waited_share=0.6, opened=84, closed={"lent": 80}
+)
+
+
+def test_one_load_has_one_sentence() -> None:
+    (slow,) = said(of(recent=STORM, in_use=4))
+    assert slow.startswith(
+        "Connect storm: 84 connections were opened in the last 10 s for 100 hand-outs; 80 were"
+        " closed as “lent”: 60 % of requests waited in the last 10 s, 95 % less than 200 ms. → "
+    )
+    (small,) = said(of(recent=STORM, in_use=12))
+    assert small.startswith("Too small a pool: all 12 connections are in use: ")
+    dead = {**STORM, "closed": {"dead": 80}}
+    small, other = said(of(recent=dead, in_use=12))
+    assert other.startswith("Connect storm: "), "another fault"
+
+
+def test_what_was_in_use_is_told_from_what_is() -> None:
+    queue = recent(acquired=99, waited=50, waited_share=0.5, wait_p95_seconds=2.4)
+    (sentence,) = said(of(in_use=7, peaks={"5m": {"in_use": 12}}, recent=queue))
+    assert "all 12 connections were in use" in sentence
+    (sentence,) = said(of(in_use=7, peaks={"5m": {"in_use": 11}}, recent=queue))
+    assert "up to 11 of 12 connections were in use" in sentence
 
 
 def test_with_several_databases_each_is_named_and_the_worst_comes_first() -> None:
@@ -327,6 +353,12 @@ def test_an_unlimited_pool_gets_a_limit() -> None:
     assert str(sentence).endswith(
         "in 24 h at most 7 connections were in use, nobody waited. → --max-outstanding 8 would do"
     )
+
+
+def test_from_less_than_an_hour_there_is_only_a_hint() -> None:
+    for seconds in (3599, 3600):
+        pool = of(**peaks(in_use=1, in_use_worker=1, seconds=seconds))["pools"]["default"]
+        assert is_sure(pool) == (seconds == 3600)
 
 
 def test_a_better_fit_is_no_news_while_something_is_wrong() -> None:

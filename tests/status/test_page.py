@@ -216,7 +216,7 @@ def test_it_says_that_the_database_is_down_and_when_it_is_back(
         mariadb.start()
     # Nobody has to ask for anything: the worker that has lost it looks for it.
     wait_until(lambda: not page.value("server").endswith("cannot be reached"))
-    wait_until(lambda: "1 timed out" in page.sentence)
+    wait_until(lambda: "1 refused" in page.sentence)
     assert page.sentence.startswith("Outage over: the database default could not be used until ")
     assert page.tab.locator('[data-total="waited for the database"] dd').inner_text() == "1"
 
@@ -357,7 +357,8 @@ def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
     answers = Answers()
     page = open_page(answers)
     peaks = {"in_use": 7, "waiting": 3, "wait_seconds": 0.25, "acquired": 90, "refused": 10}
-    answers.set(peaks={"5m": {**peaks, "waited": 0}, "24h": {**peaks, "in_use": 9, "waited": 15}})
+    day = {**peaks, "in_use": 9, "waited": 15, "seconds": 3600}
+    answers.set(peaks={"5m": {**peaks, "waited": 0}, "24h": day})
     said = {"pool": "default", "text": "In 24 h at most 9 of 12. → --max-outstanding 10 would do"}
     answers.stats["advice"] = [said]
     page.after(1)
@@ -368,6 +369,9 @@ def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
     ]
     assert page.value("advice") == said["text"]
     assert page.tab.locator(".advice code").inner_text() == "--max-outstanding 10"
+    day["seconds"] = 3599
+    page.after(1)
+    assert not page.tab.locator(".advice").is_visible(), "a hint is for --advise"
 
 
 def test_every_term_is_explained(open_page: OpenPage) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from pooled_serve.status import words
 from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
-from pooled_serve.status.sentence import as_json
-from pooled_serve.status.text import COLUMNS, page
+from pooled_serve.status.sentence import Sentence, as_json
+from pooled_serve.status.text import COLUMNS, advice_page, page
 from support.answers import Answers, a_route, recent
 from support.ports import free_port
 from support.site import VIEWS
@@ -144,6 +144,20 @@ def test_advise_asks_a_running_instance(status: StartStatus) -> None:
         assert "✓ All is well: 0 of 4 connections in use" in done.stdout
         assert "most     in use " in done.stdout
         assert re.search(r"no advice yet: watched for \d+ s of the 20 s", done.stdout)
+
+
+def test_advise_says_nothing_twice() -> None:
+    stats = full()
+    said = Sentence("note", "too small a pool", "default", "Too small a pool: so it is", "more")
+    now = Sentence(
+        "warn", "too small a pool", "default", "Too small a pool: all are in use", "more"
+    )
+    stats["findings"], stats["advice"] = as_json([now]), as_json([said])
+    assert advice_page(stats).count("Too small a pool") == 1
+    stats["findings"] = as_json([said])
+    assert advice_page(stats).count("Too small a pool") == 1
+    stats["advice"] = []
+    assert advice_page(stats).count("Too small a pool") == 1
 
 
 def test_advise_takes_a_unix_socket(site: StartSite, tmp_path: Path) -> None:
