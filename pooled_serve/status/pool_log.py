@@ -13,10 +13,10 @@ from typing import Any
 
 import gevent
 
-from pooled_serve.driver.error_codes import is_outage
+from pooled_serve.driver.error_codes import FULL, code_of, is_outage
 from pooled_serve.pool import ConnectionPool, PoolListener
 from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, NO, REACHABLE, WAIT_BUCKETS
-from pooled_serve.status.remedies import LOGIN_REMEDY
+from pooled_serve.status.remedies import FULL_REMEDY, LOGIN_REMEDY, LOST_REMEDY
 
 log = logging.getLogger("gunicorn.error")
 
@@ -263,9 +263,12 @@ class PoolLog(PoolListener):
         """The database cannot be reached. Returns whether a line was written."""
         due = self._lost_lines.due(time.monotonic())
         if due:
-            # Of an outage nobody here knows the cause; any other error --check explains.
-            remedy = "" if is_outage(error) else f"\n  → {CHECK_REMEDY}"
-            text = "database %r cannot be reached: %s%s"
+            if code_of(error) in FULL:
+                remedy = FULL_REMEDY
+            else:
+                # An outage is looked into at the server, any other error --check explains.
+                remedy = LOST_REMEDY if is_outage(error) else CHECK_REMEDY
+            text = "database %r cannot be reached: %s\n  → %s"
             _log_later(logging.ERROR, text, self._alias, in_a_line(error), remedy)
         return due
 
@@ -350,9 +353,10 @@ class PoolLog(PoolListener):
         if self._failure_lines.due(time.monotonic()):
             _log_later(
                 logging.WARNING,
-                "pool %r cannot open another connection: %s",
+                "pool %r cannot open another connection: %s\n  → %s",
                 self._alias,
                 in_a_line(error),
+                FULL_REMEDY if code_of(error) in FULL else LOST_REMEDY,
             )
 
     def shortage(self, problem: str, remedy: str) -> bool:

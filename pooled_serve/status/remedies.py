@@ -9,6 +9,12 @@ from typing import Any
 
 LOGIN_REMEDY = "correct USER, PASSWORD and NAME in DATABASES, or the rights of the account"
 
+FULL_REMEDY = (
+    "close idle connections (SHOW PROCESSLIST), or raise the limit: max_connections, or the one of "
+    "the account"
+)
+LOST_REMEDY = "see that the server runs and lets this host in; requests then go on"
+
 SPARE = 1.1
 """Times what was in use at most: a sample a second does not see every peak."""
 

@@ -214,6 +214,7 @@ def test_more_connections_refused_while_some_are_open_is_no_outage(
     assert it.get("/readyz").status == 200
     log = it.site.server.wait_for_log("[WARNING] pool 'default' cannot open another connection: ")
     assert "cannot open another connection: Too many connections" in log
+    assert "\n  → close idle connections (SHOW PROCESSLIST), or raise the limit" in log
     assert "is back" not in log
     assert "at its cap" not in log, "the pool has room, the server has not"
     for hog in hogs:
