@@ -60,6 +60,8 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
     if not stats.get("workers"):
         remedy = "the log says why workers end"
         found.append(Sentence("bad", "no worker", "", "No worker is running", remedy))
+    elif stats.get("stopping"):
+        found.append(_stopping(pools))
     judged = [_Pool(stats, alias, pool) for alias, pool in pools.items()]
     explained = _why_workers_are_slow(stats, judged)
     found += [explained] if explained else []
@@ -67,6 +69,13 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
         found += pool.judge(explained=explained is not None)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
+
+
+def _stopping(pools: Mapping[str, Any]) -> Sentence:
+    in_use = sum(pool.get("in_use") or 0 for pool in pools.values())
+    verb = "is" if in_use == 1 else "are"
+    text = f"Stopping: no new requests, {plural(in_use, 'connection')} {verb} still in use"
+    return Sentence("note", "stopping", "", text, "--graceful-timeout bounds how long that takes")
 
 
 def _why_workers_are_slow(stats: Mapping[str, Any], pools: Sequence[_Pool]) -> Sentence | None:

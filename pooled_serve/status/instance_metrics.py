@@ -20,6 +20,12 @@ INSTANCE_METRICS = (
     ),
     (
         Kind.GAUGE,
+        "stopping",
+        "1 while all workers stop, and serve what they have begun. If it rises, nothing is wrong: "
+        "Gunicorn's graceful_timeout bounds how long it takes.",
+    ),
+    (
+        Kind.GAUGE,
         "cpus",
         "CPUs that they may use. A setting of this host. If it falls below --workers, they share.",
     ),

@@ -195,6 +195,7 @@ class StatusServer:
             "version": __version__,
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
+            "stopping": self._scoreboard.stopping,
             "cpus": _cpus(),
             "pool_mode": self._worker.cfg.pool_mode,
             **as_stats(snapshots, workers, now, self._loads(now)),
@@ -230,6 +231,7 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "workers": len(self._scoreboard.workers()),
+            "stopping": self._scoreboard.stopping,
             "cpus": _cpus(),
         }
         snapshots, now = self._read(), time.monotonic()

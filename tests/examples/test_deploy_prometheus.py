@@ -58,6 +58,7 @@ UNUSED = {
         "worker_loop_delay_seconds",
         "worker_cpu_seconds_total",
         "cpus",
+        "stopping",
     ),
 }
 

@@ -108,6 +108,8 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
                         continue
                     of_worker = value(f"pooled_serve_worker_{name}", worker=slot)
                     assert abs(of_worker - worker[name]) < 30
+        elif key == "stopping":
+            assert value("pooled_serve_stopping") == number == 0
         elif key == "cpus":
             assert value("pooled_serve_cpus") == number == len(os.sched_getaffinity(0))
         elif key == "hosts":
@@ -216,7 +218,7 @@ def test_routes_are_told_whatever_they_contain(status: StartStatus) -> None:
         for (name, labels), number in samples.items()
         if name == "pooled_serve_route_leases_total"
     }
-    assert leases == {("GET", 'odd"\\\n{}<b>/'): 1, ("GET", ""): 1}
+    assert leases == {("GET", 'odd"\\\n{}<b>/'): 1, ("GET", "/"): 1}
     assert {dict(ls)["worker"] for (name, ls), _ in samples.items() if "route" in name} == {"1"}
 
 

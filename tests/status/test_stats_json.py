@@ -28,7 +28,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     stats = it.stats()
     assert set(stats) == {
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
-        *("findings", "advice", "cpus", "pool_mode"),
+        *("findings", "advice", "cpus", "pool_mode", "stopping"),
     }
     assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"
