@@ -78,7 +78,9 @@ class PooledWrapper:
     wrap_database_errors: Any
 
     def connect(self) -> None:
-        """Connect as Django does, but lease a connection that is already set up."""
+        """Connect as Django does, but lease a connection that is already set up: in request mode at
+        once, else with the first statement."""
+        only_asks = self._only_asks
         if self._scope is not None and registry.in_pool_thread():
             if self._scope:
                 close_detached_wrappers(self._scope)
@@ -89,17 +91,26 @@ class PooledWrapper:
             super().connect()  # type: ignore[misc]
         finally:
             self._lease_from = None
+        if not only_asks and (session := self._session_without_lease()) is not None:
+            session.lease_if_kept()
 
     def ensure_connection(self) -> None:
         """Connect, and in request mode lease at once: projects call this to see whether the
         database answers."""
-        only_asks, self._only_asks = self._only_asks, False  # not for hooks that run afterwards
+        only_asks = self._only_asks
         super().ensure_connection()  # type: ignore[misc]
-        if not only_asks:
-            session = _session(self.connection)
-            if session is not None and session._conn is None:
-                with self.wrap_database_errors:
-                    session.lease_if_kept()
+        if only_asks:
+            self._only_asks = False  # not for hooks that run afterwards
+        elif (session := self._session_without_lease()) is not None:
+            with self.wrap_database_errors:
+                session.lease_if_kept()
+
+    def _session_without_lease(self) -> Session | None:
+        connection = self.connection
+        if type(connection) is DatabaseSession and connection._conn is not None:
+            return None  # nearly always
+        session = _session(connection)
+        return session if session is not None and session._conn is None else None
 
     # What atomic() calls, which with ATOMIC_REQUESTS is around each view, also one without queries.
 

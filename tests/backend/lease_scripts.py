@@ -127,6 +127,8 @@ def ensure_connection_takes_one() -> None:
         with block():
             refused(OperationalError, connection.ensure_connection)
         connection.close()
+    refused(OperationalError, connection.connect)
+    connection.close()
     pool().release(taken.pop())
     connection.ensure_connection()
     assert pool().stats()["in_use"] == pool().cap
