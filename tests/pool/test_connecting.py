@@ -13,6 +13,7 @@ from gevent.event import Event
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import FAILED_OVER, PoolListener, backoff
 from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, leased, settle
+from support.greenlets import join_all
 from support.pools import Clock, MakePool
 from support.processes import MAX_WAIT_SECONDS
 
@@ -56,7 +57,7 @@ def test_a_failed_connect_fails_all_who_wait_for_it(
     users = [gevent.spawn(user) for _ in range(5)]
     settle(lambda: pool.stats()["waiting"] == 4)
     failing.set()
-    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
+    join_all(users)
     pool._open = driver.connect
     assert [str(error) for error in errors] == ["refused"] * 5
     assert len({id(error) for error in errors}) == 5  # one traceback each
@@ -82,7 +83,7 @@ def test_with_connections_in_use_a_failed_connect_waits_for_their_return(
     gevent.sleep(0.1)
     assert order == []
     pool.release(taken)
-    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
+    join_all(users)
     assert order == list(range(10))
 
 
@@ -125,7 +126,7 @@ def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     gevent.sleep(0.2)
     assert driver.connecting == 1
     gate.set()
-    gevent.joinall(users, raise_error=True, timeout=MAX_WAIT_SECONDS)
+    join_all(users)
     pool.release(taken)
 
 

@@ -13,6 +13,7 @@ from gevent.event import Event
 
 from pooled_serve.pool import PoolListener, connecting
 from support.driver import NEVER, FakeConnection, FakeDriver, leased, settle
+from support.greenlets import join_all
 from support.pools import MakePool, Pool
 from support.processes import MAX_WAIT_SECONDS
 
@@ -101,7 +102,7 @@ def test_there_is_never_more_than_one_beyond_the_cap(
             server.abandon(each)
             pool.release(each)
         users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(8)]
-        gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+        join_all(users)
         settle(lambda: server.at_work == [])
     assert server.peak <= 5
     assert driver.calls["connect"] <= 4 + 10 * 5, "one of them ends the work of all"
@@ -285,7 +286,7 @@ def test_many_that_a_server_does_not_let_go_of_cost_no_more_time_than_one(
         server.abandon(mine)
         pool.release(mine)
     users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(6)]
-    gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+    join_all(users)
     settle(lambda: pool._entries.busy == 0)
     assert time.monotonic() - began < 1.0
     server.at_work.clear()

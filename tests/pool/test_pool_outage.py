@@ -15,6 +15,7 @@ from pooled_serve.errors import PoolOutage, PoolTimeout
 from pooled_serve.pool import backoff
 from pooled_serve.pool.outage import Outage
 from support.driver import NEVER, DriverError, FakeDriver, leased, settle
+from support.greenlets import join_all
 from support.pools import MakePool, Pool
 from support.processes import MAX_WAIT_SECONDS
 
@@ -48,7 +49,7 @@ def user(pool: Pool, **options: Any) -> gevent.Greenlet:
 
 
 def results(users: list[gevent.Greenlet]) -> list[BaseException | None]:
-    gevent.joinall(users, timeout=MAX_WAIT_SECONDS, raise_error=True)
+    join_all(users)
     return [each.value for each in users]
 
 

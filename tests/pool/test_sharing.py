@@ -16,6 +16,7 @@ from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import ConnectionPool, tokens
 from pooled_serve.pool.tokens import LOOK_SECONDS, TRADE_SECONDS, Turn
 from support.driver import DriverError, FakeConnection, FakeDriver, settle
+from support.greenlets import join_all
 from support.hosts import Left, Worker, trace, workers
 from support.pools import count_calls, hold
 from support.processes import MAX_WAIT_SECONDS
@@ -162,7 +163,7 @@ def test_a_connection_that_comes_back_goes_to_who_has_waited_longer(make: MakePo
     later = gevent.spawn(get, one, "later")
     gevent.sleep(0)
     stop.set()
-    gevent.joinall([holder, waiting, later], timeout=MAX_WAIT_SECONDS)
+    join_all([holder, waiting, later], raise_error=False)
     assert served == ["first", "later"]
     assert one.stats()["closed_total"] == {"lent": 1}
     assert other.stats()["acquired_total"] == 1
@@ -183,7 +184,7 @@ def test_for_a_small_difference_nothing_is_traded(
     settle(lambda: one.stats()["waiting"] == 0)
     assert one.stats()["closed_total"] == {}
     held.set()
-    gevent.joinall([next_one, waiting], timeout=MAX_WAIT_SECONDS)
+    join_all([next_one, waiting], raise_error=False)
     assert waiting.value < 60.0, "it was lent once it was idle"
 
 
@@ -398,7 +399,7 @@ def test_a_forked_child_does_not_end_what_its_parent_has_left(
 def test_without_other_workers_nothing_is_ever_closed(make: MakePool) -> None:
     one = make(0)
     users = [gevent.spawn(use, one, 0.001) for _ in range(50)]
-    gevent.joinall(users, timeout=MAX_WAIT_SECONDS)
+    join_all(users, raise_error=False)
     stats = one.stats()
     assert stats["acquired_total"] == 50
     assert (stats["opened_total"], stats["closed_total"]) == (LIMIT, {})

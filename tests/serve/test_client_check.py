@@ -233,6 +233,7 @@ def test_a_stream_of_http_2_keeps_the_errors_that_gunicorn_answers(
 
     monkeypatch.setattr(GeventWorker, "handle_http2_request", fail)
     worker: Any = object.__new__(PooledWorker)
+    worker._in_flight = {}
     worker._patch = SimpleNamespace(
         begin_request=lambda req: None,
         end_request=lambda: None,

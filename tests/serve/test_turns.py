@@ -15,6 +15,7 @@ import pytest
 
 from conftest import MakeProject, StartServe
 from pooled_serve.serve.turns import Turns
+from support.greenlets import join_all
 from support.processes import MAX_WAIT_SECONDS, resume, suspend, wait_until
 from support.serve import Address, Serve, connect
 
@@ -150,7 +151,7 @@ def test_a_greenlet_that_is_killed_while_it_lets_others_go_first_takes_no_turn_a
     gevent.sleep(0)
     assert turns.yielded == 3
     clients[1].kill(block=False)
-    gevent.joinall(clients, timeout=MAX_WAIT_SECONDS)
+    join_all(clients, raise_error=False)
     assert done == ["a", "c"]
     assert turns.yielded == 0
     client("d")
@@ -172,7 +173,7 @@ def test_a_backlog_that_others_have_emptied_holds_nobody_up() -> None:
     turns.accepted()  # of the thirty; others take the rest
     gevent.sleep(0.001)
     clients.append(gevent.spawn(client, "second"))
-    gevent.joinall(clients, timeout=MAX_WAIT_SECONDS)
+    join_all(clients, raise_error=False)
     assert done == ["first", "second"]
 
 

@@ -154,7 +154,7 @@ def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: S
                 r" the longest \d+(\.\d)? m?s",
                 page.sentence,
             )
-            assert page.remedy.startswith("--max-outstanding ")
+            assert page.remedy.startswith(f"--max-per-host {in_use + waiting} instead of --max-out")
             assert f"waiting: now {waiting}," in page.chart("waiting")
         assert [request.result() for request in requests] == [200] * len(requests)
 
