@@ -6,7 +6,7 @@ Imports no other module of the package, so that every module may import it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 # --- Exit codes of the command -----------------------------------------------------------------
@@ -145,3 +145,18 @@ class PoolClientGone(PoolTimeout):
 
 class PoolClosed(PoolError):
     """The pool was closed: the process is shutting down."""
+
+
+def causes(error: BaseException | None, *, context: bool = True) -> Iterator[BaseException]:
+    """Yields an error and what has caused it.
+
+    :param context: whether what was handled when it was raised counts as a cause. That may be an
+        error of the caller's, who asks for something in an ``except`` block of its own.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        # PyMySQL sets original_exception.
+        cause = getattr(error, "original_exception", None) or error.__cause__
+        error = cause or (error.__context__ if context else None)

@@ -125,8 +125,6 @@ class MySQLConnection(ResettableConnection, BulkConnection):
                 self._read_session_defaults()
         except MySQLError as error:
             error.address = self.address
-            if isinstance(getattr(error, "original_exception", None), TimeoutError):
-                error.unanswered = True  # as that of limit() is
             if self.unix_socket and code_of(error) == CR_CONN_HOST_ERROR:
                 # PyMySQL names the host, which has no part in it.
                 text = str(error.args[1]).replace(repr(self.host), repr(self.unix_socket))

@@ -53,6 +53,10 @@ GONE = frozenset(
 )
 """Errors after which a connection cannot be used."""
 
+HUNG_UP = frozenset({CR_SERVER_GONE_ERROR, CR_SERVER_LOST, CR_SERVER_LOST_EXTENDED})
+"""Errors of a connect that somebody has accepted, who may be a proxy, without an answer of a
+server."""
+
 NOT_REACHED = frozenset({CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR})
 """Errors of a connect that no server answered; a full server does answer."""
 
@@ -83,6 +87,13 @@ def code_of(error: BaseException) -> int:
     """Returns the code of one of PyMySQL's errors; 0 if it has none."""
     code = error.args[0] if error.args else 0
     return code if isinstance(code, int) else 0
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is one that a server has sent, and none that the client has found by
+    itself."""
+    thousands = code_of(error) // 1000
+    return thousands > 0 and thousands != CR_CONNECTION_ERROR // 1000
 
 
 def is_outage(error: BaseException) -> bool:

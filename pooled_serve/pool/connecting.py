@@ -8,7 +8,7 @@ import random
 
 import gevent
 
-from pooled_serve.errors import PoolOutage, PoolTimeout
+from pooled_serve.errors import PoolOutage, PoolTimeout, causes
 from pooled_serve.pool import metrics
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.retiring import CLOSE_TIMEOUT_SECONDS
@@ -397,8 +397,12 @@ class ConnectingPool(ReturningPool[C]):
 
 def got_no_answer(error: BaseException) -> bool:
     """Whether an attempt to connect failed because nothing came back in time: nobody has refused
-    it. A driver says so by raising a TimeoutError, or setting ``unanswered`` on another one."""
-    return isinstance(error, TimeoutError) or bool(getattr(error, "unanswered", False))
+    it. A driver says so by raising a TimeoutError, or one that such an error has caused, or by
+    setting ``unanswered`` on another."""
+    return any(
+        isinstance(cause, TimeoutError) or getattr(cause, "unanswered", False)
+        for cause in causes(error, context=False)
+    )
 
 
 def copy_error(error: Exception) -> Exception:

@@ -14,12 +14,18 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gevent
 
-from pooled_serve.driver.error_codes import LOGIN_REFUSED, NOT_REACHED, code_of
+from pooled_serve.driver.error_codes import (
+    HUNG_UP,
+    LOGIN_REFUSED,
+    NOT_REACHED,
+    code_of,
+    is_answer,
+)
+from pooled_serve.errors import causes
 from pooled_serve.pool import ConnectionPool, PoolListener, metrics
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.connecting import got_no_answer
@@ -60,6 +66,9 @@ nobody should take a host out of service."""
 INQUIRY_SECONDS = 10.0
 """How long an inquiry may take. Servers ban hosts that log in and hang up again and again."""
 
+AGAIN_SECONDS = 1.0
+"""Between the beginnings of two inquiries, while they are in vain: they may fail at once."""
+
 PAUSE_SECONDS = 5.0
 """Between two inquiries, while the server answers them, but no statement."""
 
@@ -86,7 +95,8 @@ class Reachability(PoolListener):
         self._loss_logged = False
         self._refused = False  # the server answers, but does not let anybody in
         self._stuck = False  # it neither answers nor refuses
-        self._asked_at: float | None = None  # when the inquiry under way began
+        self._inquiry: gevent.Greenlet | None = None  # truthy while it runs
+        self._asked_at: float | None = None  # since when there are inquiries, and all in vain
         self._ask_again_at = 0.0
         self._heard_at = 0.0  # when unanswered() was last called
         self._silence = 0.0  # what it was told then
@@ -107,7 +117,7 @@ class Reachability(PoolListener):
             self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
         elif self._stuck and self._lost_since is None:
             self._log.hiccup(self._silence)
-        self._lost_since = None
+        self._lost_since = self._asked_at = None
         self._refused = self._stuck = False
         self._write_row()
         self._failures = 0
@@ -147,10 +157,11 @@ class Reachability(PoolListener):
         heard_at, self._heard_at, self._silence = self._heard_at, now, seconds
         if not self.probing:
             return
-        if self._asked_at is None:
-            if not self.lost and now >= self._ask_again_at:
+        if not self._inquiry and not self.lost and now >= self._ask_again_at:
+            if self._asked_at is None:
                 self._asked_at = now
-                gevent.spawn(self._inquire)
+            self._inquiry = gevent.spawn(self._inquire)
+        if self._asked_at is None:
             return
         if now - heard_at > BLOCKED_SECONDS:
             self._asked_at = now
@@ -166,13 +177,18 @@ class Reachability(PoolListener):
 
     def answered(self) -> None:
         """A statement was answered, at last."""
+        self._asked_at = None
         if self._stuck:
             self.connected()
 
     def _inquire(self) -> None:
+        began = time.monotonic()
         answered = self._ask()
+        if answered is False:
+            self._ask_again_at = began + AGAIN_SECONDS
+            return
         self._asked_at = None
-        self._ask_again_at = time.monotonic() + (0.0 if answered is False else PAUSE_SECONDS)
+        self._ask_again_at = time.monotonic() + PAUSE_SECONDS
         if answered and self._stuck:
             self.connected()
 
@@ -181,9 +197,10 @@ class Reachability(PoolListener):
         try:
             return self.pool.inquire(INQUIRY_SECONDS)
         except Exception as error:  # of the connect
-            if shortage_behind(error) is not None:
-                return None
-            return code_of(error) not in NOT_REACHED
+            if is_answer(error):
+                return True
+            # Any other one, such as a refusal by its host, says nothing of the statements.
+            return False if got_no_answer(error) or code_of(error) in HUNG_UP else None
 
     # --- Lost ----------------------------------------------------------------------------------
 
@@ -235,7 +252,7 @@ class Reachability(PoolListener):
             if self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
             elif self._stuck:
-                if self._asked_at is None and self._ask():
+                if not self._inquiry and self._ask():
                     self.connected()
             elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
@@ -244,7 +261,7 @@ class Reachability(PoolListener):
 def shortage_behind(error: BaseException) -> Shortage | None:
     """Returns what this machine has run out of, or None if an attempt to connect failed for any
     other reason."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, socket.gaierror):
             # The resolver says "system error" or "try again" when it cannot open a file.
             code = _error_of_opening()
@@ -257,15 +274,6 @@ def shortage_behind(error: BaseException) -> Shortage | None:
                 shortage = shortage._replace(problem=f"{shortage.problem}, of {limit}")
             return shortage
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        # PyMySQL sets original_exception.
-        error = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
 
 
 def _error_of_opening() -> int | None:

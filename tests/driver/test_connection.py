@@ -21,6 +21,7 @@ from pymysql.cursors import SSCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
 from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.pool.connecting import got_no_answer
 from support.connections import Connect, one, run, stuff
 from support.memory import most_held
 from support.netproxy import NetProxy
@@ -135,6 +136,17 @@ def test_many_answers_that_are_each_in_time_may_still_be_late(
         connect(port=proxy.port, connect_timeout=0.45)
     assert error.value.args[0] == 2003
     wait_until(lambda: not server.admin.processlist(database.user))
+
+
+@pytest.mark.parametrize("seconds", [(0.2, 5), (5, 0.2)])
+def test_a_login_that_is_not_answered_in_time_is_told_from_one_that_is_refused(
+    connect: Connect, proxy: NetProxy, seconds: tuple[float, float]
+) -> None:
+    """Whichever limit is the shorter one."""
+    proxy.black_hole()
+    with pytest.raises(OperationalError) as error:
+        connect(port=proxy.port, connect_timeout=seconds[0], read_timeout=seconds[1])
+    assert got_no_answer(error.value)
 
 
 def test_the_handshake_is_bounded_without_gevent_too(connect: Connect, proxy: NetProxy) -> None:

@@ -169,6 +169,17 @@ def test_what_is_refused_was_answered() -> None:
     assert got_no_answer(error)
 
 
+def test_an_error_that_a_timeout_has_caused_is_no_answer() -> None:
+    error = DriverError(2013, "lost")
+    error.__context__ = TimeoutError()
+    assert not got_no_answer(error), "the caller's own, who handles it by a query"
+    error.__cause__ = TimeoutError()
+    assert got_no_answer(error)
+    error = DriverError(2003, "not reached")
+    error.original_exception = TimeoutError()  # type: ignore[attr-defined]
+    assert got_no_answer(error)
+
+
 # --- Inquiries ---------------------------------------------------------------------------------
 
 

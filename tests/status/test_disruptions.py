@@ -259,13 +259,34 @@ def test_when_all_is_well_nobody_is_asked(it: Watched) -> None:
     assert (it.driver.calls["connect"], it.driver.calls["ping"]) == (2, 0)
 
 
+def no_answer_within_read_timeout() -> Exception:
+    error = DriverError(2013, "Lost connection to MySQL server during query (timed out)")
+    error.__cause__ = TimeoutError("timed out")
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "code"), [(DriverError("1040, full"), 1040), (TimeoutError(), 2003)]
+    "error",
+    [no_answer_within_read_timeout(), DriverError(2013, "Lost connection"), TimeoutError()],
+    ids=["read_timeout", "a proxy hangs up", "timeout"],
 )
-def test_an_error_of_the_server_is_an_answer(
-    it: Watched, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reachability, "code_of", lambda error: code)
+def test_inquiries_that_fail_at_once_are_in_vain_too(it: Watched, error: Exception) -> None:
+    it.freeze(wholly=False)
+    it.driver.always["connect"] = error
+    stats = it.watch(3)
+    assert (stats["stuck"], stats["reachable"]) == (1, True)
+    assert it.driver.calls["connect"] <= 2 + 3, "servers ban hosts that ask too often"
+    stats = it.watch(6)
+    assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (1, False, 1)
+    asked = it.driver.calls["connect"]
+    settle(lambda: it.driver.calls["connect"] >= asked + 2)
+    assert it.reachability.lost, "the probe has had no answer either"
+    it.driver.always.clear()
+    settle(lambda: not it.reachability.lost)
+
+
+@pytest.mark.parametrize("error", [DriverError(1040, "full"), DriverError(2003, "refused")])
+def test_an_error_of_the_server_is_an_answer(it: Watched, error: Exception) -> None:
     it.freeze(wholly=False)
     it.driver.always["connect"] = error
     stats = it.watch(12)
