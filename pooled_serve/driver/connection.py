@@ -44,7 +44,7 @@ from pooled_serve.driver.questions import FORGET_KEY
 from pooled_serve.driver.reset import ResettableConnection
 from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
-from pooled_serve.pool import DIRTY, FAILED_OVER
+from pooled_serve.pool import DIRTY, FAILED_OVER, LOST
 from pooled_serve.tuning import receive, send
 
 log = logging.getLogger("gunicorn.error")
@@ -400,6 +400,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     def awaits(self) -> object:
         """Returns what a greenlet waits for on this connection, an object that is another one for
         each wait. None if none waits, or if there is something to read already. No I/O."""
+        if self._sock is None:
+            return LOST
         wait = receive.wait_on(self._sock)
         return None if wait is None or self._readable(0) else wait
 

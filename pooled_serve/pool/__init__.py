@@ -57,10 +57,12 @@ from pooled_serve.pool.entry import Closable
 from pooled_serve.pool.lease import Lease
 from pooled_serve.pool.listener import PoolListener
 from pooled_serve.pool.pool import PING_TIMEOUT_SECONDS, ConnectionPool
+from pooled_serve.pool.silence import LOST
 
 __all__ = [
     "DIRTY",
     "FAILED_OVER",
+    "LOST",
     "PING_TIMEOUT_SECONDS",
     "Closable",
     "ConnectionPool",

@@ -78,7 +78,8 @@ class PoolBase(Generic[C]):
         something for ``finish`` and ``abandon``.
     :param holder: returns the holder of a connection, for messages; "" if it is not known.
     :param awaits: returns, without I/O, what a connection waits for: an object that is another one
-        for each wait, and None if it waits for nothing; see silence.py.
+        for each wait, None if it waits for nothing, and :data:`LOST` if it is closed; see
+        silence.py.
     :param listeners: called when a request has to wait, and with the outcome of each connect.
     :param clock: monotonic seconds.
     :param name: names the pool in messages.

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 QUIET_SECONDS = 1.0
 """Shorter ones are not worth a thought: nearly all statements are answered within that."""
 
+LOST = "lost"
+"""Waited for by a connection that is closed: what it has waited for before had no answer."""
+
 
 class Silence:
     """Times are seconds of the pool's clock, and as exact as the looks are close to each other."""
@@ -37,7 +40,8 @@ class Silence:
     ) -> dict[int, float]:
         """Note what is waited for now. Returns since when, for each connection that waits.
 
-        :param waits: of each connection in use, what it waits for; None if it does not.
+        :param waits: of each connection in use, what it waits for; None if it does not, and
+            :data:`LOST` if it never will.
         :param came_back: when the last connection was opened, or came back in good order: its last
             statement had an answer.
         :param connecting: when the attempts to connect began that are under way.
@@ -45,6 +49,8 @@ class Silence:
         since = {}
         answered = max(self.answered, came_back)
         for key, wait in waits.items():
+            if wait is LOST:
+                continue
             before, began = self._waits.get(key, (None, 0.0))
             if before is not None and before is not wait:
                 answered = now

@@ -21,6 +21,7 @@ from pymysql.cursors import SSCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
 from pooled_serve.driver.connection import MySQLConnection
+from pooled_serve.pool import LOST
 from pooled_serve.pool.connecting import got_no_answer
 from support.connections import Connect, one, run, stuff
 from support.memory import most_held
@@ -217,6 +218,7 @@ def test_read_timeout_ends_a_query_and_the_connection(connect: Connect, server: 
     server.admin.kill(connection.thread_id())
     assert connection.condition() == "lost"
     assert not connection.usable()
+    assert connection.awaits() is LOST, "and nothing else: it has had no answer"
 
 
 @pytest.mark.parametrize("kind", ["mysql without TLS"])

@@ -11,7 +11,7 @@ from gevent.event import Event
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import PoolListener, metrics
 from pooled_serve.pool.connecting import got_no_answer
-from pooled_serve.pool.silence import Silence
+from pooled_serve.pool.silence import LOST, Silence
 from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, leased, settle
 from support.pools import MakePool, Pool, count_calls, hold
 
@@ -52,6 +52,14 @@ def test_one_that_has_gone_had_none() -> None:
     silence = Silence()
     look(silence, 10.0, waits={1: A, 2: B})
     assert look(silence, 15.0, waits={2: B}) == 5
+
+
+def test_one_that_is_closed_before_it_comes_back_had_none() -> None:
+    silence = Silence()
+    look(silence, 10.0, waits={1: A, 2: B})
+    assert look(silence, 15.0, waits={1: LOST, 2: B}) == 5
+    assert look(silence, 16.0, waits={1: LOST, 2: LOST}) == 0, "nobody waits any more"
+    assert silence.answered == 0
 
 
 def test_a_ping_in_vain_and_the_connect_that_follows_are_one_silence() -> None:

@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from pooled_serve.errors import PoolTimeout
-from pooled_serve.pool import metrics
+from pooled_serve.pool import LOST, metrics
 from pooled_serve.status import reachability
 from pooled_serve.status.advice import advice
 from pooled_serve.status.figures import recent as recent_of
@@ -189,7 +189,7 @@ class Watched:
         self.hangs = False
         self.pool = self.driver.pool(
             listeners=[self.reachability],
-            awaits=lambda conn: conn if self.hangs else None,
+            awaits=lambda conn: LOST if conn.fault else conn if self.hangs else None,
             clock=clock.monotonic,
         )
         self.reachability.pool = self.reachability._log.pool = self.pool
@@ -243,6 +243,15 @@ def test_a_server_that_answers_nothing_is_lost_until_it_does(it: Watched) -> Non
     it.thaw()
     stats = it.watch(0.5)
     assert (stats["stuck"], stats["reachable"], it.reachability.lost) == (0, True, False)
+
+
+def test_one_whose_statement_has_timed_out_has_no_answer_though_it_is_held(it: Watched) -> None:
+    it.freeze()
+    assert it.watch(8)["reachable"] is False
+    for connection in it.connections:
+        connection.fault = "lost"
+    stats = it.watch(1)
+    assert (stats["stuck"], stats["reachable"], it.reachability.lost) == (1, False, True)
 
 
 def test_locks_are_told_from_a_stuck_server_by_its_answer(it: Watched) -> None:
