@@ -321,11 +321,10 @@ class PoolBase(Generic[C]):
             self._quiet_since = self._quiet_since or now - quiet
             for listener in self._listeners:
                 listener.unanswered(quiet)
-        elif self._quiet_since:
-            # Else those who have waited are gone, and nothing is known.
-            answered = silence.answered > self._quiet_since
+        elif self._quiet_since and silence.answered > self._quiet_since:
+            # Not when those who have waited are gone: until the next answer nothing is known.
             self._quiet_since = 0.0
-            for listener in self._listeners if answered else ():
+            for listener in self._listeners:
                 listener.answered()
 
     def _note_outage(self, now: float) -> None:

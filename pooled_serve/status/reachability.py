@@ -157,18 +157,18 @@ class Reachability(PoolListener):
         heard_at, self._heard_at, self._silence = self._heard_at, now, seconds
         if not self.probing:
             return
-        if not self._inquiry and not self.lost and now >= self._ask_again_at:
-            if self._asked_at is None:
-                self._asked_at = now
-            self._inquiry = gevent.spawn(self._inquire)
-        if self._asked_at is None:
-            return
+        if not self.lost and now >= self._ask_again_at:
+            self._begin_inquiry()
         if now - heard_at > BLOCKED_SECONDS:
+            self._asked_at = None
+        if self._asked_at is None:
+            if not self._inquiry:
+                return
             self._asked_at = now
         asked = now - self._asked_at
         if asked >= UNANSWERED_SECONDS and not self._stuck:
             self._stuck = True
-            self._write_row()
+            self.resume()
         # Half of the time for a ping on a link that may have been lost while it was idle, and half
         # for a login.
         if self._stuck and not self.lost and min(seconds, 2 * asked) >= STUCK_SECONDS:
@@ -180,6 +180,10 @@ class Reachability(PoolListener):
         self._asked_at = None
         if self._stuck:
             self.connected()
+
+    def _begin_inquiry(self) -> None:
+        if not self._inquiry:
+            self._inquiry = gevent.spawn(self._inquire)
 
     def _inquire(self) -> None:
         began = time.monotonic()
@@ -199,8 +203,9 @@ class Reachability(PoolListener):
         except Exception as error:  # of the connect
             if is_answer(error):
                 return True
+            in_vain = got_no_answer(error) or code_of(error) in HUNG_UP
             # Any other one, such as a refusal by its host, says nothing of the statements.
-            return False if got_no_answer(error) or code_of(error) in HUNG_UP else None
+            return False if in_vain and shortage_behind(error) is None else None
 
     # --- Lost ----------------------------------------------------------------------------------
 
@@ -219,11 +224,15 @@ class Reachability(PoolListener):
         self.resume()
 
     def resume(self) -> None:
-        """Start to probe, if :attr:`probing` is set and the database is lost."""
-        if self.probing and self.lost:
+        """Start to probe, if :attr:`probing` is set and the database cannot be used."""
+        if self.probing and self._out:
             self._write_row()
             if not self._prober:
                 self._prober = gevent.spawn(self._probe)
+
+    @property
+    def _out(self) -> bool:
+        return self.lost or self._stuck
 
     def _write_row(self) -> None:
         self.pool.row[REACHABLE] = NO if self.lost else YES
@@ -241,19 +250,18 @@ class Reachability(PoolListener):
             self._shortage_logged = self._log.shortage(*shortage)
 
     def _probe(self) -> None:
-        """Take a connection, as a request would, until that works. Until then an orchestrator sends
-        no requests that could find out."""
+        """Take a connection, as a request would, or inquire, until that works. Perhaps nobody else
+        finds out: those who waited have gone, or an orchestrator sends no requests until then."""
         pause = FIRST_PAUSE_SECONDS
-        while self.lost and self.probing:
+        while self._out and self.probing:
             gevent.sleep(pause)
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
-            if not self.lost:
+            if not self._out:
                 return  # a request has found out meanwhile
             if self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
             elif self._stuck:
-                if not self._inquiry and self._ask():
-                    self.connected()
+                self._begin_inquiry()  # as above
             elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
 

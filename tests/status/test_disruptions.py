@@ -204,6 +204,13 @@ class Watched:
         if wholly:
             self.driver.always["connect"] = NEVER
 
+    def give_up_after(self, seconds: float) -> None:
+        """The clients leave, or the statements hit their read_timeout."""
+        self.watch(seconds)
+        for connection in self.connections:
+            connection.fault = "lost"
+        self.watch(1)
+
     def thaw(self) -> None:
         self.hangs = False
         self.driver.always.clear()
@@ -252,6 +259,31 @@ def test_one_whose_statement_has_timed_out_has_no_answer_though_it_is_held(it: W
         connection.fault = "lost"
     stats = it.watch(1)
     assert (stats["stuck"], stats["reachable"], it.reachability.lost) == (1, False, True)
+
+
+def test_the_end_of_a_hiccup_is_noticed_though_nobody_waits_any_more(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reachability, "INQUIRY_SECONDS", 0.05)
+    it.freeze()
+    it.give_up_after(3)
+    assert it.pool.stats()["stuck"] == 1
+    it.thaw()
+    settle(lambda: it.pool.stats()["stuck"] == 0)
+    stats = it.pool.stats()
+    assert (stats["reachable"], stats["outages_total"]) == (True, 0)
+    settle(lambda: not it.reachability._prober)
+
+
+def test_the_next_answer_ends_a_hiccup_though_nobody_has_waited_for_it(it: Watched) -> None:
+    it.freeze()
+    it.give_up_after(3)
+    it.reachability.probing = False  # it would find out first
+    it.thaw()
+    connection = it.connections.pop()
+    connection.fault = None
+    it.pool.release(connection)
+    assert it.watch(0.5)["stuck"] == 0
 
 
 def test_locks_are_told_from_a_stuck_server_by_its_answer(it: Watched) -> None:
