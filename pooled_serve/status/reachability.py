@@ -187,12 +187,15 @@ class Reachability(PoolListener):
 
     def _inquire(self) -> None:
         began = time.monotonic()
-        answered = self._ask()
-        if answered is False:
-            self._ask_again_at = began + AGAIN_SECONDS
-            return
-        self._asked_at = None
-        self._ask_again_at = time.monotonic() + PAUSE_SECONDS
+        answered = None  # nor known if it is killed
+        try:
+            answered = self._ask()
+        finally:
+            if answered is False:
+                self._ask_again_at = began + AGAIN_SECONDS
+            else:
+                self._asked_at = None
+                self._ask_again_at = time.monotonic() + PAUSE_SECONDS
         if answered and self._stuck:
             self.connected()
 

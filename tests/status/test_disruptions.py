@@ -295,6 +295,20 @@ def test_locks_are_told_from_a_stuck_server_by_its_answer(it: Watched) -> None:
     assert 2 <= asked <= 5, "again and again, but not at each look"
 
 
+def test_an_inquiry_that_is_killed_proves_nothing(it: Watched) -> None:
+    it.freeze()
+    assert it.watch(1.75)["stuck"] == 0
+    assert it.driver.calls["connect"] == 3
+    assert it.reachability._inquiry is not None
+    it.reachability._inquiry.kill()
+    it.driver.always.clear()  # it was slow to log in, and statements wait for a lock
+    it.clock.now += LOOK_SECONDS
+    stats = it.watch(12)
+    assert (stats["stuck"], stats["reachable"], stats["outages_total"]) == (0, True, 0)
+    assert stats["last_outage_seconds"] is None
+    assert it.driver.calls["connect"] > 3, "another has followed"
+
+
 def test_when_all_is_well_nobody_is_asked(it: Watched) -> None:
     it.watch(5)
     assert (it.driver.calls["connect"], it.driver.calls["ping"]) == (2, 0)
