@@ -33,7 +33,9 @@ from pooled_serve.status.peaks import (
     WINDOWS,
     Peak,
     Peaks,
+    Signs,
     is_spoiled,
+    signs,
 )
 from pooled_serve.status.route_history import ROUTES_EVERY, ROUTES_SECONDS, RoutePages, since
 
@@ -175,9 +177,7 @@ class History:
         area = self._area(alias)
         if area is None or now - area.last_outage() > ROUTES_SECONDS + ROUTES_EVERY:
             return 0.0
-        seconds = range(int(now) - ROUTES_SECONDS - ROUTES_EVERY, int(now) + 1)
-        samples = filter(None, map(area.read, seconds))
-        return sum(each.row[metrics.IN_USE] for each in samples if area.is_spoiled(each))
+        return area.held_in_outages(int(now) - ROUTES_SECONDS - ROUTES_EVERY, int(now))
 
     def charts(self, now: float) -> dict[str, Any]:
         """``/history.json``: for each second the age, and for each pool a list for each of CHARTS,
@@ -296,7 +296,7 @@ class _Area:
         """Returns what a second adds to the peaks; None if it was not sampled, or an outage has
         spoiled it."""
         sample = self.read(second)
-        if sample is None or self.is_spoiled(sample):
+        if sample is None or self._is_spoiled(second):
             return None
         row = sample.row
         start = second % _RING * _SECOND_WORDS
@@ -316,11 +316,33 @@ class _Area:
         in_vain = (waited + refused) * busy
         return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain)
 
-    def is_spoiled(self, sample: Second) -> bool:
+    def _is_spoiled(self, second: int) -> bool:
         """Whether its numbers are those of an outage."""
-        last = int(sample.at)
-        later = (self.read(number) for number in range(last + 1, last + 1 + DOUBT_SECONDS))
-        return is_spoiled(sample, [each for each in later if each is not None])
+        first, *later = self._signs(second, second)
+        return first is not None and is_spoiled(first, [each for each in later if each])
+
+    def held_in_outages(self, first: int, last: int) -> float:
+        """Returns for how long connections were held in the seconds that an outage has spoiled."""
+        found = self._signs(first, last)
+        held = 0.0
+        for i, each in enumerate(found[:-DOUBT_SECONDS], 1):
+            later = [other for other in found[i : i + DOUBT_SECONDS] if other]
+            if each is not None and is_spoiled(each, later):
+                held += each.in_use
+        return held
+
+    def _signs(self, first: int, last: int) -> list[Signs | None]:
+        """Returns those of each second, and of DOUBT_SECONDS more. Without a copy of their rows:
+        for those of minutes the event loop would stand still."""
+        found: list[Signs | None] = []
+        for second in range(first, last + 1 + DOUBT_SECONDS):
+            start = second % _RING * _SECOND_WORDS
+            each = None
+            if second > 0 and self._seconds[start] == second:
+                row = self._seconds[start + _ROW : start + _SECOND_WORDS]
+                each = signs(self._seconds[start + 1], row)
+            found.append(each if self._seconds[start] == second else None)
+        return found
 
     def _waited_in(self, second: int) -> bool:
         """Whether anybody waited in a second, or was in it still refused."""

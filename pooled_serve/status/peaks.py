@@ -7,12 +7,13 @@ added to the peaks when it has; until then, readers get them from the samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pooled_serve.pool import metrics
 from pooled_serve.pool.silence import QUIET_SECONDS
-from pooled_serve.status.figures import Second, is_out
+from pooled_serve.status.figures import is_out
 
 DOUBT_SECONDS = 5
 """After so many it is known whether a second was spoiled: it takes a silence of a second to ask the
@@ -57,31 +58,34 @@ Peak = Sequence[float]
 """What a second adds, by PEAK_KEYS."""
 
 
-def is_spoiled(sample: Second, later: Iterable[Second]) -> bool:
+class Signs(NamedTuple):
+    """Of a second, what tells whether an outage has made its numbers."""
+
+    at: float
+    in_use: float
+    near_outage: bool
+    silent_since: float
+    """Infinite if the server was not silent."""
+
+
+def signs(at: float, row: Sequence[float]) -> Signs:
+    """Returns those of a sample."""
+    last, asked = row[metrics.LAST_OUTAGE], row[metrics.OLDEST_STATEMENT]
+    since = max(asked, row[metrics.LAST_ANSWER])
+    silent = asked > 0 and at - since >= QUIET_SECONDS
+    near = is_out(row) or (last > 0 and at - last < AFTER_SECONDS)
+    return Signs(at, row[metrics.IN_USE], near, since if silent else math.inf)
+
+
+def is_spoiled(second: Signs, later: Sequence[Signs]) -> bool:
     """Whether a second has numbers that an outage has made.
 
-    :param later: the samples of the next DOUBT_SECONDS.
+    :param later: the next DOUBT_SECONDS.
     """
-    if _is_near_outage(sample):
-        return True
-    later = [*later]
-    return any(map(_is_near_outage, later)) and any(
-        _is_silent(each) and _silent_since(each) <= sample.at + 1.0 for each in later
+    return second.near_outage or (
+        any(each.near_outage for each in later)
+        and any(each.silent_since <= second.at + 1.0 for each in later)
     )
-
-
-def _is_silent(sample: Second) -> bool:
-    asked = sample.row[metrics.OLDEST_STATEMENT]
-    return asked > 0 and sample.at - _silent_since(sample) >= QUIET_SECONDS
-
-
-def _silent_since(sample: Second) -> float:
-    return max(sample.row[metrics.OLDEST_STATEMENT], sample.row[metrics.LAST_ANSWER])
-
-
-def _is_near_outage(sample: Second) -> bool:
-    last = sample.row[metrics.LAST_OUTAGE]
-    return is_out(sample.row) or (last > 0 and sample.at - last < AFTER_SECONDS)
 
 
 class Peaks:

@@ -487,6 +487,20 @@ def test_the_time_that_a_freeze_held_connections_is_known() -> None:
     assert seconds.history.lost_held("default", seconds.at) == 0
 
 
+def test_whole_rows_are_not_read_for_the_minutes_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has more than a hundred numbers, and the event loop waits."""
+    seconds = usual()
+    seconds.freeze(20, flagged_after=2)
+    area = seconds.history._area("default")
+    assert area is not None
+    read: list[int] = []
+    monkeypatch.setattr(type(area), "read", lambda self, second: read.append(second))
+    assert seconds.history.lost_held("default", seconds.at) > 0
+    assert read == []
+
+
 def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
     seconds = usual()
     seconds.freeze(20, flagged_after=2)
