@@ -93,6 +93,8 @@ class RetiringPool(PoolBase[C]):
             return  # the next owners of the tokens will
         try:
             with contextlib.suppress(Exception), gevent.Timeout(LAST_FINISH_SECONDS, False):
+                while self._inquiring:  # two would be beyond the cap
+                    gevent.sleep(0.001)
                 another = self._open()
                 try:
                     for _ in self._finish(another, conns):

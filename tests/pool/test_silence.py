@@ -266,6 +266,25 @@ def test_it_waits_for_the_one_connection_more_that_ends_abandoned_statements(
     settle(lambda: driver.calls["finish"] == 2)
 
 
+def test_a_process_that_ends_waits_for_it_before_it_takes_one_connection_more(
+    pool_of_two: Pool, driver: FakeDriver
+) -> None:
+    users = [pool_of_two.acquire() for _ in range(2)]
+    for user in users:
+        user.at_work = True
+    driver.plan["connect"] = [go_on := Event()]
+    inquiry = gevent.spawn(pool_of_two.inquire, 10.0)
+    gevent.sleep(0)
+    end = gevent.spawn(pool_of_two.close, in_use=True)
+    settle(lambda: not driver.open)
+    assert driver.calls["connect"] == 2 + 1, "the server still has those of the users, too"
+    go_on.set()
+    end.join()
+    assert inquiry.get() is True
+    assert driver.calls["finish"] == 1
+    assert not any(user.at_work for user in users)
+
+
 @pytest.fixture
 def pool_of_two(make_pool: MakePool) -> Pool:
     return make_pool()
