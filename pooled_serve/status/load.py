@@ -11,6 +11,7 @@ nothing of this.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,10 @@ class LoadRow:
         self._words[_SHARE] = self._words[_WAIT_SHARE] = _UNKNOWN
         self._words[_SEEN] = now
 
+    def copy(self) -> LoadRow:
+        """Returns one of its own memory, with the numbers of this moment."""
+        return LoadRow(memoryview(array("d", self._words)).cast("B"))
+
     def seen(self, now: float) -> None:
         """Note that the loop runs; 0 if it is not watched any more."""
         self._words[_SEEN] = now
@@ -64,7 +69,7 @@ class LoadRow:
         self._words[_WAIT_SHARE] = _UNKNOWN if waited is None else waited
 
     def retire(self) -> None:
-        """The worker has died: keep its counters."""
+        """The worker has died: keep its counters, which count twice for a moment."""
         words = self._words
         words[_RETIRED_CPU] += words[_CPU]
         words[_RETIRED_BLOCKED] += words[_BLOCKED]

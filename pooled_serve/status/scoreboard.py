@@ -23,9 +23,9 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.history import History
@@ -33,6 +33,8 @@ from pooled_serve.status.load import LOAD_BYTES, LoadRow
 from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse
 
 log = logging.getLogger("gunicorn.error")
+
+_T = TypeVar("_T")
 
 MAX_WORKERS = 256
 """At a time: after a HUP the old and the new ones run side by side."""
@@ -233,17 +235,11 @@ class Scoreboard:
     def read(self) -> list[Snapshot]:
         """Returns all rows that are in use, of slots with a worker and without."""
         whole = self.read_whole()
-        return list(self._read()) if whole is None else whole
+        return self._read() if whole is None else whole
 
     def read_whole(self) -> list[Snapshot] | None:
         """Returns the same, or None if the master was moving numbers all the time."""
-        for _ in range(READ_ATTEMPTS):
-            before = self._words[0]
-            snapshots = list(self._read())
-            if before % 2 == 0 and before == self._words[0]:
-                return snapshots
-            time.sleep(0.001)  # the master needs some microseconds
-        return None
+        return self._at_rest(self._read)
 
     def read_routes(self) -> dict[int, list[RouteUse]]:
         """Slot -> its routes, also of slots that have no worker now."""
@@ -251,8 +247,9 @@ class Scoreboard:
         return {slot: self.route_table(slot).read() for slot in slots}
 
     def read_loads(self) -> dict[int, LoadRow]:
-        """Slot -> its numbers, also of slots that have no worker now."""
-        return {slot: self.load_row(slot) for slot in range(1, self._words[_HIGHEST_SLOT] + 1)}
+        """Slot -> its numbers as they were read, also of slots that have no worker now."""
+        whole = self._at_rest(self._read_loads)
+        return self._read_loads() if whole is None else whole
 
     def workers(self) -> dict[int, int]:
         """Slot -> process id, of the living workers."""
@@ -266,14 +263,30 @@ class Scoreboard:
             self._words[_HIGHEST_SLOT + 1 :]
         )
 
-    def _read(self) -> Iterator[Snapshot]:
+    def _at_rest(self, read: Callable[[], _T]) -> _T | None:
+        """Returns what is read while the master moves no numbers, or None if it always does."""
+        for _ in range(READ_ATTEMPTS):
+            before = self._words[0]
+            found = read()
+            if before % 2 == 0 and before == self._words[0]:
+                return found
+            time.sleep(0.001)  # the master needs some microseconds
+        return None
+
+    def _read(self) -> list[Snapshot]:
+        found = []
         for slot in range(1, self._words[_HIGHEST_SLOT] + 1):
             for row in self._pool_rows(slot):
                 pid = abs(self._words[slot])
                 texts = row.texts
                 current, retired = list(row.current), list(row.retired)
                 if row.texts[0] == texts[0]:  # else the row has gone to another alias meanwhile
-                    yield Snapshot(slot, pid, *texts, current, retired)
+                    found.append(Snapshot(slot, pid, *texts, current, retired))
+        return found
+
+    def _read_loads(self) -> dict[int, LoadRow]:
+        slots = range(1, self._words[_HIGHEST_SLOT] + 1)
+        return {slot: self.load_row(slot).copy() for slot in slots}
 
     def _pool_rows(self, slot: int, *, free: bool = False) -> Iterator[PoolRow]:
         """Those in use; with ``free``, the others, too."""

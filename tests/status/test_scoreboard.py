@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pooled_serve.driver import statements as sql
 from pooled_serve.pool import metrics
 from pooled_serve.status import scoreboard as module
+from pooled_serve.status.load import LoadRow
 from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
 from pooled_serve.status.stats import as_stats
 from support.processes import forked
@@ -164,6 +165,35 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
     assert _acquired(scoreboard)["default"] == counted[0] >= 100
+
+
+def test_nor_the_processor_time_of_a_worker_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
+    scoreboard.load_row(slot).note(5.0, 2.0, None, None, 0.0)
+    counters = {"cpu_seconds_total": 5.0, "blocked_seconds_total": 2.0}
+    attempts = []
+
+    def until_it_has_moved(seconds: float) -> None:
+        attempts.append(seconds)
+        if len(attempts) == 3:
+            begin(row, 0.0)
+            scoreboard._words[0] += 1
+
+    begin = LoadRow.begin
+    row = scoreboard.load_row(slot)
+
+    def read_in_between(moving: LoadRow, now: float) -> None:
+        """What was counted has been added to the past, and is not cleared yet."""
+        monkeypatch.setattr(time, "sleep", until_it_has_moved)
+        assert scoreboard.read_loads()[slot].counters == counters
+        assert len(attempts) == 3
+        scoreboard._words[0] -= 1
+
+    monkeypatch.setattr(LoadRow, "begin", read_in_between)
+    scoreboard.retire(slot)
+    assert scoreboard.read_loads()[slot].counters == counters
+    assert scoreboard.read_loads()[slot].gauges(10.0, 0.25)["seen_ago_seconds"] is None
 
 
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
