@@ -70,10 +70,15 @@ def banner(plan: Plan, report: ProjectReport) -> str:
     return "\n".join(lines)
 
 
-def reloaded(plan: Plan, report: ProjectReport) -> list[tuple[int, str]]:
-    """Returns what a reload logs, each text with its level: the pools, and what is wrong with the
-    options; the project and the servers are those of the start."""
-    lines = [(logging.INFO, f"Reloaded: {text.strip()}") for text in _pools(plan, report)]
+def reloaded(plan: Plan) -> list[tuple[int, str]]:
+    """Returns what a reload logs, each text with its level: what the options make of the pools, and
+    what is wrong with these. The settings may have changed since the preflight has read them: what
+    they decide, the server and mostly the age limit, is not told."""
+    lines = []
+    for alias, pool in plan.pools.items():
+        age = f"age {_seconds(pool.max_age)} · " if plan.options.max_age is not None else ""
+        text = f"pool {pool.size} · cap {_cap(pool.cap)} · {age}pool-timeout"
+        lines.append((logging.INFO, f"Reloaded: {alias}: {text} {_seconds(pool.timeout)}"))
     found = [f for f in plan.warnings if f.code.startswith(("PS2", "PS4"))]
     return lines + [(logging.WARNING, str(finding)) for finding in found]
 

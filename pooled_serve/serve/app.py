@@ -236,7 +236,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         else:
             from pooled_serve.preflight import render
 
-            for level, text in render.reloaded(self.plan, self._report):
+            for level, text in render.reloaded(self.plan):
                 log.log(level, "%s", text)
 
     def _check_listeners(self, before: Config) -> None:

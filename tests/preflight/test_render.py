@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,16 @@ def test_banner_without_limits() -> None:
     text = banner(cap=math.inf, max_age=math.inf, timeout=0.25)
     assert "· pool 4 · cap unlimited · age never · pool-timeout 0.25s" in text
     assert "WARN  PS206 default" in text
+
+
+@pytest.mark.parametrize(("written", "age"), [({}, ""), ({"max_age": 30.0}, "age 30s · ")])
+def test_a_reload_tells_what_the_options_decide(written: dict[str, Any], age: str) -> None:
+    """The new workers read the settings anew, and may be with another server by now."""
+    found = ProjectReport(databases=DATABASES[:1])
+    options = PoolOptions(size=2, cap=6, **written)
+    plan = make_plan(options, found, workers=1, worker_connections=100)
+    says = f"Reloaded: default: pool 2 · cap 6 · {age}pool-timeout 10s"
+    assert render.reloaded(plan) == [(logging.INFO, says)]
 
 
 def test_what_is_fine_needs_no_line_at_the_start() -> None:

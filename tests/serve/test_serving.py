@@ -301,7 +301,7 @@ def test_hup_takes_up_new_numbers_and_keeps_the_old_if_they_are_wrong(
     assert numbers() == (1, 3)
     reload("pool_size = 2\nmax_outstanding = 6\n")
     assert numbers() == (2, 6)
-    assert re.search(r"\[INFO\] Reloaded: default: MariaDB .* · pool 2 · cap 6 · ", web.log)
+    assert re.search(r"\[INFO\] Reloaded: default: pool 2 · cap 6 · pool-timeout 10s\n", web.log)
     reload("pool_sise = 8\npool_size = 2\nmax_outstanding = 6\n")
     says = r"\[WARNING\] PS402 \S*gunicorn\.conf\.py: there is no setting pool_sise\n  → did"
     assert re.search(says, web.log), web.log
