@@ -20,7 +20,7 @@ LAST_WORDS_SECONDS = 1.5
 """Before the end of --graceful-timeout: a worker looks once a second."""
 
 MOST_NAMED = 5
-"""Requests in a line about those that are cut."""
+"""Requests in a line about those that may be cut."""
 
 
 class _Listener(NamedTuple):
@@ -170,11 +170,13 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().handle_exit(sig, frame)
 
     def _tell_of_cut_requests(self) -> None:
-        """Name the requests that are about to be cut: the master's KILL leaves no time for it."""
+        """Name the requests that may soon be cut: the master's KILL leaves no time for it. In a
+        reload it sends none, and a worker that looks once a second ends them a little later."""
         now = time.monotonic()
         if self._told_at is None or not self._in_flight:
             return
-        if now - self._told_at < self.cfg.graceful_timeout - LAST_WORDS_SECONDS:
+        left = self._told_at + self.cfg.graceful_timeout - now
+        if left > LAST_WORDS_SECONDS:
             return
         self._told_at = None
         from pooled_serve.backend.scope import shorten
@@ -182,12 +184,15 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         number = len(self._in_flight)
         oldest = sorted(self._in_flight.items(), key=itemgetter(1))[:MOST_NAMED]
         self.log.warning(
-            "worker %s ends with %d request%s in flight (%s%s): --graceful-timeout is over",
+            "worker %s has %d request%s in flight (%s%s): --graceful-timeout is over%s %s may "
+            "be cut\n  → if requests take so long, raise it, and the time that the process manager waits",
             self.pid,
             number,
             "" if number == 1 else "s",
             ", ".join(f"{r.method} {shorten(r.path)}, {now - began:.0f} s" for r, began in oldest),
             ", ..." if number > MOST_NAMED else "",
+            f" in {left:.1f} s, after which" if left >= 0.05 else ", and",
+            "it" if number == 1 else "they",
         )
 
     def run(self) -> None:

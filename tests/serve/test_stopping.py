@@ -31,6 +31,8 @@ CLIENTS = 70
 """gevent starts fifty greenlets in a row. That takes longer here than the second between two looks
 of the worker whether to stop, so it closes its listeners before the others start."""
 
+SOON = r"--graceful-timeout is over in [01]\.\d s, after which it may be cut\n  → if requests take"
+
 
 @pytest.mark.parametrize("keep_alive", ["0", "60"])
 def test_clients_accepted_before_a_stop_and_begun_after_it_are_served(
@@ -56,7 +58,7 @@ def test_clients_accepted_before_a_stop_and_begun_after_it_are_served(
     assert "ERROR" not in web.log
 
 
-def test_requests_that_a_stop_cuts_are_named(project: MakeProject, serve: StartServe) -> None:
+def test_requests_that_a_stop_may_cut_are_named(project: MakeProject, serve: StartServe) -> None:
     view = """
         import gevent
         from django.http import HttpResponse
@@ -70,7 +72,26 @@ def test_requests_that_a_stop_cuts_are_named(project: MakeProject, serve: StartS
         client.sendall(b"GET /hold?token=secret HTTP/1.1\r\nHost: localhost\r\n\r\n")
         time.sleep(0.5)
         web.signal(signal.SIGTERM)
-        says = rf"worker {worker} ends with 1 request in flight \(GET /hold, [123] s\): --graceful"
+        says = rf"worker {worker} has 1 request in flight \(GET /hold, [123] s\): {SOON}"
         wait_until(lambda: re.search(says, web.log))
         web.wait()
     assert "secret" not in web.log
+
+
+def test_one_that_ends_in_time_is_not_named_as_cut(project: MakeProject, serve: StartServe) -> None:
+    view = """
+        import gevent
+        from django.http import HttpResponse
+
+        def hold(request):
+            gevent.sleep(2)
+            return HttpResponse("done")
+    """
+    web = serve(project(view, databases={}), "--graceful-timeout", "2")
+    with connect(web.address) as client:
+        client.sendall(b"GET /hold HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.5)
+        web.signal(signal.SIGTERM)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200"), web.log
+    web.wait()
+    assert re.search(rf"in flight \(GET /hold, [12] s\): {SOON}", web.log), web.log
