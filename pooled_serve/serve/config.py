@@ -101,6 +101,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         :raises StartupError: an address cannot be listened on.
         """
         self.settings["on_starting"].get()(arbiter)
+        if arbiter.app.scoreboard is not None:
+            signals.tell_at_once(arbiter, arbiter.app.scoreboard.mark_ending)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
             return  # the old master, after USR2, or systemd passes them on
         descriptors = [address for address in self.address if isinstance(address, int)]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -118,6 +118,22 @@ def _in_main_greenlet() -> bool:
     """Whether this is not gevent's hub, nor another greenlet."""
     greenlet = sys.modules.get("greenlet")
     return greenlet is None or greenlet.getcurrent().parent is None
+
+
+def tell_at_once(arbiter: Any, tell: Callable[[], None]) -> None:
+    """Have a function called as soon as a signal arrives that ends the arbiter. That takes up one
+    signal after another, and in a reload waits for the old workers first.
+
+    To be called before the arbiter sets its handlers.
+    """
+    queue = arbiter.signal
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if number in (signal.SIGTERM, *INTERRUPTS) and os.getpid() == arbiter.pid:
+            tell()
+        queue(number, frame)
+
+    arbiter.signal = handler
 
 
 def ignore_interrupts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from operator import itemgetter
@@ -84,6 +85,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         later. If Python is exiting by then, it prints a traceback.
         """
         signals.ignore_interrupts()
+        self._mark_stopping()
         if self.booted:
             self._quitting = gevent.spawn(self._quit, 0.1)
         else:
@@ -148,6 +150,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
             self.scoreboard.register(self.slot)
+            if not self.alive:  # told to end while it loaded the project
+                self._mark_stopping()
             row_for = partial(self.scoreboard.pool_row, self.slot)
             patch.join_scoreboard(
                 row_for,
@@ -161,13 +165,19 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if not self.alive:
             self._tell_of_cut_requests()
             self._patch.drain()
-            if self.scoreboard is not None and self.slot is not None:
-                self.scoreboard.mark_stopping(self.slot)
+            self._mark_stopping()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """End in time, on TERM."""
         self._told_at = self._told_at or time.monotonic()
         super().handle_exit(sig, frame)
+        self._mark_stopping()
+
+    def _mark_stopping(self) -> None:
+        """Let /readyz know at once, also while this worker still loads the project."""
+        of_worker = self.pid == os.getpid()  # a child of the project's inherits the handlers
+        if of_worker and self.scoreboard is not None and self.slot is not None:
+            self.scoreboard.mark_stopping(self.slot)
 
     def _tell_of_cut_requests(self) -> None:
         """Name the requests that may soon be cut: the master's KILL leaves no time for it. In a
@@ -185,7 +195,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         oldest = sorted(self._in_flight.items(), key=itemgetter(1))[:MOST_NAMED]
         self.log.warning(
             "worker %s has %d request%s in flight (%s%s): --graceful-timeout is over%s %s may "
-            "be cut\n  → if requests take so long, raise it, and the time that the process manager waits",
+            "be cut\n  → if requests take that long, raise it, and what the process manager waits",
             self.pid,
             number,
             "" if number == 1 else "s",

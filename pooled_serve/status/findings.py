@@ -74,8 +74,11 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
 def _stopping(pools: Mapping[str, Any]) -> Sentence:
     in_use = sum(pool.get("in_use") or 0 for pool in pools.values())
     verb = "is" if in_use == 1 else "are"
-    text = f"Stopping: no new requests, {plural(in_use, 'connection')} {verb} still in use"
-    return Sentence("note", "stopping", "", text, "--graceful-timeout bounds how long that takes")
+    text = f"Stopping: {plural(in_use, 'connection')} {verb} still in use"
+    remedy = (
+        "--graceful-timeout bounds how long that takes, or twice that if a reload was under way"
+    )
+    return Sentence("note", "stopping", "", text, remedy)
 
 
 def _why_workers_are_slow(stats: Mapping[str, Any], pools: Sequence[_Pool]) -> Sentence | None:

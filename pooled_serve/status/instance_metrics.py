@@ -21,8 +21,9 @@ INSTANCE_METRICS = (
     (
         Kind.GAUGE,
         "stopping",
-        "1 while all workers stop, and serve what they have begun. If it rises, nothing is wrong: "
-        "Gunicorn's graceful_timeout bounds how long it takes.",
+        "1 once the master or all workers are told to stop; they serve what they have begun. If it "
+        "rises, nothing is wrong: Gunicorn's graceful_timeout bounds how long it takes, or twice "
+        "that in a reload.",
     ),
     (
         Kind.GAUGE,

@@ -47,9 +47,11 @@ READ_ATTEMPTS = 100
 as they are: the master may have been killed in the middle."""
 
 _WORD = 8
-# Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come.
-_HEAD_BYTES = (2 * MAX_WORKERS + 2) * _WORD
+# Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come;
+# whether the master has been told to end.
+_HEAD_BYTES = (2 * MAX_WORKERS + 3) * _WORD
 _HIGHEST_SLOT = MAX_WORKERS + 1
+_ENDING = 2 * MAX_WORKERS + 2
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
 _POOL_ROW_BYTES = (
@@ -150,6 +152,10 @@ class Scoreboard:
         self._words[_HIGHEST_SLOT + slot] = 1
         return slot
 
+    def mark_ending(self) -> None:
+        """Note that the master has been told to end, whatever the workers know yet."""
+        self._words[_ENDING] = 1
+
     def retire(self, slot: int | None) -> None:
         """Free the slot of a worker that has died: keep its counters, drop its gauges.
 
@@ -183,8 +189,10 @@ class Scoreboard:
         self._words[_HIGHEST_SLOT + slot] = 0
 
     def mark_stopping(self, slot: int) -> None:
-        """Note that this process, the slot's worker, is about to stop."""
+        """Note that this process, the slot's worker, is about to stop. It may be one that is yet to
+        come."""
         self._words[slot] = -os.getpid()
+        self._words[_HIGHEST_SLOT + slot] = 0
 
     def pool_row(self, slot: int, alias: str, *, permanent: bool = True) -> PoolRow | None:
         """Returns the row for a pool of this worker: the one that the slot has for this alias, or
@@ -257,10 +265,12 @@ class Scoreboard:
 
     @property
     def stopping(self) -> bool:
-        """Whether every worker is stopping, or there is none, and none is about to serve: in a
-        reload the old ones stop while the new ones load the project, and clients wait for these."""
-        return all(pid <= 0 for pid in self._words[1:_HIGHEST_SLOT]) and not any(
-            self._words[_HIGHEST_SLOT + 1 :]
+        """Whether the master is about to end; or every worker is stopping, or there is none, and
+        none is about to serve: in a reload the old ones stop while the new ones load the project,
+        and clients wait for these."""
+        return bool(self._words[_ENDING]) or (
+            all(pid <= 0 for pid in self._words[1:_HIGHEST_SLOT])
+            and not any(self._words[_HIGHEST_SLOT + 1 : _ENDING])
         )
 
     def _at_rest(self, read: Callable[[], _T]) -> _T | None:

@@ -234,8 +234,8 @@ def test_without_a_worker_it_says_so() -> None:
 def test_while_it_stops_not_all_is_well() -> None:
     stats = of(in_use=1) | {"stopping": True}
     assert [str(sentence) for sentence in findings(stats)] == [
-        "Stopping: no new requests, 1 connection is still in use."
-        " → --graceful-timeout bounds how long that takes"
+        "Stopping: 1 connection is still in use."
+        " → --graceful-timeout bounds how long that takes, or twice that if a reload was under way"
     ]
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from support.client import gate
 from support.load import Hammer, hammer
 from support.netproxy import NetProxy
 from support.processes import wait_until
+from support.serve import Response
 from support.servers import Server
-from support.status import SLEEP, StartStatus
+from support.status import SLEEP, StartStatus, Status
 from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -182,6 +183,29 @@ def test_a_child_of_a_worker_does_not_count_for_it(status: StartStatus, mariadb:
     assert sum(pool["in_use"] for pool in pools.values()) == 0
 
 
+def test_a_child_of_a_worker_that_is_told_to_stop_does_not_either(status: StartStatus) -> None:
+    """It has its handlers."""
+    views = """
+        import os
+        import signal
+
+        def fork(request):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            return HttpResponse()
+    """
+    it = status(views=views)
+    (worker,) = it.site.server.worker_pids()
+    assert it.site.server.get("/fork").status == 200
+    assert it.get("/readyz").text == "ok\n"
+    assert [each["pid"] for each in it.stats()["workers"]] == [worker]
+
+
 def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None:
     it = status()
     with ThreadPoolExecutor(1) as threads:
@@ -193,6 +217,67 @@ def test_a_worker_that_stops_is_not_ready_but_alive(status: StartStatus) -> None
             assert it.get("/livez").status == 200
         assert answer.result().status == 200
     assert it.site.server.wait() == 0
+
+
+def _reload_while_a_request_is_held(it: Status, statement: str) -> tuple[Future[Response], int]:
+    """Returns the request's answer, which is yet to come, and the new worker."""
+    (old,) = it.site.server.worker_pids()
+    threads = ThreadPoolExecutor(1)
+    answer = threads.submit(it.site.run, statement)
+    threads.shutdown(wait=False)
+    it.wait_for(lambda stats: stats["pools"] and stats["pools"]["default"]["in_use"] == 1)
+    it.site.server.signal(signal.SIGHUP)
+    (new,) = wait_until(lambda: it.site.server.worker_pids() - {old})
+    return answer, new
+
+
+def test_a_stop_of_the_master_in_a_reload_is_told_at_once(status: StartStatus) -> None:
+    """It takes up the signal only when the old workers have ended."""
+    it = status()
+    with gate(it.site.database) as statement:
+        answer, new = _reload_while_a_request_is_held(it, statement)
+        it.wait_for(lambda stats: new in {worker["pid"] for worker in stats["workers"]})
+        assert it.get("/readyz").status == 200
+        it.site.server.signal(signal.SIGTERM)
+        wait_until(lambda: it.get("/readyz").status == 503)
+        assert it.get("/readyz").text == "stopping\n"
+        assert it.stats()["findings"][0]["name"] == "stopping"
+        assert "Handling signal: term" not in it.site.server.log
+    assert answer.result().status == 200
+    assert it.site.server.wait() == 0
+
+
+def test_workers_that_are_told_to_stop_while_they_load_are_none_to_wait_for(
+    status: StartStatus, tmp_path: Path
+) -> None:
+    """As when TERM goes to the whole process group."""
+    loads, go_on = tmp_path / "loads", tmp_path / "go on"
+    go_on.touch()
+    settings = f"""
+        import os
+        import time
+
+        open({str(loads)!r}, "w").close()
+        while not os.path.exists({str(go_on)!r}):
+            time.sleep(0.02)
+    """
+    it = status(django=settings)
+    (old,) = it.site.server.worker_pids()
+    with gate(it.site.database) as statement:
+        try:
+            loads.unlink()
+            go_on.unlink()
+            answer, new = _reload_while_a_request_is_held(it, statement)
+            wait_until(loads.exists)
+            assert it.get("/readyz").status == 200
+            os.kill(old, signal.SIGTERM)
+            os.kill(new, signal.SIGTERM)
+            wait_until(lambda: it.get("/readyz").status == 503)
+            assert it.get("/readyz").text == "stopping\n"
+        finally:
+            go_on.touch()
+        wait_until(lambda: new not in it.site.server.worker_pids())
+    assert answer.result().status == 200
 
 
 @torture

@@ -284,7 +284,22 @@ def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
     scoreboard.retire(third)  # it has not come so far
     scoreboard.register(fourth)
     assert not scoreboard.stopping
+    fifth = _allocated(scoreboard)
+    scoreboard.mark_stopping(fourth)
+    assert not scoreboard.stopping
+    scoreboard.mark_stopping(fifth)
+    assert scoreboard.stopping, "it was told while it loaded the project"
     scoreboard.retire(fourth)
+    assert scoreboard.stopping
+
+
+def test_it_is_stopping_from_when_the_master_is_told() -> None:
+    scoreboard = Scoreboard()
+    assert scoreboard.stopping, "there is no worker yet"
+    first, _second = _allocated(scoreboard), _allocated(scoreboard)
+    scoreboard.register(first)
+    assert not scoreboard.stopping
+    scoreboard.mark_ending()
     assert scoreboard.stopping
 
 
