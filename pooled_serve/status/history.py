@@ -213,7 +213,8 @@ class History:
 
     def recent_routes(self, routes: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
         """Returns routes, each with ``recent``: what it has used in the last ROUTES_SECONDS, or
-        since the start if that is later; and ``lately``: the same of RECENT_SECONDS."""
+        since the start if that is later; and ``lately``: the same of RECENT_SECONDS. Of routes that
+        were not known then, among too many, it is what they have used since they are known."""
         recent, lately = (pages.before(now) for pages in (self._recent, self._lately))
         return [
             route | {"recent": since(route, recent), "lately": since(route, lately)}

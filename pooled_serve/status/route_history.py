@@ -6,7 +6,10 @@ Each page has the same memory in all processes; history.py sees to it that one w
 from __future__ import annotations
 
 import json
-from typing import Any
+import zlib
+from typing import Any, NamedTuple
+
+from pooled_serve.status.routes import OTHER
 
 ROUTES_SECONDS = 300
 """What "recently" means for the table of routes: leases of slow ones are too rare for less."""
@@ -18,7 +21,21 @@ _WORD = 8
 _PAGE_BYTES = 16 * 1024
 _HEAD_BYTES = 2 * _WORD  # of a page: its number, how long it is
 
-Routes = dict[tuple[str, str], dict[str, float]]
+_FAST = 1  # of zlib's levels
+
+
+class Past(NamedTuple):
+    """What routes had used at some time."""
+
+    routes: dict[tuple[str, str], dict[str, float]]
+    """Route and method -> counters."""
+    is_whole: bool
+    """Whether any other route had used nothing. Else it may have been cut off, or counted among the
+    others and got a row of its own since, with what it had used before."""
+
+    def completed(self, later: Past) -> Past:
+        """Returns the same with what a later page tells of other routes."""
+        return Past(later.routes | self.routes, is_whole=later.is_whole)
 
 
 class RoutePages:
@@ -49,9 +66,11 @@ class RoutePages:
 
         :param routes: as in ``/stats.json``, the busiest first: what does not fit is left out.
         """
-        packed = b""
-        while len(packed := json.dumps(_lean(routes)).encode()) > _PAGE_BYTES - _HEAD_BYTES:
-            routes = routes[: len(routes) // 2]
+        is_whole = not any((route["route"], route["method"]) == (OTHER, "") for route in routes)
+        while len(packed := _pack(routes, is_whole=is_whole)) > _PAGE_BYTES - _HEAD_BYTES:
+            is_whole = False
+            fitting = len(routes) * (_PAGE_BYTES - _HEAD_BYTES) // len(packed)
+            routes = routes[: min(fitting, len(routes) - 1)]
         number = int(now // self._every)
         at, head = self._at(number), self._head(number)
         head[0] = 0.0
@@ -59,25 +78,26 @@ class RoutePages:
         self._memory[at + _HEAD_BYTES : at + _HEAD_BYTES + len(packed)] = packed
         head[0] = number
 
-    def before(self, now: float) -> Routes:
+    def before(self, now: float) -> Past:
         """Returns what the routes had used before the time for which pages are kept, or as soon
-        after that as is known; nothing if nothing is."""
+        after that as is known."""
         oldest = int(now // self._every) - self._seconds // self._every
         numbers = sorted(int(self._head(i)[0]) for i in range(self._kept))
         written = [number for number in numbers if number]
+        older = [number for number in written if number < oldest]
+        past: Past | None = None
         # All workers may have been blocked for longer than that.
-        for number in [*(n for n in written if n >= oldest), *reversed(written)]:
-            if (found := self._read(number)) is not None:
-                return {(route["route"], route["method"]): route for route in found}
-        return {}
+        for number in [*written[len(older) :], *reversed(older)]:
+            if past is not None and (past.is_whole or number < oldest):
+                break
+            if (page := self._read(number)) is not None:
+                past = page if past is None else past.completed(page)
+        return past or Past({}, is_whole=True)
 
-    def _read(self, number: int) -> list[dict[str, Any]] | None:
+    def _read(self, number: int) -> Past | None:
         at, head = self._at(number), self._head(number)
         packed = bytes(self._memory[at + _HEAD_BYTES : at + _HEAD_BYTES + int(head[1])])
-        if head[0] != number:
-            return None
-        found: list[dict[str, Any]] = json.loads(packed)
-        return found
+        return _unpack(packed) if head[0] == number else None
 
     def _at(self, number: int) -> int:
         return number % self._kept * _PAGE_BYTES
@@ -87,9 +107,10 @@ class RoutePages:
         return self._memory[at : at + _HEAD_BYTES].cast("d")
 
 
-def since(route: dict[str, Any], past: Routes) -> dict[str, float]:
-    """Returns by how much the counters of a route have risen."""
-    before = past.get((route["route"], route["method"]), {})
+def since(route: dict[str, Any], past: Past) -> dict[str, float]:
+    """Returns by how much the counters of a route have risen: by nothing, as far as is known, if it
+    may have been among those that the past does not tell of."""
+    before = past.routes.get((route["route"], route["method"]), {} if past.is_whole else route)
     return {
         key.removesuffix("_total"): max(0, value - before.get(key, 0))
         for key, value in route.items()
@@ -101,16 +122,17 @@ def _kept(seconds: int, every: int) -> int:
     return seconds // every + 2  # the next one is written over the oldest
 
 
-_IDENTITY = ("route", "method")
-
-
-def _lean(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept of routes: their names and counters."""
-    return [
-        {
-            key: round(value, 4) if isinstance(value, float) else value
-            for key, value in route.items()
-            if key in _IDENTITY or key.endswith("_total")
-        }
+def _pack(routes: list[dict[str, Any]], *, is_whole: bool) -> bytes:
+    """Returns names and counters of routes, in little space."""
+    keys = [key for key in (routes[0] if routes else ()) if key.endswith("_total")]
+    rows = [
+        [route["route"], route["method"], *(round(route[key], 4) for key in keys)]
         for route in routes
     ]
+    return zlib.compress(json.dumps([is_whole, keys, rows]).encode(), _FAST)
+
+
+def _unpack(packed: bytes) -> Past:
+    is_whole, keys, rows = json.loads(zlib.decompress(packed))
+    routes = {(row[0], row[1]): dict(zip(keys, row[2:], strict=True)) for row in rows}
+    return Past(routes, is_whole=is_whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from bisect import bisect_left
 from typing import Any
@@ -17,7 +18,9 @@ from pooled_serve.status.history import (
     MAX_POOLS,
     History,
 )
+from pooled_serve.status.instance_metrics import ROUTE_METRICS
 from pooled_serve.status.route_history import ROUTES_SECONDS
+from pooled_serve.status.routes import OTHER, RouteUse, as_routes
 from pooled_serve.status.scoreboard import Snapshot
 from support.processes import forked
 
@@ -223,16 +226,61 @@ def test_what_routes_have_used_lately_is_of_ten_seconds() -> None:
     assert lately(7 * 1060 + 3, 1085.0) == 3, "all workers were blocked"
 
 
-def test_many_routes_are_cut_to_what_fits() -> None:
-    history = History()
-    routes = [
-        {"route": "r" * 160 + str(i), "method": "GET", "held_seconds_total": float(i)}
-        for i in range(1000)
+def a_route(name: str, used: float, method: str = "GET") -> dict[str, Any]:
+    numbers = {"leases_total": int(used), "held_seconds_total": used}
+    return {"route": name, "method": method} | numbers
+
+
+def used_lately(history: History, routes: list[dict[str, Any]], now: float) -> dict[str, float]:
+    found = history.recent_routes(routes, now)
+    return {route["route"]: route["lately"]["held_seconds"] for route in found}
+
+
+def test_hundreds_of_routes_fit_on_a_page() -> None:
+    numbers = random.Random(1)
+    uses = [
+        RouteUse(
+            f"api/v1/customers/<int:pk>/orders/{i:03}/",
+            "GET",
+            [float(numbers.randrange(10**6)) for _ in ROUTE_METRICS],
+        )
+        for i in range(256)
     ]
-    history.sample_routes(lambda: routes, 6000)
-    known = history.recent_routes(routes, 6061)
-    assert known[5]["recent"]["held_seconds"] == 0.0
-    assert known[-1]["recent"]["held_seconds"] == 999.0
+    history, routes = History(), as_routes(uses)
+    history.sample_routes(lambda: routes, 1000)
+    assert history._lately.before(1001).is_whole
+    assert set(used_lately(history, routes, 1001).values()) == {0.0}
+
+
+def test_many_routes_are_cut_to_what_fits_and_what_is_cut_has_used_nothing() -> None:
+    """As far as is known."""
+    history, numbers = History(), random.Random(1)
+    routes = [a_route(numbers.randbytes(80).hex(), used) for used in (1e6 - i for i in range(1000))]
+    history.sample_routes(lambda: routes, 1000)
+    past = history._lately.before(1001)
+    assert not past.is_whole
+    kept = len(past.routes)
+    assert 100 < kept < 1000
+    assert set(used_lately(history, routes, 1001).values()) == {0.0}
+    later = [a_route(route["route"], route["held_seconds_total"] + 3) for route in routes]
+    assert list(used_lately(history, later, 1003).values()) == [3.0] * kept + [0.0] * (1000 - kept)
+    # One that comes on a page is known from then on.
+    last = a_route(routes[-1]["route"], 2e6)
+    history.sample_routes(lambda: [last, *later[:-1]], 1004)
+    assert used_lately(history, [last], 1005) == {last["route"]: 0.0}
+    more = a_route(last["route"], 2e6 + 5)
+    assert used_lately(history, [more], 1006) == {last["route"]: 5.0}
+
+
+def test_what_a_route_had_used_before_it_got_a_row_is_not_of_lately() -> None:
+    history, other = History(), a_route(OTHER, 50.0, method="")
+    history.sample_routes(lambda: [a_route("busy/", 99.0)], 1000)
+    assert used_lately(history, [a_route("new/", 7.0)], 1001) == {"new/": 7.0}
+    history.sample_routes(lambda: [a_route("busy/", 99.0), other], 1020)
+    now = [a_route("slow/", 45.0), other]
+    assert used_lately(history, now, 1021) == {"slow/": 0.0, OTHER: 0.0}
+    history.sample_routes(lambda: now, 1022)
+    assert used_lately(history, [a_route("slow/", 46.5), other], 1023)["slow/"] == 1.5
 
 
 @pytest.mark.parametrize(
