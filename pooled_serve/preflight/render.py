@@ -72,14 +72,15 @@ def banner(plan: Plan, report: ProjectReport) -> str:
 
 def reloaded(plan: Plan) -> list[tuple[int, str]]:
     """Returns what a reload logs, each text with its level: what the options make of the pools, and
-    what is wrong with these. The settings may have changed since the preflight has read them: what
-    they decide, the server and mostly the age limit, is not told."""
+    what is wrong with these. (That they need too many connections, judge_workers() says.) The
+    settings may have changed since the preflight has read them: what they decide, the server and
+    mostly the age limit, is not told."""
     lines = []
     for alias, pool in plan.pools.items():
         age = f"age {_seconds(pool.max_age)} · " if plan.options.max_age is not None else ""
         text = f"pool {pool.size} · cap {_cap(pool.cap)} · {age}pool-timeout"
         lines.append((logging.INFO, f"Reloaded: {alias}: {text} {_seconds(pool.timeout)}"))
-    found = [f for f in plan.warnings if f.code.startswith(("PS2", "PS4"))]
+    found = [f for f in plan.warnings if f.code.startswith("PS4")]
     return lines + [(logging.WARNING, str(finding)) for finding in found]
 
 
