@@ -279,7 +279,7 @@ def test_whoever_stops_it_waits_for_longer_than_it_takes() -> None:
     (container,) = the_pod()["containers"]
     (_, sleep) = container["lifecycle"]["preStop"]["exec"]["command"]
     assert the_pod()["terminationGracePeriodSeconds"] >= int(sleep) + GRACEFUL + 5
-    assert seconds(unit("Service")["TimeoutStopSec"][0]) > GRACEFUL
+    assert seconds(unit("Service")["TimeoutStopSec"][0]) > 2 * GRACEFUL, "there may be a reload"
 
 
 def test_containers_need_what_the_image_has() -> None:
