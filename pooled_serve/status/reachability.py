@@ -264,7 +264,7 @@ class Reachability(PoolListener):
             if self.pool.out:
                 self.pool.probe()  # connected() is called when that has worked
             elif self._stuck:
-                self._begin_inquiry()  # as above
+                self._begin_inquiry()  # calls it, too
             elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
 
