@@ -72,6 +72,9 @@ def with_history(
         pool["recent"] = recent(row, former, round(seconds, 3), history.lately(alias, now), now)
         pool["recent"]["lost_held_seconds"] = history.lost_held(alias, now)
         pool["peaks"] = history.peaks(alias, now)
+        if host := (stats.get("hosts") or {}).get(alias):
+            # Each worker's gauge is from another moment: what one has lent another, both count.
+            pool["in_use"] = min(pool["in_use"], host["limit"])
     stats["routes"] = history.recent_routes(stats["routes"], now)
     found, advised = findings(stats), advice(stats)
     sure = [each for each in advised if is_sure(stats["pools"][each.pool])]

@@ -22,6 +22,7 @@ from pooled_serve.status.instance_metrics import ROUTE_METRICS
 from pooled_serve.status.route_history import ROUTES_SECONDS
 from pooled_serve.status.routes import OTHER, RouteUse, as_routes
 from pooled_serve.status.scoreboard import Snapshot
+from pooled_serve.status.stats import as_stats, with_history
 from support.processes import forked
 
 
@@ -378,3 +379,18 @@ def test_a_sample_is_cheap() -> None:
     for _ in range(100):
         history.sample(read, int(time.monotonic()) - 1)
     assert reads == []
+
+
+def test_workers_that_lend_each_other_connections_never_seem_to_have_more_than_the_host() -> None:
+    retired = [0.0] * metrics.FIRST_GAUGE
+    snapshots = []
+    for slot in (1, 2):
+        row = metrics.new_row()
+        row[metrics.IN_USE] = 7.0
+        snapshots.append(Snapshot(slot, slot, "default", "", "", list(row), retired))
+    for hosts, in_use in (({}, 14), ({"default": {"limit": 10}}, 10)):
+        stats = {"uptime_seconds": 5.0, "hosts": hosts, "routes": []}
+        stats |= as_stats(snapshots, {1: 1, 2: 2}, 100.0)
+        told = with_history(stats, snapshots, History(), 100.0)
+        assert told["pools"]["default"]["in_use"] == in_use
+        assert [worker["pools"]["default"]["in_use"] for worker in told["workers"]] == [7, 7]
