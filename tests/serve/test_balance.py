@@ -22,7 +22,7 @@ VIEWS = Path(__file__).with_name("balance_views.py")
 
 KEEP = ("--keep-alive", "60")
 
-PATIENT = 400
+PATIENT = 2000
 """Looks, for those who wait for a worker that this machine may keep from its core for a while. In
 production a client should not wait so long."""
 
