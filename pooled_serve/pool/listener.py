@@ -51,8 +51,8 @@ class PoolListener:
         """An attempt to connect failed."""
 
     def unanswered(self, seconds: float) -> None:
-        """For so long the server has answered nothing, though it was asked. Called again and again
-        while that lasts, by whoever reads the gauges."""
+        """The server was asked, and has not answered for this long. Called each time the gauges are
+        read, until it answers."""
 
     def answered(self) -> None:
         """The server has answered again."""

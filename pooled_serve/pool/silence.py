@@ -1,8 +1,8 @@
-"""For how long the server has answered nothing, though it was asked. Pure: it imports nothing.
+"""How long the server has left questions unanswered. Pure: it imports nothing.
 
-A statement costs nothing of this. Whoever reads the gauges looks at what each connection waits for,
-and compares that with the look before: a wait is an object of its own, which the event loop makes
-for each, so that the same one twice is a question to which not a byte has come back in between.
+Statements pay nothing for this. Each time the gauges are read, what each connection waits for is
+compared with what it waited for the last time. The event loop makes a new object for every wait, so
+the same object twice means that not a byte has come back in between.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 QUIET_SECONDS = 1.0
-"""Shorter ones are not worth a thought: nearly all statements are answered within that."""
+"""A shorter silence means nothing: nearly all statements are answered within that time."""
 
 LOST = "lost"
 """Waited for by a connection that is closed: what it has waited for before had no answer."""

@@ -4,8 +4,8 @@ A worker that computes, or that waits without gevent, serves none of its other r
 and more connections do not help it. It cannot say so itself before that is over; so each leaves the
 moment of its last look on the scoreboard, and any other sees how old that is.
 
-A look costs a few stores, four times a second, and a few system calls once a second. Requests cost
-nothing of this.
+A look costs a few stores, four times a second, and a few system calls once a second. Requests pay
+nothing for it.
 """
 
 from __future__ import annotations
