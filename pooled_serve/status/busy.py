@@ -86,7 +86,8 @@ def busy_in_words(busy: list[Mapping[str, Any]]) -> str:
     if _lacks_cpus(first):
         text += f" and stood in line for one for {percent(first['cpu_wait_share'])} of the time"
     if len(busy) > 1:
-        text += f", and {count(len(busy) - 1)} more as good as all"
+        others = len(busy) - 1
+        text += f", and {count(others)} other{'s' if others > 1 else ''} nearly as much"
     return text
 
 

@@ -93,7 +93,7 @@ def test_a_busy_processor_without_a_queue_is_worth_a_note() -> None:
     (sentence,) = findings(of(BUSY, {**BUSY, "cpu_share": 0.93}))
     assert sentence.level == "note"
     assert sentence.problem == (
-        "Busy processor: worker 1 used 98 % of a CPU, and 1 more as good as all in the last 10 s"
+        "Busy processor: worker 1 used 98 % of a CPU, and 1 other nearly as much in the last 10 s"
     )
 
 
