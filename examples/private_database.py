@@ -108,8 +108,8 @@ class PrivateDatabase:
     @property
     def pid(self) -> int | None:
         """The server's process id, None when it does not run."""
-        running = self._process and self._process.poll() is None
-        return self._process.pid if running else None
+        process = self._process
+        return process.pid if process and process.poll() is None else None
 
     def url(self, database: str = "shop") -> str:
         """For a user who may do everything with the databases `shop` and `test_...`, over TCP."""
@@ -186,22 +186,24 @@ class PrivateDatabase:
 
     def _create_data(self) -> None:
         """Let the server's own tool make the system tables."""
+        server = self.server
+        assert server, "start() looks for it"
         # Under another name first, so that what an interrupted run leaves is not taken for data.
         unfinished = self.directory / "data.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
-        if self._is_mariadb():
+        if _is_mariadb(server):
             installer = _find_program(
                 "mariadb-install-db",
                 "mysql_install_db",
-                beside=(self.server.parent, self.server.parent.parent / "scripts"),
+                beside=(server.parent, server.parent.parent / "scripts"),
             )
             if installer is None:
-                raise DatabaseError(f"{self.server} is there, but mariadb-install-db is not")
+                raise DatabaseError(f"{server} is there, but mariadb-install-db is not")
             # --force: do not insist on a host name that can be looked up.
             command = [str(installer), "--no-defaults", "--force", "--skip-test-db"]
         else:
-            command = [str(self.server), "--no-defaults", "--initialize-insecure", self._files]
+            command = [str(server), "--no-defaults", "--initialize-insecure", self._files]
         command += [f"--datadir={unfinished}", *self._as_root]
         with self._log.open("wb") as log:
             done = subprocess.run(
@@ -215,10 +217,6 @@ class PrivateDatabase:
         if done.returncode != 0:
             raise DatabaseError(f"{command[0]} failed: {self._why()}")
         unfinished.rename(self._data)
-
-    def _is_mariadb(self) -> bool:
-        version = subprocess.run([self.server, "--version"], capture_output=True, check=False)
-        return b"MariaDB" in version.stdout
 
     @property
     def _files(self) -> str:
@@ -293,7 +291,7 @@ class PrivateDatabase:
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
+            if self.pid is None:
                 raise DatabaseError(f"{self.server} stopped at once: {self._why()}")
             with (
                 suppress(OSError),
@@ -313,7 +311,13 @@ class PrivateDatabase:
         return (complaints or lines or ["it said nothing"])[-1]
 
 
+def _is_mariadb(server: Path) -> bool:
+    version = subprocess.run([server, "--version"], capture_output=True, check=False)
+    return b"MariaDB" in version.stdout
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

@@ -3,6 +3,7 @@
 
     python3 examples/quickstart.py
     python3 examples/quickstart.py --clean    removes what that has left
+    python3 examples/quickstart.py --max-outstanding 20    passes that on to pooled-serve
 
 It makes a virtual environment in the project's folder, installs the project there, starts a private
 MariaDB or MySQL server (or takes the one in $DATABASE_URL), fills the example shop and serves it
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -81,7 +83,9 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Install pooled-serve and serve the example shop with it. DATABASE_URL "
-        "(mysql://user:password@host:port/name) names a server of your own to use."
+        "(mysql://user:password@host:port/name) names a server of your own to use.",
+        epilog="All other options go to pooled-serve, as in --max-outstanding 20.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--venv",
@@ -100,7 +104,7 @@ def parse_options() -> argparse.Namespace:
         help="of the status page; default: the one after --port, or the next free one",
     )
     parser.add_argument(
-        "-w", "--workers", type=int, default=1, metavar="N", help="that share the 10 connections"
+        "-w", "--workers", type=int, default=1, metavar="N", help="that share the connections"
     )
     parser.add_argument(
         "--products",
@@ -116,7 +120,13 @@ def parse_options() -> argparse.Namespace:
         action="store_true",
         help="install nothing, neither with apt-get nor with pip: use what is here and in --venv",
     )
-    return parser.parse_args()
+    options, others = parser.parse_known_args()
+    options.others = others
+    own = [f"--{name.replace('_', '-')}" for name in vars(options)]
+    for word in options.others:  # or a misspelt --no-install would install
+        if near := get_close_matches(word.partition("=")[0], own, n=1, cutoff=0.85):
+            parser.error(f"there is no option {word}: did you mean {near[0]}?")
+    return options
 
 
 def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
@@ -139,8 +149,8 @@ def run(options: argparse.Namespace, cleanup: ExitStack) -> None:
     # Now: meanwhile others may have taken what was free a minute ago.
     port = choose_port("port", options.port)
     status_port = choose_port("status_port", options.status_port, beside=port)
-    server = start_server(venv, port, status_port, options.workers, cleanup)
-    say(what_to_try(venv, port, status_port))
+    server = start_server(venv, port, status_port, options, cleanup)
+    say(what_to_try(venv, port, status_port, "their" if options.others else "10"))
     try:
         server.wait(options.seconds)
     except subprocess.TimeoutExpired:
@@ -265,12 +275,13 @@ def fill_shop(venv: Path, products: int) -> None:
 
 
 def start_server(
-    venv: Path, port: int, status_port: int, workers: int, cleanup: ExitStack
+    venv: Path, port: int, status_port: int, options: argparse.Namespace, cleanup: ExitStack
 ) -> subprocess.Popen[bytes]:
     arguments = ["shop.wsgi", "--pool-size", "4"]
-    one = workers == 1
-    arguments += ["--max-outstanding", "10"] if one else [f"-w{workers}", "--max-per-host", "10"]
+    cap = ["--max-outstanding", "10"]
+    arguments += cap if options.workers == 1 else [f"-w{options.workers}", "--max-per-host", "10"]
     arguments += ["-b", f"127.0.0.1:{port}", "--status", f"127.0.0.1:{status_port}"]
+    arguments += options.others  # of two values the last counts
     say(f"In {shown(SHOP)}: pooled-serve {shlex.join(arguments)}")
     server = subprocess.Popen(
         tied_to_us([str(venv / "bin" / "pooled-serve"), *arguments]),
@@ -316,7 +327,7 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def what_to_try(venv: Path, port: int, status_port: int) -> str:
+def what_to_try(venv: Path, port: int, status_port: int, number: str) -> str:
     python = shlex.quote(shown(venv / "bin" / "python"))
     load = f"{python} examples/shop/load.py http://127.0.0.1:{port} --mix --clients 40"
     lines = ["", f"The shop is open: http://127.0.0.1:{port}/"]
@@ -329,7 +340,10 @@ def what_to_try(venv: Path, port: int, status_port: int) -> str:
         if ENV_FILE.exists():
             lines += [f"    . {shown(ENV_FILE)}"]
         lines += [f"    {load} --database"]
-        lines += ["", "They share 10 connections, as the second page shows. How many of them the"]
+        lines += [
+            "",
+            f"They share {number} connections, as the second page shows. How many of them the",
+        ]
         lines += ["database server sees:"]
         lines += [f"    {python} examples/shop/manage.py connections"]
     else:

@@ -28,6 +28,10 @@ EXAMPLES = (
 ESSENTIAL, START, MORE = "Connection Pool", "Start", "More about the Pool"
 
 
+SUBCOMMANDS = {"check": " --check", "run": "", "runserver": "", "serve": "", "start": ""}
+"""First words of other commands, and the option that does the same here."""
+
+
 class ServeCommand(click.Command):
     """Help in gunicorn's own groups, examples and the pool first."""
 
@@ -173,6 +177,8 @@ def serve(
     Every pool option is also an environment variable (POOLED_SERVE_POOL_SIZE=4) and a setting in
     gunicorn.conf.py (pool_size = 4).
     """
+    if ctx.args:
+        raise _too_many([app or "", *ctx.args])
     if advise is not None:
         from pooled_serve.status import advise as advisor
 
@@ -186,6 +192,21 @@ def serve(
         os.environ["DJANGO_SETTINGS_MODULE"] = settings
     arguments = _for_gunicorn(ctx, ctx.command.params) + ([app] if app else [])
     server.serve(server.Application(arguments), check=check)
+
+
+def _too_many(arguments: list[str]) -> StartupError:
+    words = [word for word in arguments if word in SUBCOMMANDS]
+    app, *more = [word for word in arguments if word not in SUBCOMMANDS] or [""]
+    if words:
+        from pooled_serve.preflight import project
+
+        app = project.named_as_module(app)
+        problem = f"there is no command {words[0]!r}; the application is the only argument"
+        return startup_error("PS401", problem, f"use pooled-serve {app}{SUBCOMMANDS[words[0]]}")
+    rest = " ".join(more)
+    problem = f"an argument too many after the application {app}: {rest}"
+    hint = f"leave out {rest}, or put the option that it is for before it; see pooled-serve --help"
+    return startup_error("PS401", problem, hint)
 
 
 def make_command() -> click.Command:
@@ -233,7 +254,11 @@ def make_command() -> click.Command:
         callback=serve,
         params=params,
         help=serve.__doc__,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+        context_settings={
+            "allow_extra_args": True,  # serve() has better words for them
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 80,
+        },
     )
 
 

@@ -68,11 +68,13 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_CONNECTION}.commit", "self"),
         (f"{_CONNECTION}.rollback", "self"),
         (f"{_CONNECTION}.close", "self"),
+        (f"{_CONNECTION}._execute_command", "self, command, sql"),
         (f"{_CONNECTION}._read_ok_packet", "self"),
         (f"{_CONNECTION}._read_query_result", "self, unbuffered"),
         (f"{_CONNECTION}._write_bytes", "self, data"),
         (f"{_CONNECTION}._force_close", "self"),
         (f"{_CONNECTION}._read_packet", "self, packet_type"),
+        (f"{_CONNECTION}._read_bytes", "self, num_bytes"),
         (f"{_RESULT}.read", "self"),
         (f"{_RESULT}._get_descriptions", "self"),
         (f"{_RESULT}._check_packet_is_eof", "self, packet"),
@@ -81,6 +83,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_RESULT}._read_rowdata_packet_unbuffered", "self"),
         ("pymysql.protocol:FieldDescriptorPacket.__init__", "self, data, encoding"),
         ("pymysql.protocol:MysqlPacket.get_all_data", "self"),
+        ("pymysql.protocol:MysqlPacket.raise_for_error", "self"),
         (f"{_CURSOR}._get_db", "self"),
         (f"{_CURSOR}.execute", "self, query, args"),
         (f"{_CURSOR}.executemany", "self, query, args"),
@@ -106,6 +109,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_WORKER}.load_wsgi", "self"),
         (f"{_WORKER}.patch", "self"),
         (f"{_WORKER}.init_signals", "self"),
+        (f"{_WORKER}.handle_abort", "self, sig, frame"),
         (f"{_WORKER}.handle_exit", "self, sig, frame"),
         (f"{_WORKER}.handle_quit", "self, sig, frame"),
         (f"{_WORKER}.handle", "self, listener, client, addr"),
@@ -185,6 +189,7 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("gevent.baseserver:BaseServer._do_read", "do_handle do_read full loop max_accept"),
         ("gevent.server:StreamServer", "do_close"),
         ("gevent.baseserver:BaseServer._start_accepting_if_started", "started"),
+        ("gevent.baseserver:BaseServer._do_read", "_timer _start_accepting_if_started"),
         ("gevent.socket:socket.__init__", "_sock"),
         ("gevent.socket:socket.accept", "_wait _read_event"),
         ("gevent.socket:socket.__init__", "_write_event"),
@@ -287,10 +292,14 @@ def _moved(package: str, what: str) -> StartupError:
     from importlib.metadata import PackageNotFoundError, version  # takes time, and is rarely needed
 
     try:
-        found = f"{package} {version(package)}"
+        installed = version(package)
     except (PackageNotFoundError, ValueError):
-        found = package
+        installed = ""
+    found = f"{package} {installed}".strip()
     hint = f"pip install --upgrade {package} pooled-serve"
     if package in NEWEST:
-        hint = f"pip install '{package}=={NEWEST[package]}.*', or a newer pooled-serve"
+        wanted = f"=={NEWEST[package]}.*"
+        if f"{installed}.".startswith(f"{NEWEST[package]}."):
+            wanted = f"<{installed}"  # or pip would keep what is there
+        hint = f"pip install '{package}{wanted}', or a newer pooled-serve"
     return startup_error("PS504", f"{found} does not fit: {what}", hint)

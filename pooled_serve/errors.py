@@ -42,6 +42,7 @@ class Finding:
     message: str
     hint: str = ""  # what to do about it
     detail: str = ""  # the user's own error, if their code failed
+    exit_code: int = 0  # of --check and --strict, which refuse a warning that every request fails
 
     @property
     def label(self) -> str:

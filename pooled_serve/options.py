@@ -7,7 +7,10 @@ and ``GUNICORN_CMD_ARGS``) and :mod:`pooled_serve.pooling` all derive from this 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -101,11 +104,31 @@ def address(value: object) -> str:
     host, _, port = text.rpartition(":")
     if isinstance(value, str) and (
         (text.startswith("unix:") and text != "unix:")
-        or (":" in text and "/" not in host and port.isdecimal() and 0 < int(port) < 65536)
+        or (
+            ":" in text
+            and HOST_AND_PORT.fullmatch(text)
+            and "/" not in host
+            and port.isdecimal()
+            and 0 < int(port) < 65536
+        )
     ):
         return text
-    use = f"use 127.0.0.1:{text}" if text.isdecimal() else f"{EXAMPLE}127.0.0.1:8001"
+    use = f"use 127.0.0.1:{text}" if text.isdecimal() else with_brackets(text)
+    use = use or f"{EXAMPLE}127.0.0.1:8001"
     raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}{REMEDY}{use}")
+
+
+HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*)(:[^\[\]:]*)?")
+"""Gunicorn reads other texts, too, and leaves out what it does not expect."""
+
+
+def with_brackets(text: str) -> str:
+    """Returns the remedy for an IPv6 address with a port that has no brackets; empty for others."""
+    host, _, port = text.rpartition(":")
+    with contextlib.suppress(ValueError):
+        if port.isdecimal():
+            return f"use [{ipaddress.IPv6Address(host)}]:{port}"
+    return ""
 
 
 def one_of(*values: str) -> Callable[[object], str]:

@@ -55,10 +55,10 @@ PROBLEMS = (
     Problem(
         "PS102",
         "the project fails while it is imported",
-        "the error, file and line are in the message; `manage.py check` shows it too",
+        "the message has the error, file and line, and a command that shows all of the traceback",
         "Importing the module runs the project's settings and apps, and one of them raised "
         "an error. It would stop any other server, too.",
-        "python manage.py check",
+        "python -c 'import pymysql; pymysql.install_as_MySQLdb(); import myproject.wsgi'",
     ),
     Problem(
         "PS103",
@@ -110,17 +110,19 @@ PROBLEMS = (
     Problem(
         "PS109",
         "the URL configuration fails while it is imported",
-        "the error, file and line are in the message; `manage.py check` shows it too",
+        "the message has the error, file and line, and a command that shows all of the traceback",
         "Django imports the URL configuration at the first request, which would then fail, "
         "as all that follow. `--check` and `--strict` refuse it, a plain start warns.",
-        "python manage.py check",
+        "python -c 'import pymysql; pymysql.install_as_MySQLdb(); import myproject.wsgi, "
+        "myproject.urls'",
     ),
     Problem(
         "PS110",
-        'a value in `DATABASES` has a wrong type, such as `CONN_MAX_AGE: "60"`',
+        'a value in `DATABASES` has a wrong type, such as `CONN_MAX_AGE: "60"`, or a key is '
+        "misspelt",
         "use `int(...)` around what comes from the environment",
         "Environment variables are text, and Django passes text on where the driver needs a "
-        "number.",
+        "number. A key that it does not know Django ignores.",
         '"CONN_MAX_AGE": int(os.environ["CONN_MAX_AGE"])',
     ),
     Problem(
@@ -144,7 +146,7 @@ PROBLEMS = (
         "`DEBUG` is off and `ALLOWED_HOSTS` is empty",
         "list the site's host names in `ALLOWED_HOSTS`",
         "With DEBUG off Django answers every request whose host is not in ALLOWED_HOSTS "
-        "with 400, and the list is empty.",
+        "with 400, and the list is empty. `--strict` refuses that.",
         'ALLOWED_HOSTS = ["www.example.com"]',
     ),
     Problem(
@@ -201,6 +203,15 @@ PROBLEMS = (
         "The calls are for projects that have a launcher of their own. The command plans "
         "with its own options, and with no others.",
         "pooled-serve myproject.wsgi --pool-size 4 --max-outstanding 12",
+    ),
+    Problem(
+        "PS208",
+        "the plan leaves few or none of the server's connections to others",
+        "lower the numbers as the message says, or raise the server's limit",
+        "Migrations, cron jobs, backups and administrators connect, too. If all that the server "
+        "allows is used by the site in a busy minute, they get 'Too many connections'. A fifth is "
+        "a good part to keep; less than a tenth is a warning.",
+        "pooled-serve myproject.wsgi --max-per-host 120",
     ),
     Problem(
         "PS301",
@@ -260,9 +271,11 @@ PROBLEMS = (
     ),
     Problem(
         "PS308",
-        "the database server answers with an error",
-        "see the message and the server's error log",
-        "The server answered the login with an error that has no code of its own here.",
+        "the database server answers with an error, or Python code fails in the connect",
+        "see the message: it names the option in `OPTIONS`, or else see the server's error log",
+        "The server answered the login with an error that has no code of its own here. Or a class, "
+        "function or engine that DATABASES names has raised an exception: the message has it, with "
+        "file and line.",
         "tail /var/log/mysql/error.log",
     ),
     Problem(
@@ -334,6 +347,16 @@ PROBLEMS = (
         "pooled-serve myproject.wsgi --status 127.0.0.1:8001",
     ),
     Problem(
+        "PS408",
+        "Django is loaded before gevent has patched",
+        "import it, and what imports it, inside of `post_worker_init(worker)`, or of functions "
+        "that run later in the worker",
+        "The configuration file and its hooks up to post_fork run before gevent patches. A Django "
+        "that is loaded there keeps its connections for a thread and not for a greenlet, so that "
+        "requests would get each other's. With --preload only the file itself runs earlier.",
+        "def post_worker_init(worker):\n    from django.db import connection",
+    ),
+    Problem(
         "PS501",
         "the address cannot be listened on",
         "the message says why: in use, not of this machine, not allowed, or no such folder",
@@ -344,8 +367,8 @@ PROBLEMS = (
     Problem(
         "PS502",
         "mysqlclient is loaded",
-        "remove the import of `MySQLdb` from the configuration file, or from what runs before "
-        "`pooling.apply_patch()`; one in the project gets PyMySQL, and may stay",
+        "remove the import of `MySQLdb` from the configuration file and what that imports, or from "
+        "what runs before `pooling.apply_patch()`; one in the project gets PyMySQL, and may stay",
         "mysqlclient waits in C code, where gevent cannot switch: one query would stop all "
         "requests of the worker.",
         "pip uninstall mysqlclient  # if nothing else needs it",
@@ -383,7 +406,7 @@ GROUPS = (
     "PS106 PS108",
     "PS110 PS112 PS113",
     "PS111",
-    "PS201 PS202",
+    "PS201 PS202 PS208",
     "PS203 PS206",
     "PS204 PS205",
     "PS207",
@@ -393,7 +416,7 @@ GROUPS = (
     "PS308 PS309",
     "PS401 PS402 PS403",
     "PS404 PS405",
-    "PS406 PS407",
+    "PS406 PS407 PS408",
     "PS501 PS505",
     "PS502 PS503 PS504",
 )
@@ -404,6 +427,8 @@ def table() -> str:
     """Returns the README's table."""
     rows = ["| problem | what helps |", "|---|---|"]
     for group in GROUPS:
+        if missing := [code for code in group.split() if code not in BY_CODE]:
+            raise LookupError(f"GROUPS has {missing[0]}, for which PROBLEMS has no Problem")
         found = [BY_CODE[code] for code in group.split()]
         meanings = ". ".join(f"{p.code}: {p.meaning}" for p in found)
         remedies = [found[0].remedy]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, Protocol
 
 import hypothesis
 import pytest
 
-from support import processes, servers
+from support import command, processes, servers
 from support.django_project import APP, Views, write_project
 from support.script import run_function
 from support.serve import Serve
@@ -30,6 +34,7 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile("quick", max_examples=20)
 
 # Servers that go on from test to test. Tests may restart them, so their process ids change.
 _lasting: list[Server] = []
@@ -37,14 +42,25 @@ _lasting: list[Server] = []
 
 # A test with one of these, or with a fixture made of them, starts a process for each case.
 STARTED = {"project", "mariadb", "mysql", "engine"}
-# Those of the examples start theirs without, and with "kind" the servers are the parameters.
-QUICK_STARTED, QUICK_FOLDER = {*STARTED, "kind"}, Path(__file__).with_name("examples")
+# So does a test that calls one of these, itself or in a fixture; a quick run knows it by that, too.
+STARTING = {command.run, run_function, Serve}
+STARTING_NAMES = {"subprocess", "Popen", "fork", "getfixturevalue", "mariadb", "mysql"}
+# Those of the examples are found by where they are.
+EXAMPLES = Path(__file__).with_name("examples")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick", action="store_true", help="all that starts no process, and a little"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # The tests run in the background of a shell, and servers would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.option.quick:
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_sessionstart() -> None:
@@ -59,11 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without TORTURE, leave out what takes long.
 
     Of all tests a quarter of the cases that start processes: all would take a quarter of an hour.
-    Who names a file or a test gets all of it. With --quick it is one of a file instead.
+    Who names a file or a test gets all of these. With --quick it is one of a folder instead.
     """
     if TORTURE:
         return
-    skip = pytest.mark.skip(reason="takes minutes; set TORTURE=1")
+    skip = pytest.mark.skip(reason="marked slow; runs with TORTURE=1")
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
@@ -74,14 +90,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and _starts_processes(item, quick=quick):
-            family = str(item.path) if quick else item.nodeid.partition("[")[0]
+            family = str(item.path.parent) if quick else item.nodeid.partition("[")[0]
             cases.setdefault(family, []).append(item)
     left_out: set[pytest.Item] = set()
     for found in cases.values():
-        # By a hash: any regular choice would always take the same server, or the same mode. Only a
+        # What runs, by a hash: a regular choice would always take the same server, or mode. Only a
         # quick run has one server, MariaDB, which takes less time to start.
         found.sort(
             key=lambda item: (
+                item.get_closest_marker("slow") is not None,
                 quick and "mysql" in f"{item.nodeid} {getattr(item, 'fixturenames', '')}",
                 hashlib.sha256(item.nodeid.encode()).digest(),
             )
@@ -92,9 +109,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts_processes(item: pytest.Function, *, quick: bool) -> bool:
-    if quick and QUICK_FOLDER in item.path.parents:
+    if not STARTED.isdisjoint(item.fixturenames):
         return True
-    return not (QUICK_STARTED if quick else STARTED).isdisjoint(item.fixturenames)
+    if not quick:
+        return False
+    definitions = item._fixtureinfo.name2fixturedefs
+    fixtures = [each.func for name in item.fixturenames for each in definitions.get(name, ())]
+    called = [inspect.unwrap(item.function), *fixtures]
+    return EXAMPLES in item.path.parents or any(map(calls_what_starts, called))
+
+
+@cache
+def calls_what_starts(function: object) -> bool:
+    """Looks at the names in its code, and in that of the functions beside it that it calls."""
+    left, seen = [function], set[object]()
+    while left:
+        looked_at = left.pop()
+        if not isinstance(looked_at, FunctionType) or looked_at in seen:
+            continue
+        seen.add(looked_at)
+        names = set(_names(looked_at.__code__))
+        if not names.isdisjoint(STARTING_NAMES):
+            return True
+        for found in map(looked_at.__globals__.get, names):
+            if isinstance(found, FunctionType | type) and found in STARTING:
+                return True
+            if getattr(found, "__module__", "") == looked_at.__module__:
+                left.append(found)
+    return False
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Those of functions in it, too."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
 
 
 @pytest.fixture(scope="session")

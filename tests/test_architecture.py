@@ -6,14 +6,15 @@ Of the tests, too: how long they may be, and that their code is not in strings.
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
-from pathlib import Path
+from graphlib import CycleError, TopologicalSorter
 from textwrap import dedent
 
 import pytest
 
 from support.servers import ROOT
+from support.text import same_names
 
 PACKAGE = ROOT / "pooled_serve"
 TESTS = ROOT / "tests"
@@ -73,13 +74,14 @@ def _run_time_nodes(tree: ast.AST) -> list[ast.AST]:
 @pytest.mark.parametrize("module", MODULES)
 def test_folders_import_what_comes_after_them(module: str) -> None:
     own = folder(module)
-    others = {folder(name) for name in imports(module)} - {own}
-    if own == "__main__":
-        assert others == {"cli"}
-    elif own in LEAVES:
-        assert others <= LEAVES
-    else:
-        assert others <= LEAVES | set(FOLDERS[FOLDERS.index(own) + 1 :])
+    if own not in {*FOLDERS, *LEAVES, "__main__"}:
+        return  # test_every_folder_has_its_place() says so
+    allowed = {"cli"} if own == "__main__" else LEAVES
+    if own in FOLDERS:
+        allowed = LEAVES | set(FOLDERS[FOLDERS.index(own) + 1 :])
+    for other in sorted({folder(name) for name in imports(module)} - {own} - allowed):
+        way = "move what it needs to where both may import it, see FOLDERS in this file"
+        pytest.fail(f"{shown(module)} imports {other}, which it may not: {way}", pytrace=False)
 
 
 def test_no_modules_import_each_other() -> None:
@@ -88,29 +90,54 @@ def test_no_modules_import_each_other() -> None:
         module: {name for name in imports(module) if not name.endswith("__init__")}
         for module in MODULES
     }
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = " → ".join(map(shown, error.args[1]))
+        say = (
+            f"these import each other: {circle}: move what two of them need to a module of its own"
+        )
+        pytest.fail(say, pytrace=False)
 
 
 def test_every_folder_has_its_place() -> None:
-    assert {folder(module) for module in MODULES} == {*FOLDERS, *LEAVES, "__main__"}
+    same_names(
+        {folder(module) for module in MODULES},
+        {*FOLDERS, *LEAVES, "__main__"},
+        lacks="pooled_serve/ has no {}: take it out of FOLDERS or LEAVES in this file",
+        surplus="pooled_serve/ has {}: say in FOLDERS or LEAVES in this file who may import it, "
+        "and in tests/README.md under The package",
+    )
 
 
 def test_the_pool_knows_nothing_of_databases_and_the_driver_nothing_of_django() -> None:
     foreign = {"pool": {"django", "gunicorn", "pymysql"}, "driver": {"django", "gunicorn"}}
     for module, path in MODULES.items():
         for name in foreign.get(folder(module), ()):
-            assert f"import {name}" not in path.read_text(), module
-            assert f"from {name}" not in path.read_text(), module
+            if f"import {name}" in path.read_text() or f"from {name}" in path.read_text():
+                way = "have who calls it pass what it needs, or do it in backend/ or status/"
+                pytest.fail(f"{shown(module)} imports {name}: {way}", pytrace=False)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_file_has_one_job(module: str) -> None:
-    assert len(MODULES[module].read_text().splitlines()) <= LONGEST, Path(MODULES[module]).name
+    lines = len(MODULES[module].read_text().splitlines())
+    if lines > LONGEST:
+        say = f"{shown(module)} has {lines} lines, at most {LONGEST}: split it by job"
+        pytest.fail(say, pytrace=False)
+
+
+def shown(module: str) -> str:
+    return str(MODULES[module].relative_to(ROOT))
 
 
 def test_files_of_tests_are_short_enough_to_be_read() -> None:
-    long = {path.name for path in TEST_FILES if len(path.read_text().splitlines()) > LONGEST_TEST}
-    assert long == set()
+    for path in TEST_FILES:
+        lines = len(path.read_text().splitlines())
+        if lines > LONGEST_TEST:
+            name = path.relative_to(ROOT)
+            say = f"{name} has {lines} lines, at most {LONGEST_TEST}: split it by what is tested"
+            pytest.fail(say, pytrace=False)
 
 
 def test_code_of_tests_is_in_files_that_ruff_and_mypy_read() -> None:
@@ -121,7 +148,21 @@ def test_code_of_tests_is_in_files_that_ruff_and_mypy_read() -> None:
         for line, text in strings(ast.parse(path.read_text()))
         if len(text.splitlines()) > LONGEST_STRING and is_python(text)
     ]
-    assert found == []
+    if found:
+        say = f"tests/{found[0]} has Python in a string, which ruff and mypy do not read: move it "
+        pytest.fail(f"{say}to a *_scripts.py or *_views.py beside the test", pytrace=False)
+
+
+def test_mypy_reads_all_files() -> None:
+    """What is only imported it leaves out where the environment has it from another folder."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    paths = [
+        ROOT / path.lstrip("/") for path in project["hatch"]["build"]["targets"]["sdist"]["include"]
+    ]
+    for path in paths:
+        if path.is_dir() and path.name not in project["mypy"]["files"]:
+            say = f"add {path.name!r} to files of [tool.mypy] in pyproject.toml"
+            pytest.fail(say, pytrace=False)
 
 
 def strings(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from pooled_serve import preflight
-from support.package_map import PACKAGE, README, ROOT, folders, package_map, written
+from support.package_map import PACKAGE, README, ROOT, WRITER, folders, package_map, written
+from support.text import same_lines
 from test_architecture import FOLDERS, LEAVES
 
 TEXT = README.read_text()
 
 
 def test_the_map_is_what_the_modules_say() -> None:
-    assert written() == package_map(folders()), "python tests/support/package_map.py writes it"
+    same_lines(written(), package_map(folders()), "tests/README.md's map of the package", WRITER)
+
+
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in sorted(PACKAGE.glob("*/__init__.py"))], ids=lambda p: p.name
+)
+def test_a_package_names_its_modules(folder: Path) -> None:
+    named = re.findall(r"\b\w+\.(?:py|html)\b", (folder / "__init__.py").read_text())
+    there = {path.name for path in folder.iterdir() if path.is_file()} - {"__init__.py"}
+    where = f"the docstring of pooled_serve/{folder.name}/__init__.py"
+    for name in sorted(there - set(named)):
+        pytest.fail(f"{where} does not name {name}: say in a few words what it is", pytrace=False)
+    for name in sorted(set(named) - there):
+        pytest.fail(f"{where} names {name}, which is not there", pytrace=False)
 
 
 def test_the_preflight_says_where_each_code_is_checked() -> None:
@@ -42,9 +57,14 @@ ROWS = re.findall(r"^\| (.+) \|$", TABLE, re.MULTILINE)[1:]  # but for the head
 def test_the_places_to_change_something_are_there(row: str) -> None:
     what, first, then, tests = row.split(" | ")
     for path in re.findall(r"`([\w/-]+\.\w+)`", f"{first} {then}"):
-        assert (PACKAGE / path).is_file() or (ROOT / path).is_file(), f"{what}: there is no {path}"
-    for path in tests.split():
-        assert (ROOT / path.strip("`")).is_file(), f"{what}: there is no {path}"
+        assert (PACKAGE / path).is_file() or (ROOT / path).is_file(), lacks(what, path)
+    for path in re.findall(r"tests/[\w/]+\.py", tests):
+        assert (ROOT / path).is_file(), lacks(what, path)
+
+
+def lacks(what: str, path: str) -> str:
+    where = "'Where to change what' in tests/README.md"
+    return f"there is no {path}: say in the row {what!r} of {where} where that is now"
 
 
 def test_there_is_a_place_for_each_change() -> None:
@@ -53,6 +73,8 @@ def test_there_is_a_place_for_each_change() -> None:
 
 def test_the_direction_of_imports_is_the_one_that_holds() -> None:
     said = " ".join(TEXT.split())
-    assert " → ".join(f"`{folder}`" for folder in FOLDERS) in said
-    for leaf in LEAVES - {"__init__"}:
-        assert f"`{leaf}`" in said
+    order = " → ".join(f"`{folder}`" for folder in FOLDERS)
+    assert order in said, f"tests/README.md, under The package, lacks the order of imports: {order}"
+    for leaf in sorted(LEAVES - {"__init__"}):
+        say = f"tests/README.md, under The package, lacks `{leaf}` among those that all may import"
+        assert f"`{leaf}`" in said, say

@@ -176,7 +176,10 @@ def test_reload_keeps_the_old_configuration_if_the_new_one_is_no_good(
     assert (application.cfg, application.plan) == before
     assert application.app_uri == "app"
     (record,) = caplog.records
-    assert "Not reloaded, the old configuration stays: PS40" in record.message
+    assert (
+        "the old options stay (the workers are replaced, and load the project anew): PS40"
+        in record.message
+    )
 
 
 def test_reload_refuses_a_contradiction(here: Here, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,6 +277,25 @@ def test_nothing_is_asked_for_in_vain(table: type[PoolOptions] | type[PoolPlan])
         if not re.search(read, code):
             way = "pools get it by preflight/plan.py, a PoolPlan, and backend/database.py"
             pytest.fail(f"nothing reads {table.__name__}.{field.name}: {way}", pytrace=False)
+
+
+def test_each_number_of_a_pool_gets_from_the_options_to_the_pool() -> None:
+    """Each step has the same names, so one that is left out would not be missed."""
+    plan, database = (
+        (ROOT / "pooled_serve" / name).read_text()
+        for name in ("preflight/plan.py", "backend/database.py")
+    )
+    own = {field.name for field in dataclasses.fields(PoolOptions)}
+    for field in dataclasses.fields(PoolPlan):
+        name = field.name
+        if name in own and not re.search(rf"\boptions\.{name}\b", plan):
+            pytest.fail(f"preflight/plan.py does not read options.{name}", pytrace=False)
+        if name in own - NOT_OF_A_POOL and not re.search(rf"plan\.{name}\b", database):
+            pytest.fail(f"backend/database.py does not read plan.{name}", pytrace=False)
+
+
+NOT_OF_A_POOL = {"per_host"}
+"""That of all workers, whose tokens they share."""
 
 
 def test_the_changes_name_each_option() -> None:

@@ -10,6 +10,7 @@ import pytest
 from pooled_serve import problems
 from pooled_serve.driver import parameters
 from pooled_serve.pool import metrics
+from pooled_serve.pool.metric import Kind
 from pooled_serve.pool.metrics import PIN_REASONS
 from pooled_serve.status import instance_metrics
 from pooled_serve.status.pool_log import PRESSURES
@@ -63,7 +64,7 @@ def test_each_problem_code_has_a_test() -> None:
 
 def test_mysqlclients_socket_is_where_the_code_looks() -> None:
     for path in (*parameters.SOCKETS, parameters.SOCKET_VARIABLE):
-        assert f"`{path}`" in README
+        assert f"`{path}`" in README, f"README.md does not say that {path} is looked at"
 
 
 def rows_of_table(document: str, heading: str) -> list[list[str]]:
@@ -91,6 +92,7 @@ def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     hosts = [*(key for _, key, _ in instance_metrics.HOST_METRICS), "hosts"]
     routes = [*(key for _, key, _ in instance_metrics.ROUTE_METRICS), "routes"]
     workers = [*(key for _, key, _ in instance_metrics.WORKER_METRICS), "workers", "cpus"]
+    workers += ["worker_deaths_total", "worker_death_ago_seconds"]
     same_names(
         [key for meaning, _ in rows for key in re.findall(r"`([a-z_]+)`", meaning)],
         [*pools, *hosts, *routes, *workers],
@@ -100,6 +102,17 @@ def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     )
     for meaning, remedy in rows:
         assert remedy.strip(), f"README.md does not say what to do: {meaning}"
+
+
+def test_the_changes_name_each_number() -> None:
+    """Dashboards and alerts are made of these names."""
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    keys = [metric.key for metric in metrics.METRICS]
+    for of_others in ("INSTANCE", "WORKER", "HOST", "ROUTE"):
+        keys += [key for _, key, _ in getattr(instance_metrics, f"{of_others}_METRICS")]
+    for key in keys:
+        if f"`{key}`" not in changes:
+            pytest.fail(f"CHANGELOG.md does not name `{key}`: add a line", pytrace=False)
 
 
 def test_what_the_log_calls_a_pool_is_explained() -> None:
@@ -135,7 +148,7 @@ NOT_SHOWN = {"timeouts_total"}
 
 
 def test_the_page_shows_each_counter() -> None:
-    counters = {metric.key for metric in metrics.METRICS if metric.kind is metrics.Kind.COUNTER}
+    counters = {metric.key for metric in metrics.METRICS if metric.kind is Kind.COUNTER}
     same_names(
         SHOWN.values(),
         counters - NOT_SHOWN,
@@ -151,15 +164,15 @@ def test_the_page_explains_its_words() -> None:
 
 
 def test_the_pages_words_are_explained_with_the_keys_of_their_numbers() -> None:
-    rows = rows_of_table(README, "| word on the page | |")
+    rows = rows_of_table(README, "| on the page | words |")
     reasons = {*metrics.CLOSE_REASONS} - {"closed"}
     same_names(
-        [word for words, _ in rows for word in re.findall(r"\*\*([a-z ]+)\*\*", words)],
+        [word for _, words in rows for word in re.findall(r"\*\*([a-z ]+)\*\*", words)],
         {*TERMS} - reasons,
         lacks="README.md explains no **{}**: add it to the table of words under Watching",
         surplus="README.md explains **{}**, which TERMS in status/page.html has not",
     )
-    words = " ".join(words for words, _ in rows)
+    words = " ".join(words for _, words in rows)
     same_names(
         [f"**{word}** `{key}`" for word, key in re.findall(r"\*\*([a-z ]+)\*\* `(\w+)`", words)],
         [f"**{word}** `{key}`" for word, key in SHOWN.items()],

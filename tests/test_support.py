@@ -18,6 +18,7 @@ from typing import Any
 import pymysql
 import pytest
 
+from conftest import calls_what_starts
 from support import processes
 from support.load import Hammer, hammer
 from support.netproxy import CommandCounter, NetProxy
@@ -426,3 +427,32 @@ def test_an_event_loop_that_nobody_wakes_is_found_and_goes_on(call: str, stalls:
         check=False,
     )
     assert (done.stdout, done.stderr) == (f"{stalls}\n", "")
+
+
+# --quick
+
+
+def serves_nothing(app: Path) -> None:
+    assert app
+
+
+def serves(app: Path) -> None:
+    def later() -> Serve:
+        return Serve("app:application", cwd=app)
+
+    later()
+
+
+def serves_by_another(app: Path) -> None:
+    serves(app)
+
+
+def test_a_quick_run_sees_who_starts_processes() -> None:
+    assert calls_what_starts(serves)
+    assert calls_what_starts(serves_by_another)
+    assert calls_what_starts(check_output)
+    assert not calls_what_starts(serves_nothing)
+
+
+def check_output() -> None:
+    subprocess.check_output("true")

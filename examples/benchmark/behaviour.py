@@ -112,7 +112,8 @@ class Site:
 
     def request(self, view: Callable[[], object]) -> Result:
         """A request and its answer."""
-        return self.spawn(view).get()
+        result: Result = self.spawn(view).get()
+        return result
 
     def _respond(self, view: Callable[[], object]) -> Result:
         from wsgiref.util import setup_testing_defaults
@@ -365,7 +366,8 @@ def outcome_of(python: Path, database: Any, name: str, experiment: str) -> str:
             while select.select([process.stdout], [], [], deadline - time.monotonic())[0]:
                 line = process.stdout.readline()
                 if line.startswith("{"):
-                    return json.loads(line)["outcome"]
+                    outcome: str = json.loads(line)["outcome"]
+                    return outcome
                 if not line:
                     raise SystemExit(f"{name}, {experiment}:\n{process.stderr.read()[-2000:]}")
                 database.restart()

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import report
@@ -101,7 +102,8 @@ class Bench:
             status, body = get(server.port, "/about")
             if status != 200:
                 raise Problem(f"{name} answers /about with {status}", server.log[-2000:])
-            return json.loads(body)
+            said: dict[str, Any] = json.loads(body)
+            return said
 
     def run(self, name: str, view: View) -> report.Run:
         """One view from one contender, served by a new process."""
@@ -149,7 +151,8 @@ class Bench:
         answer = self._observer.stdout.readline()
         if not answer:
             raise Problem("the observer of the database ended", "its output above says why")
-        return json.loads(answer)
+        counts: dict[str, int] = json.loads(answer)
+        return counts
 
     @contextmanager
     def serving(
@@ -258,9 +261,14 @@ class Clients:
     def __enter__(self) -> Clients:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._process.kill()
-        self._process.__exit__(*exc_info)
+        self._process.__exit__(kind, raised, traceback)
 
     def turn(self, seconds: float, *what: str) -> int:
         """What to look at is "rate", "latency" or both. Returns how many requests have been served
@@ -282,7 +290,8 @@ class Clients:
         line = self._process.stdout.readline()
         if not line:
             raise Problem("the load client ended", "its output above says why")
-        return json.loads(line)
+        said: dict[str, Any] = json.loads(line)
+        return said
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:

@@ -131,13 +131,13 @@ def compare(options: argparse.Namespace) -> None:
     pythons, missing = make_environments(options.contenders, install=not options.no_install)
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        databases = [
+        theirs, of_ceiling = (
             stack.enter_context(PrivateDatabase(place / name)) for name in ("database", "ceiling")
-        ]
+        )
         products = QUICK_PRODUCTS if options.quick else PRODUCTS
-        for database in databases:
+        for database in (theirs, of_ceiling):
             fill_shop(next(iter(pythons.values())), database, products)
-        with Bench(*databases, pythons, options.seconds) as bench:
+        with Bench(theirs, of_ceiling, pythons, options.seconds) as bench:
             about = {name: bench.about(name) for name in pythons}
             runs = list(measure(bench, list(pythons), views, options.rounds))
     result = {

@@ -91,7 +91,7 @@ def environment(name: str, packages: Sequence[str]) -> Path:
     if not (stamp.exists() and stamp.read_text() == made_from):
         say(f"Making {venv.relative_to(ROOT)} ...")
         subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         subprocess.run(
             [*pip, *packages],
             stdin=subprocess.DEVNULL,
@@ -106,7 +106,7 @@ def environment(name: str, packages: Sequence[str]) -> Path:
 
 def versions(python: Path) -> list[str]:
     """Of what all contenders have in common, as pip is told them."""
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
     listed = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in listed if line.lower().partition("==")[0] in COMMON]
 

@@ -128,8 +128,8 @@ def measure(server: Server, way: Way, seconds: float) -> Run:
     if clients.failures or not waits:
         raise Problem(f"{way.title}: requests failed", f"{dict(clients.failures)}")
     clients.stop()
-    times = (*(percentile(waits, share) for share in (0.5, 0.95, 0.99)), waits[-1])
-    return Run(*(each * 1e3 for each in times), len(waits) / took, counts[0], counts[-1])
+    p50, p95, p99 = (percentile(waits, share) * 1e3 for share in (0.5, 0.95, 0.99))
+    return Run(p50, p95, p99, waits[-1] * 1e3, len(waits) / took, counts[0], counts[-1])
 
 
 def serve(python: Path, way: Way, database: PrivateDatabase, stack: ExitStack) -> Server:

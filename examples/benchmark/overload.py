@@ -191,6 +191,8 @@ def simulate(
 class NeverEmpty(rule.Overload):  # type: ignore[name-defined, misc]
     """Overload is a queue that has not been empty for half of the timeout."""
 
+    on: bool
+
     def begin(self, now: float, *, out: bool) -> None:
         super().begin(now, out=out)
         self.formed = now

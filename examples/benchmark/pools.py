@@ -80,7 +80,7 @@ def django_db_pooling(size: int) -> tuple[Take, Give]:
 def django_mysql_geventpool(size: int) -> tuple[Take, Give]:
     from django_mysql_geventpool.backends.connection_pool import DatabaseConnectionPool
 
-    class Pool(DatabaseConnectionPool):
+    class Pool(DatabaseConnectionPool):  # type: ignore[misc]
         def create_connection(self, parameters: object) -> Dummy:
             return Dummy()
 
@@ -186,7 +186,8 @@ def figures_of(python: Path, name: str) -> dict[str, float]:
         )
     except subprocess.TimeoutExpired:
         return {}
-    return json.loads(done.stdout)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ class Results:
             for run in runs
             if run.get("ceiling", {}).get(what)
         ]
-        return statistics.median(ratios) * statistics.median(of_all)
+        ratio, ceiling = statistics.median(ratios), statistics.median(of_all)
+        return float(ratio * ceiling)
 
     def failed_share(self, contender: str, view: str) -> float:
         failed = self.total(contender, view, "failed")

@@ -43,12 +43,12 @@ def main() -> None:
     leave_a_core()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="startup-")))
-        databases = [
+        database, of_ceiling = (
             stack.enter_context(PrivateDatabase(place / name)) for name in ("ours", "theirs")
-        ]
-        for database in databases:
-            fill_shop(pythons[OURS], database, QUICK_PRODUCTS)
-        bench = stack.enter_context(Bench(*databases, pythons, SECONDS))
+        )
+        for each in (database, of_ceiling):
+            fill_shop(pythons[OURS], each, QUICK_PRODUCTS)
+        bench = stack.enter_context(Bench(database, of_ceiling, pythons, SECONDS))
         started = [{name: first_answer(bench, name) for name in (OURS, STOCK)} for _ in rounds]
         used = [{name: memory(bench, name) for name in (OURS, STOCK)} for _ in rounds]
         helped = [seconds_of_help(pythons[OURS]) for _ in rounds]

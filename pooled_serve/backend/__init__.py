@@ -10,5 +10,6 @@
 * answers.py: what a session is answered that asks about an earlier statement
 * scope.py: the request of a greenlet, and how long its leases last
 * routes.py: for which route a lease is counted
-* unavailable.py: the 503
+* client_check.py: requests whose clients have hung up
+* unavailable.py: the 503; rehearsal.py: what an error imports, imported before
 """

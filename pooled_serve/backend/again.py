@@ -7,10 +7,9 @@ and got no answer. A write that may have reached the server never runs again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pymysql.err import InterfaceError, MySQLError, OperationalError
+from pymysql.err import MySQLError, OperationalError
 
 from pooled_serve.driver.abandoned import is_there, knows, was_running
 from pooled_serve.driver.error_codes import (
@@ -48,8 +47,7 @@ def may_run_again(session: Session, error: MySQLError, *, harmless: bool) -> boo
     if _was_not_read(conn, error):
         return True
     # After a read_timeout the statement goes on at the server; again it would take as long.
-    timed_out = any(isinstance(cause, TimeoutError) for cause in _causes(error))
-    return harmless and code_of(error) in GONE and not timed_out
+    return harmless and code_of(error) in GONE and not conn.timed_out
 
 
 def replace_connection(session: Session, error: MySQLError, *, ran: bool = True) -> bool:
@@ -61,19 +59,25 @@ def replace_connection(session: Session, error: MySQLError, *, ran: bool = True)
     """
     dead = session._conn
     assert dead is not None, "nothing is leased"
-    # The server may have been restarted, and the idle connections may be as dead as this one.
-    session._pool.renew()
+    lost = dead.closed_for is None
+    if lost:
+        # The server may have been restarted, and the idle connections may be as dead as this one.
+        session._pool.renew()
     session._release()
     fresh = session._lease()
     if (
         ran
-        and not (dead.send_failed or _was_reset(error))
+        # After a KILL of a statement that runs there is no TCP reset: that comes if the socket of
+        # the server was closed when the statement arrived, or before it was read, and behind some
+        # proxies never.
+        and not (_was_not_read(dead, error) or dead.was_reset)
         # After a restart nobody has ended it; if it still runs, only the network failed.
         and is_there(fresh, dead) is not False
         and not (knows(fresh, dead) and was_running(fresh, dead))
     ):
         return False
-    session._pool.retried(error)
+    if lost:
+        session._pool.retried(error)
     return True
 
 
@@ -96,19 +100,5 @@ def _was_not_read(dead: MySQLConnection, error: MySQLError) -> bool:
     """Whether the server cannot have got the statement, so that even a write may run again."""
     return (
         dead.send_failed
-        or isinstance(error, InterfaceError)  # the connection was closed before
         or code_of(error) == CLIENT_INTERACTION_TIMEOUT  # the session had ended before
     )
-
-
-def _was_reset(error: BaseException) -> bool:
-    """Whether the connection ended with a TCP reset: the socket of the server was closed when the
-    statement arrived, or was closed before it was read. After a KILL of a statement that runs there
-    is none, and behind some proxies there never is."""
-    return any(isinstance(cause, ConnectionResetError) for cause in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -31,7 +31,9 @@ def prepare_answer(session: Session, sql: str | bytes, asked: str) -> None:
     known = session._has_own_key, session._used_sequence, session._got_rows
     for question in questions.unanswerable(sql, last, *known):
         if question.forget is None or (question.lasts and not may_forget):
-            raise _refusal(session, asked)
+            if _was_on_earlier_lease(session, question):
+                raise _refusal(session, asked)
+            raise _never_was(session, asked, question)
         if conn.reused:
             conn.query(question.forget)
 
@@ -52,6 +54,25 @@ def _make_fresh(session: Session) -> None:
             conn.condemn("reset failed")
             session._release()
             session._lease()
+
+
+def _was_on_earlier_lease(session: Session, question: questions.Question) -> bool:
+    """Whether what it asks about may have been on a connection that was given back."""
+    if question is questions.KEY:
+        return session._had_key
+    if question is questions.NUMBER:
+        return session._had_number
+    return session._ran_on_earlier_lease
+
+
+def _never_was(session: Session, asked: str, question: questions.Question) -> ProgrammingError:
+    where = "on this connection", "first, and both inside one transaction.atomic()"
+    if not session.get_autocommit():
+        where = "in this atomic() block", "in the same block"
+    return ProgrammingError(
+        f"{asked} asks about an earlier statement, and none has {question.missing} {where[0]}: "
+        f"{question.remedy} {where[1]}"
+    )
 
 
 def _refusal(session: Session, asked: str) -> ProgrammingError:

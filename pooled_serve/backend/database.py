@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -33,8 +34,9 @@ from pooled_serve.pool.tokens import Tokens
 from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.status import traces
 from pooled_serve.status.pool_log import PoolLog
-from pooled_serve.status.reachability import Reachability, shortage_behind
+from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.scoreboard import PoolRow
+from pooled_serve.status.shortage import shortage_behind
 
 POOL_ATTRIBUTE = "_pooled_serve_pool"
 """Of an error of a connect that a request has got: the name of the pool."""
@@ -163,10 +165,21 @@ class PooledDatabase:
 
     # --- The scoreboard ------------------------------------------------------------------------
 
-    def join_scoreboard(self, pool_row: PoolRow, account: RouteAccount) -> None:
+    def join_scoreboard(
+        self,
+        pool_row: PoolRow,
+        account: RouteAccount,
+        usual_hold: Callable[[], float],
+        all_hang: Callable[[str], bool],
+    ) -> None:
         """Count on the scoreboard from now on, and probe a lost database without traffic: the
-        readiness of the worker depends on it."""
+        readiness of the worker depends on it.
+
+        :param usual_hold: see :attr:`PoolLog.usual_hold`.
+        :param all_hang: see :attr:`PoolLog.all_hang`.
+        """
         self._pool_row, self._account = pool_row, account
+        self.log.usual_hold, self.log.all_hang = usual_hold, all_hang
         self.reachability.probing = True
         self._attach_row()
         self.reachability.resume()  # it may have been lost while the project was loaded
@@ -297,6 +310,10 @@ class PooledDatabase:
         if self._pool is not None:
             self._pool.resume()
 
+    def log_rest(self) -> None:
+        """See :meth:`PoolLog.log_rest`."""
+        self.log.log_rest()
+
     def clear(self) -> None:
         """See :meth:`ConnectionPool.clear`."""
         if self._pool is not None:
@@ -304,6 +321,7 @@ class PooledDatabase:
 
     def close(self) -> None:
         """See :meth:`ConnectionPool.close`; connections in use are closed, too."""
+        self.log_rest()
         if self._pool is not None:
             self._pool.close(in_use=True)
 

@@ -69,6 +69,7 @@ class Session(DirectUse):
         self._depth = 0  # statements under way: a parameter of one may run another
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
+        self._had_key = self._had_number = False  # on a lease before the present one
         self._statement, self._number = Statement(), 0  # the last one that began
         self._begun_by = 0  # the number of the one that was sent together with BEGIN
         self._look_after = math.inf  # from then on the server may have closed the connection
@@ -174,6 +175,8 @@ class Session(DirectUse):
                 self._watched.end()
             self._note_use(conn)
             self._ran_on_earlier_lease |= self._ran_statement
+            self._had_key |= self._has_own_key
+            self._had_number |= self._used_sequence
             if self._reset == "rollback":
                 conn.dirty_reason = None  # set by a method of its own, such as select_db()
             self._pool.release(conn)

@@ -31,6 +31,7 @@ from pooled_serve.errors import startup_error
 from pooled_serve.pool import set_loop
 from pooled_serve.pool.host import Host
 from pooled_serve.pool_plan import PoolPlans
+from pooled_serve.status.pool_log import nobody_hangs
 from pooled_serve.status.routes import RouteTable
 from pooled_serve.status.scoreboard import PoolRow
 
@@ -93,8 +94,8 @@ def use_pymysql() -> None:
         raise startup_error(
             "PS502",
             "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
-            "remove the import of MySQLdb from the configuration file, or from what runs before "
-            "pooling.apply_patch(); later ones get PyMySQL, and may stay",
+            "remove the import of MySQLdb from the configuration file and what that imports, or "
+            "from what runs before pooling.apply_patch(); later ones get PyMySQL, and may stay",
         )
     pymysql.install_as_MySQLdb()
     # PyMySQL says that it is mysqlclient 2.2.8. For a Django that asks for a later one it will do,
@@ -209,8 +210,18 @@ def pools() -> dict[str, Any]:
     return {alias: database.pool for alias, database in _databases.items()}
 
 
+def atomic_aliases() -> set[str]:
+    """Returns the databases with ATOMIC_REQUESTS: their views are one transaction each."""
+    settings = connections.settings
+    return {alias for alias, values in settings.items() if values.get("ATOMIC_REQUESTS")}
+
+
 def join_scoreboard(
-    row_for: Callable[..., PoolRow | None], table: RouteTable, unreachable: Iterable[str]
+    row_for: Callable[..., PoolRow | None],
+    table: RouteTable,
+    unreachable: Iterable[str],
+    usual_hold: Callable[[], float] = float,
+    all_hang: Callable[[str], bool] = nobody_hangs,
 ) -> None:
     """Put this worker's present and future pools on the scoreboard.
 
@@ -218,13 +229,16 @@ def join_scoreboard(
     :param table: of the routes of this worker.
     :param unreachable: aliases of databases that could not be reached, which are probed until they
         can be.
+    :param usual_hold: see :attr:`pooled_serve.status.pool_log.PoolLog.usual_hold`.
+    :param all_hang: see :attr:`pooled_serve.status.pool_log.PoolLog.all_hang`.
     """
-    registry.join_scoreboard(row_for, routes.count_in(table))
+    registry.join_scoreboard(row_for, routes.count_in(table), usual_hold, all_hang)
     for alias in unreachable:
         if alias in connections.settings:
             connections[alias]  # makes the database, if it was not used yet
             _databases[alias].pool  # noqa: B018 - made at first use
-            _databases[alias].reachability.lose()
+            # What found that out before has not said so in this worker's log.
+            _databases[alias].reachability.lose(logged=False)
     end_request()
 
 
@@ -268,6 +282,7 @@ def drain() -> None:
 def end_serving() -> None:
     """Close what is idle: the last request was served. Hooks, exit handlers and threads still get
     connections, but none is kept idle."""
+    registry.log_rest()
     registry.drain()
     registry.clear()
 

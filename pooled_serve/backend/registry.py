@@ -21,6 +21,7 @@ from pooled_serve.pool import get_thread
 from pooled_serve.pool.host import Host
 from pooled_serve.pool.tokens import tokens_of
 from pooled_serve.pool_plan import PoolPlans
+from pooled_serve.status.pool_log import nobody_hangs
 from pooled_serve.status.scoreboard import PoolRow
 
 MAX_ADDED_ALIASES = 4
@@ -37,6 +38,8 @@ _permanent: frozenset[str] | None = None  # aliases of the loaded project
 _draining = False
 _row_for: Callable[..., PoolRow | None] | None = None  # None without a scoreboard
 _account: RouteAccount | None = None
+_usual_hold: Callable[[], float] = float
+_all_hang: Callable[[str], bool] = nobody_hangs
 
 
 def start(plan: PoolPlans, host: Host | None) -> None:
@@ -139,15 +142,20 @@ def remember_aliases() -> frozenset[str]:
 
 
 def join_scoreboard(
-    row_for: Callable[..., PoolRow | None] | None, account: RouteAccount | None = None
+    row_for: Callable[..., PoolRow | None] | None,
+    account: RouteAccount | None = None,
+    usual_hold: Callable[[], float] = float,
+    all_hang: Callable[[str], bool] = nobody_hangs,
 ) -> None:
     """Put present and future databases on the scoreboard; with None, take them off.
 
     :param row_for: called with an alias and ``permanent``; returns a row, or None if none is left.
     :param account: told of each use of a pool.
+    :param usual_hold: see :attr:`PoolLog.usual_hold`.
+    :param all_hang: see :attr:`PoolLog.all_hang`.
     """
-    global _row_for, _account
-    _row_for, _account = row_for, account
+    global _row_for, _account, _usual_hold, _all_hang
+    _row_for, _account, _usual_hold, _all_hang = row_for, account, usual_hold, all_hang
     for database in databases.values():
         if row_for is None:
             database.leave_scoreboard()
@@ -159,7 +167,7 @@ def _join_scoreboard(database: PooledDatabase) -> None:
     if _row_for is not None and _account is not None:
         pool_row = _row_for(database.alias, permanent=database.permanent)
         if pool_row is not None:
-            database.join_scoreboard(pool_row, _account)
+            database.join_scoreboard(pool_row, _account, _usual_hold, _all_hang)
 
 
 # --- The end -----------------------------------------------------------------------------------
@@ -169,6 +177,12 @@ def clear() -> None:
     """See :meth:`ConnectionPool.clear`."""
     for database in _all():
         database.clear()
+
+
+def log_rest() -> None:
+    """See :meth:`PoolLog.log_rest`."""
+    for database in _all():
+        database.log_rest()
 
 
 def drain() -> None:

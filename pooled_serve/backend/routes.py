@@ -13,7 +13,7 @@ from django.core.handlers.base import BaseHandler
 
 from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.pool import metrics
-from pooled_serve.pool.metrics import Row
+from pooled_serve.pool.metric import Row
 from pooled_serve.status.routes import RouteTable, Usage
 
 _resolve_request = BaseHandler.resolve_request
@@ -38,6 +38,11 @@ class RouteAccount:
         usage, conn.usage = conn.usage, None
         (self._outside if usage is None else usage).returned(seconds)
 
+    def idled(self, conn: Any, seconds: float) -> None:
+        """A connection in use runs no statement."""
+        if conn.scope is not None:  # else it is not in a session's hands yet
+            (conn.scope.usage or self._outside).idled(seconds)
+
     def waited(self, seconds: float, *, served: bool) -> None:
         """The current greenlet has queued."""
         (scope_here().usage or self._outside).waited(seconds, served=served)
@@ -55,6 +60,10 @@ class Unresolved:
     def waited(self, seconds: float, *, served: bool) -> None:
         """Count a wait."""
         self._used().waited(seconds, served=served)
+
+    def idled(self, seconds: float) -> None:
+        """Count the time for which a connection ran no statement."""
+        self._used().idled(seconds)
 
     def _used(self) -> Usage:
         if self._usage is None:

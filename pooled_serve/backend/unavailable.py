@@ -23,7 +23,7 @@ from pooled_serve.backend.database import POOL_ATTRIBUTE
 from pooled_serve.backend.registry import databases
 from pooled_serve.backend.scope import scope_here
 from pooled_serve.errors import PoolClientGone, PoolOverloaded, PoolTimeout
-from pooled_serve.status.reachability import shortage_behind
+from pooled_serve.status.shortage import shortage_behind
 
 log = logging.getLogger("gunicorn.error")
 

@@ -135,6 +135,14 @@ class KnownColumns:
 known = KnownColumns()
 
 
+def converted(how: tuple[str | None, Any], data: Any) -> Any:
+    """Returns a value as PyMySQL makes it."""
+    encoding, converter = how
+    if data is not None and encoding is not None:
+        data = data.decode(encoding)
+    return data if data is None or converter is None else converter(data)
+
+
 def _block(result: MySQLResult, connection: Any) -> bytes:
     """Returns the bytes that described the columns of a result which was just read: the packet with
     their number, one packet each, and the constant part of the EOF packet."""

@@ -7,8 +7,9 @@ It differs from PyMySQL's own connection in four ways, each because of a failure
   greenlet runs, even if the server has no TLS.
 * ``connect_timeout`` bounds the whole handshake, not just the TCP connect: a stopped server
   accepts connections, and stays silent.
-* Any exception inside a command closes the socket. PyMySQL closes it when a read is interrupted,
-  but leaves a packet half written, or a result half parsed, to the next user.
+* An exception inside a command closes the socket, unless it is the server's, or a converter's: then
+  the answer is read to its end. PyMySQL closes it when a read is interrupted, but leaves a packet
+  half written, or a result half parsed, to the next user.
 * ``close()`` neither blocks nor raises.
 """
 
@@ -20,19 +21,21 @@ import math
 import os
 import select
 import ssl
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import gevent
 from gevent.monkey import get_original
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
-from pymysql.err import InterfaceError, MySQLError, OperationalError
+from pymysql.err import MySQLError, OperationalError
 
 from pooled_serve import tls
+from pooled_serve.driver.closing import ClosingConnection
 from pooled_serve.driver.columns import MAX_PACKET_LEN
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
     CR_CONN_HOST_ERROR,
+    CR_SERVER_GONE_ERROR,
     GONE,
     code_of,
     is_not_ready,
@@ -41,11 +44,9 @@ from pooled_serve.driver.error_codes import (
 from pooled_serve.driver.login import forget_login
 from pooled_serve.driver.pipeline import limit
 from pooled_serve.driver.questions import FORGET_KEY
-from pooled_serve.driver.reset import ResettableConnection
-from pooled_serve.driver.results import BulkConnection
 from pooled_serve.driver.statements import classify
 from pooled_serve.pool import DIRTY, FAILED_OVER, LOST
-from pooled_serve.tuning import receive, send
+from pooled_serve.tuning import receive
 
 log = logging.getLogger("gunicorn.error")
 
@@ -55,36 +56,22 @@ _MAX_SETUP_STATEMENTS, _MAX_SETUP_BYTES = 100, 10_000
 _MAX_TLS_CONTEXTS = 16  # of some 100 kB each
 
 _STATUS_MASK = SERVER_STATUS_AUTOCOMMIT | SERVER_STATUS_IN_TRANS
-PART_SECONDS = 1.0
-"""The time that a server may take to hang up."""
-
-AFTER_PART_SECONDS = 0.002
-"""MariaDB still counts a connection for some microseconds after it has hung up, and for longer if
-another thread gets the processor in between."""
-
 BEGIN = "BEGIN"
-
-_COM_QUIT = b"\x01\x00\x00\x00\x01"
 
 # gevent's poll switches greenlets; alive() must not.
 _new_poll = get_original("select", "poll")
 
 
-class MySQLConnection(ResettableConnection, BulkConnection):
+class MySQLConnection(ClosingConnection):
     """A PyMySQL connection that knows whether it can be handed to the next user."""
 
-    _sock: Any
     password: Any
-    _read_timeout: float | None
-    _write_timeout: float | None
 
     wait_timeout: int | None = None
     """Seconds after which the server closes an idle connection; None if it is not known."""
 
-    _unanswered = False  # it was closed when a command had no answer yet, or not all of it
     has_own_id = False
     """Whether the server knows it by the id of the handshake, and no proxy shares connections."""
-    was_killed = False  # by another connection, see abandoned.py
     instance = -1
     """What the server's UUID_SHORT() was when it had logged in, see abandoned.py; -1 if it did not
     say."""
@@ -92,8 +79,6 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     scope: Any = None  # of the greenlet that leases it: a pooled_serve.backend.scope.GreenletScope
     usage: Any = None  # counts the lease: a pooled_serve.status.routes.Usage, or None
     reused = False  # an earlier lease has used it
-    send_failed = False  # the last command was not sent, or not whole
-    in_statement = False  # was given back while another greenlet ran a statement on it
     _contexts: dict[Any, ssl.SSLContext] = {}  # noqa: RUF012 - shared on purpose, per process
 
     # --- Connecting ----------------------------------------------------------------------------
@@ -212,29 +197,34 @@ class MySQLConnection(ResettableConnection, BulkConnection):
     # --- Commands ------------------------------------------------------------------------------
 
     def query(self, sql: Any, unbuffered: bool = False) -> Any:
-        """Run a statement, as PyMySQL does, and note what it may have left behind."""
+        """Run a statement, as PyMySQL does, and note what it may have left behind.
+
+        :raises TypeError: it is no text.
+        """
+        # Not inside the try: what is not sent does no harm.
         if isinstance(sql, str):
-            # Not inside the try: a statement that cannot be encoded is not sent, and does no harm.
             sql = sql.encode(self.encoding)
+        elif not isinstance(sql, bytes | bytearray | memoryview):
+            raise TypeError(f"a statement is a str or bytes, not {type(sql).__name__}")
+        while self._result is not None and self._result.has_next and self._sock is not None:
+            self.next_result()  # an error there is that of the statement before
+        first: Sequence[str] = ()
+        if self._sock is not None and (self.begin_first or self.forget_key_first):
+            first = self._take_first(sql)
         if unbuffered or not self._status_at_rest:
             # A status of 0 at rest means that the project has switched autocommit off: any
             # statement opens a transaction, and result sets do not refresh the status flag that
             # would show it. And what fails while unbuffered rows are fetched does not pass here.
             self.transaction_unknown = True
         try:
-            if self.begin_first or self.forget_key_first:
-                first = [BEGIN] * self.begin_first + [FORGET_KEY] * self.forget_key_first
-                self.begin_first = self.forget_key_first = False
-                alone = self.unread() or not self.can_pipeline() or len(sql) + 1 >= MAX_PACKET_LEN
-                if self._sock is None or alone:
-                    for statement in first:
-                        self.query(statement)
-                    return self.query(sql, unbuffered)
+            if first:
                 rows = self._query_after(first, sql, unbuffered)
             else:
                 rows = super().query(sql, unbuffered)
         except BaseException as error:
             self._failed(error)
+            if self._setup is not None and isinstance(error, MySQLError):
+                error.statement = sql  # for the preflight, which names the option behind it
             raise
         if self._setup is not None and classify(sql).touches:
             few = len(self._setup) < _MAX_SETUP_STATEMENTS and len(sql) < _MAX_SETUP_BYTES
@@ -243,6 +233,28 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             else:
                 self._replay = None  # its rows would come between the answers of a reset
         return rows
+
+    def _take_first(self, sql: bytes) -> Sequence[str]:
+        """Returns the statements that were put off until this one, to be sent with it; none if they
+        had to run by themselves."""
+        first = [BEGIN] * self.begin_first + [FORGET_KEY] * self.forget_key_first
+        self.begin_first = self.forget_key_first = False
+        if not self.unread() and self.can_pipeline() and len(sql) + 1 < MAX_PACKET_LEN:
+            return first
+        for statement in first:
+            self.query(statement)
+        return ()
+
+    def _execute_command(self, command: int, sql: Any) -> None:
+        """Send a command: all of PyMySQL's begin here."""
+        if self._sock is None:
+            self._raise_gone()
+        super()._execute_command(command, sql)
+
+    def _raise_gone(self) -> NoReturn:
+        """Raise mysqlclient's error for a connection that is closed. PyMySQL's is another."""
+        self.send_failed = True
+        raise OperationalError(CR_SERVER_GONE_ERROR, "the connection is closed")
 
     def next_result(self, unbuffered: bool = False) -> Any:
         """Read the next result of a statement that has several."""
@@ -264,10 +276,16 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Change the character set; a reset undoes that."""
         if self._setup is None:
             self.dirty_reason = "variable"
-        super().set_character_set(charset, collation)
+        try:
+            super().set_character_set(charset, collation)
+        except MySQLError as error:
+            error.statement = b"SET NAMES"  # as in query()
+            raise
 
     def ping(self, reconnect: bool = False) -> None:
         """Check that the server answers. Never reconnects: that would lose the set-up."""
+        if self._sock is None:
+            self._raise_gone()
         super().ping(reconnect=False)
 
     def commit(self) -> None:
@@ -287,39 +305,26 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             self._failed(error)
             raise
 
-    def _write_bytes(self, data: bytes) -> None:
-        try:
-            if rest := send.unsent(self._sock, data):
-                super()._write_bytes(rest)
-        except BaseException:
-            # GreenletExit or Timeout after a part of the packet. The rest will never be sent, and
-            # the server would take the next command for it.
-            self.send_failed = True
-            self._force_close()
-            raise
-
     def wait_for_answer(self) -> None:
         """Let other greenlets run until the server has sent something."""
         receive.wait_for_answer(self._sock)
 
-    def _force_close(self) -> None:
-        result = self._result
-        if result is not None and result.unbuffered_active:
-            # Otherwise its finalizer would read from the closed socket, and its cursor would take
-            # the end of the stream for the last row.
-            result.unbuffered_active = False
-            result._read_rowdata_packet_unbuffered = _lost
-        super()._force_close()
-
     def _failed(self, error: BaseException) -> None:
+        unconverted, self.unconverted = self.unconverted, None
+        if error is unconverted:
+            self.transaction_unknown = True  # of several statements, any may have opened one
+            return
         if not isinstance(error, MySQLError):
             self._unanswered = not self.send_failed
+            if self._sock is not None:
+                reason = "unread" if isinstance(error, Exception) else "killed"
+                self.closed_for = self.closed_for or reason
             self._force_close()  # the rest of the answer would be read as that of the next command
             return
         self.transaction_unknown = True  # a procedure may open a transaction and fail after it
         code = code_of(error)
-        if code in GONE or isinstance(error, InterfaceError):
-            self._unanswered |= code in GONE and not self.send_failed
+        if code in GONE:
+            self._unanswered |= not self.send_failed
             self._force_close()
         elif is_not_ready(error):
             self._fault = FAILED_OVER
@@ -343,7 +348,7 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Returns None if it is fit for the next user, DIRTY if :meth:`reset` makes it so, else the
         reason to close it. No I/O."""
         if self._sock is None:
-            return "lost"
+            return self.closed_for or "lost"
         if self._fault is not None:
             return self._fault
         if self.in_statement:
@@ -356,7 +361,8 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             or self.transaction_unknown
             or self.server_status & _STATUS_MASK != self._status_at_rest
         ):
-            return DIRTY
+            # Where a reset would only find out that the server has gone.
+            return "lost" if self._readable(0) else DIRTY
         return None
 
     def condemn(self, reason: str) -> None:
@@ -376,11 +382,6 @@ class MySQLConnection(ResettableConnection, BulkConnection):
         """Whether the last statement has left rows or results unread."""
         result = self._result
         return result is not None and bool(result.unbuffered_active or result.has_next)
-
-    def unfinished(self) -> bool:
-        """Whether the server may still be at work for this connection, though it is closed: servers
-        notice that only when they have an answer to send."""
-        return self._unanswered or self.in_statement
 
     def holder(self) -> str:
         """Returns the request that leases it, in words; "" if none does. The pool, which knows no
@@ -404,47 +405,3 @@ class MySQLConnection(ResettableConnection, BulkConnection):
             return LOST
         wait = receive.wait_on(self._sock)
         return None if wait is None or self._readable(0) else wait
-
-    def part(self) -> None:
-        """Send COM_QUIT, and wait until the server hangs up: then it no longer counts this
-        connection. Does nothing for one that is lost already, or in the middle of a result.
-
-        :raises OSError: the link is lost, or the server does not within :data:`PART_SECONDS`.
-        """
-        if self._sock is not None and not self._unanswered:
-            self._sock.settimeout(PART_SECONDS)
-            self._sock.sendall(_COM_QUIT)
-            self._sock.recv(1)
-            self._closed = True
-            self._force_close()
-            gevent.sleep(AFTER_PART_SECONDS)
-
-    def close(self) -> None:
-        """Send COM_QUIT, if that is possible without waiting, and close the socket.
-
-        Without COM_QUIT the server would count an aborted client. But after one, MySQL Router keeps
-        the connection to the server and gives it to another client without a reset, with the locks
-        and the transaction that are open, or overlooks it: there only a clean one sends it.
-        """
-        self._closed = True
-        if self._sock is None:
-            return
-        if not self.can_pipeline() or (self.behind_router and self.condition() is not None):
-            self._force_close()
-            return
-        with contextlib.suppress(Exception):
-            self._sock.settimeout(0)
-            self._sock.send(_COM_QUIT)
-        self._force_close()
-
-    def abandon(self) -> None:
-        """In a forked child: close the descriptor without COM_QUIT, which would end the parent's
-        session."""
-        self._closed = True
-        if self._sock is not None:
-            os.close(self._sock.detach())
-            self._force_close()
-
-
-def _lost() -> NoReturn:
-    raise InterfaceError(0, "the connection was closed before all rows were read")

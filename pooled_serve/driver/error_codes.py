@@ -21,11 +21,11 @@ ERROR_DURING_COMMIT = 1180
 TOO_MANY_USER_CONNECTIONS = 1203
 USER_LIMIT_REACHED = 1226
 OPTION_PREVENTS_STATEMENT = 1290
+MUST_CHANGE_PASSWORD = 1820
+MUST_CHANGE_PASSWORD_LOGIN = 1862
 # The server's that PyMySQL has no name for.
 ACCESS_DENIED_NO_PASSWORD_ERROR = 1698
-MUST_CHANGE_PASSWORD = 1820
 READ_ONLY_MODE = 1836
-MUST_CHANGE_PASSWORD_LOGIN = 1862
 CONNECTION_KILLED = 1927  # MariaDB
 SECURE_TRANSPORT_REQUIRED = 3159
 CLIENT_INTERACTION_TIMEOUT = 4031  # MySQL: it was idle for wait_timeout
@@ -85,6 +85,8 @@ _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")
 
 def code_of(error: BaseException) -> int:
     """Returns the code of one of PyMySQL's errors; 0 if it has none."""
+    if isinstance(error, LookupError):
+        return 0  # what a KeyError has there is a key
     code = error.args[0] if error.args else 0
     return code if isinstance(code, int) else 0
 

@@ -95,10 +95,16 @@ class PipeliningConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
                 self._read_query_result()
         except BaseException as error:
             self._failed(error)
-            if self._sock is None or not isinstance(error, MySQLError):
+            if not isinstance(error, MySQLError):
+                self._give_up()  # a converter's: nobody would read the answers behind this one
+            if self._sock is None:
                 raise
             return error
         return rows
+
+    def _give_up(self) -> None:
+        """Close it, though answers are outstanding that nobody will read."""
+        raise NotImplementedError
 
     def _failed(self, error: BaseException) -> None:
         """Handle an error of a command: close the socket if the connection cannot be used any

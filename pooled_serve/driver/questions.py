@@ -20,10 +20,14 @@ class Question:
 
     ``forget``: the statement that makes the answer that of a fresh connection, also inside a
     transaction and under LOCK TABLES; None if there is none.
+
+    ``missing``: what no earlier statement has done. ``remedy``: what should come before.
     """
 
     lasts: bool
     forget: str | None
+    missing: str = ""
+    remedy: str = ""
 
 
 _INSERTED = re.compile(r"LAST_INSERT_ID|\bIDENTITY\b|VARIABLES\b", re.I)
@@ -32,9 +36,9 @@ _SEQUENCE = re.compile(r"LASTVAL|PREVIOUS\b.*?\bVALUE\b|CURRVAL", re.I | re.S)
 _WARNED = re.compile("WARNING|ERROR|DIAGNOSTICS", re.I)
 
 FORGET_KEY = "SET last_insert_id = 0"
-_KEY = Question(lasts=True, forget=FORGET_KEY)
-_NUMBER = Question(lasts=True, forget=None)
-_ROWS = Question(lasts=True, forget="SELECT 1")
+KEY = Question(True, FORGET_KEY, "generated a key", "run the INSERT")
+NUMBER = Question(True, None, "drawn a number from a sequence", "draw it")
+_ROWS = Question(True, "SELECT 1", "returned rows", "run the SELECT")
 _WARNINGS = Question(lasts=False, forget="SELECT 1 FROM information_schema.schemata LIMIT 1")
 
 MAY_INSERT = frozenset({"procedure", "prepared statement", "several statements", "unknown"})
@@ -59,8 +63,8 @@ def unanswerable(
     if _WARNED.search(text) and last is not None and not last.warning_count:
         yield _WARNINGS
     if _INSERTED.search(text) and not has_key:
-        yield _KEY
+        yield KEY
     if _SEQUENCE.search(text) and not used_sequence:
-        yield _NUMBER
+        yield NUMBER
     if _FOUND.search(text) and not got_rows:
         yield _ROWS

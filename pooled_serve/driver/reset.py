@@ -191,7 +191,7 @@ class ResettableConnection(PipeliningConnection):
             succeed(answers)
         except MySQLError:
             if unbuffered or FORGET_KEY in first:
-                self._force_close()  # the answer would be read as that of the next one
+                self._give_up()  # the answer would be read as that of the next one
             else:
                 self._answer()
             raise

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import struct
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from pymysql.connections import Connection, MySQLResult
 from pymysql.constants.SERVER_STATUS import SERVER_MORE_RESULTS_EXISTS
-from pymysql.err import OperationalError
+from pymysql.err import MySQLError, OperationalError
 from pymysql.protocol import MysqlPacket
 
+from pooled_serve.driver.buffer import ReadBuffer
 from pooled_serve.driver.columns import (
     EOF_STARTS,
     HEADER_BYTES,
@@ -34,14 +35,12 @@ from pooled_serve.driver.columns import (
     MAX_PACKET_LEN,
     Columns,
     Row,
+    converted,
     header,
     known,
 )
 from pooled_serve.driver.error_codes import CR_SERVER_LOST
 from pooled_serve.tuning import switches
-
-RECEIVE_BYTES, MAX_RECEIVE_BYTES = 64 * 1024, 1024 * 1024
-"""Bytes to ask the kernel for at once: at least, and at most, within a large packet."""
 
 OK, ERROR, EOF = 0x00, 0xFF, 0xFE  # the first byte of such packets
 
@@ -56,51 +55,15 @@ _LOST = "Lost connection to MySQL server during query"  # as PyMySQL says it
 _enabled = switches.on("results")
 
 
-class ReadBuffer:
-    """Bytes that were received but not yet read. Replaces the file that PyMySQL reads from."""
-
-    __slots__ = ("_receive", "closed", "data", "position")
-
-    def __init__(self, sock: Any) -> None:
-        self._receive = sock.recv
-        self.data, self.position = b"", 0
-        self.closed = False
-
-    def read(self, size: int) -> bytes:
-        """Returns that many bytes, or fewer at the end of the stream."""
-        if self.position + size > len(self.data):
-            self.fill(size)
-        begin = self.position
-        self.position = min(begin + size, len(self.data))
-        return self.data[begin : self.position]
-
-    def fill(self, size: int) -> None:
-        """Receive until that many bytes are unread, or the stream ends.
-
-        Bytes already read are dropped, and a large packet is joined once, not with every piece.
-        """
-        rest = self.data[self.position :]
-        self.data, self.position = b"", 0
-        pieces = [rest] if rest else []  # joining a single piece copies nothing
-        missing = size - len(rest)
-        while missing > 0:
-            piece = self._receive(min(max(missing, RECEIVE_BYTES), MAX_RECEIVE_BYTES))
-            if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        self.data = b"".join(pieces)
-
-    def close(self) -> None:
-        """Drop the unread bytes."""
-        self.data, self.position = b"", 0
-        self.closed = True
-
-
 class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
     """A PyMySQL connection that reads buffered results in bulk."""
 
     buffer: Any = None
+    packet: Any = MysqlPacket
+    """The class of packets that are not read in bulk."""
+    unconverted: Exception | None = None
+    """The error of a converter that is about to be raised: it leaves nothing unread."""
+    _sock: Any
     _next_seq_id: int
     _current_timeout: float | None
 
@@ -141,6 +104,7 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
                 self.wait_for_answer()
             buffer.fill(size)
         except BaseException as error:
+            self.interrupted(error)
             self._force_close()
             if isinstance(error, OSError):
                 raise OperationalError(CR_SERVER_LOST, f"{_LOST} ({error})") from error
@@ -149,10 +113,13 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             self._force_close()
             raise OperationalError(CR_SERVER_LOST, _LOST)
 
-    def wait_for_answer(self) -> None:
-        """Overridden where waiting is cheaper than an attempt to receive what is not there yet."""
+    # Overridden where waiting is cheaper than an attempt to receive what is not there yet; where it
+    # matters why the socket is closed in the middle of an answer.
+    def wait_for_answer(self) -> None: ...
+    def interrupted(self, error: BaseException) -> None: ...
 
-    def _read_packet(self, packet_type: Any = MysqlPacket) -> Any:
+    def _read_packet(self, packet_type: Any = None) -> Any:
+        packet_type = packet_type or self.packet
         buffer = self.buffer
         if isinstance(buffer, ReadBuffer):
             if buffer.position == len(buffer.data):
@@ -172,15 +139,41 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
         return super()._read_packet(packet_type)
 
     def _read_query_result(self, unbuffered: bool = False) -> Any:
-        if unbuffered or not _enabled:
+        if unbuffered:
             return super()._read_query_result(unbuffered)
+        result = self._read_result()
+        if result.error is not None:
+            self._raise_unconverted(result)
+        return result.affected_rows
+
+    def _read_result(self, error: Exception | None = None) -> PlainResult:
+        """Read a result, without its values if one before it could not be converted."""
         self._result = None
-        result = Result(self)
+        result = Result(self) if _enabled else PlainResult(self)
+        if error is not None:
+            result.error = error
         result.read()
         self._result = result
         if result.server_status is not None:
             self.server_status = result.server_status
-        return result.affected_rows
+        return result
+
+    def _raise_unconverted(self, result: PlainResult) -> NoReturn:
+        """Raise a converter's error, once all of the answer is read: the next statement would take
+        the rest for its own."""
+        error = result.error
+        assert error is not None
+        while result.has_next:
+            try:
+                result = self._read_result(error)
+            except MySQLError:
+                if self._sock is None:
+                    raise
+                break  # the statement has failed, and nothing follows
+        if self._result is not None:
+            self._result.error = None  # it holds on to all that its traceback has seen
+        self.unconverted = error
+        raise error
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
@@ -194,8 +187,33 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : end], "little"), end
 
 
-class Result(MySQLResult):  # type: ignore[misc]
-    """The buffered result of a statement."""
+class PlainResult(MySQLResult):  # type: ignore[misc]
+    """The buffered result of a statement, read to its end also if a value cannot be converted."""
+
+    converters: Any
+    error: Exception | None = None
+    """The first of a converter. Values behind it are not converted."""
+
+    def _read_row_from_packet(self, packet: Any) -> Row:
+        values = []
+        for _ in self.converters:
+            try:
+                values.append(packet.read_length_coded_string())
+            except IndexError:  # the columns at the end may be left out
+                break
+        try:
+            if self.error is not None:
+                return ()
+            pairs = zip(self.converters, values, strict=False)
+            # Not map(), which takes a converter's StopIteration for the end of the row.
+            return tuple([converted(how, value) for how, value in pairs])
+        except Exception as error:
+            self.error = error
+            return ()
+
+
+class Result(PlainResult):
+    """One that is read in bulk."""
 
     connection: Any
     _columns: Columns
@@ -380,5 +398,8 @@ class Result(MySQLResult):  # type: ignore[misc]
             position = end
             number = number + 1 & 255
         buffer.position, connection._next_seq_id = position, number
-        if values:
-            self._columns.convert(values, nulls, rows)
+        if values and self.error is None:
+            try:
+                self._columns.convert(values, nulls, rows)
+            except Exception as error:
+                self.error = error

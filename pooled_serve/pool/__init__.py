@@ -35,6 +35,7 @@ The modules:
 
 * pool.py: acquire, release, lease, reclaim: who gets a connection
 * connecting.py: how connections begin, and what an outage means to waiters
+* asked.py: for how long a server was asked in vain; silence.py: for how long statements are
 * returning.py: how they come back
 * sharing.py: the right to open a connection, and how it is given up for another worker
 * tokens.py: which worker of a host gets one next
@@ -49,7 +50,7 @@ The modules:
 * backoff.py: when to try to connect again
 * lease.py: a connection for a ``with`` block
 * listener.py: the events that a pool announces
-* metrics.py: counters, gauges and histograms, each declared once
+* metrics.py: counters, gauges and histograms, each declared once; metric.py: what each is
 """
 
 from pooled_serve.pool.base import DIRTY, FAILED_OVER, all_pools, get_thread, set_loop

@@ -29,7 +29,8 @@ NAME = struct.Struct("96p")  # longer names are cut; two that are the same then 
 
 _WORD = 8
 _PER_SLOT = ("since", "wanted", "promised", "lent")
-_WORDS = 1 + len(_PER_SLOT) * SLOTS  # the first: whether any worker may be hungry
+# The first: whether any worker may be hungry; the last: see Area.asked.
+_WORDS = 1 + len(_PER_SLOT) * SLOTS + 1
 
 AREA_BYTES = NAME.size + _WORDS * _WORD + MAX_TOKENS * (1 + TRACE_BYTES)
 LOCKS_PER_AREA = MAX_TOKENS + 1  # the last: for who has one connection more for a moment
@@ -58,6 +59,9 @@ class Area:
         self.since, self.wanted, self.promised, self.lent = (
             numbers[1 + i * SLOTS : 1 + (i + 1) * SLOTS] for i in range(len(_PER_SLOT))
         )
+        self.asked: Any = numbers[-1:]
+        """Since when the login of the one connection more has had no answer; 0 if it has, or there
+        is none. Of use only to those who find that another has it: who has died leaves it set."""
         self._owners = view[self._owners_at : self._traces_at]
         self.owned: set[int] = set()
         """The tokens of this process."""
@@ -171,10 +175,12 @@ class Area:
         Returns False if somebody else has it."""
         if self.replacer is None and self.host.lock(self._locks + MAX_TOKENS):
             self.replacer = who
+            self.asked[0] = 0.0
         return self.replacer is who
 
     def end_replacing(self, who: object) -> None:
         """Give that right back."""
         if self.replacer is who:
             self.replacer = None
+            self.asked[0] = 0.0
             self.host.unlock(self._locks + MAX_TOKENS)

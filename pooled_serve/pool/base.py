@@ -18,7 +18,7 @@ from pooled_serve.pool import metrics
 from pooled_serve.pool.backoff import Backoff
 from pooled_serve.pool.entry import C, Entries, Entry
 from pooled_serve.pool.listener import Account, PoolListener
-from pooled_serve.pool.metrics import Row
+from pooled_serve.pool.metric import Row
 from pooled_serve.pool.outage import Outage
 from pooled_serve.pool.overload import Overload
 from pooled_serve.pool.silence import QUIET_SECONDS, Silence
@@ -33,6 +33,13 @@ DIRTY = "dirty"
 
 BACKLOG_SECONDS = 10.0
 """For so long after an outage, a queue that has not been empty since is its work."""
+
+LOOKS_SECONDS = 1.0
+"""A look at what the connections in use do stands for the time since the last one, unless that was
+longer: the event loop was blocked, and what they have done meanwhile is not known."""
+
+NEWS_SECONDS = 5.0
+"""What was heard of the server longer ago says nothing of now."""
 
 FAILED_OVER = "moved"
 """Returned by ``condition`` when the server is no longer the one to use: a primary that became
@@ -63,9 +70,10 @@ class PoolBase(Generic[C]):
     :param unfinished: whether the server may still be at work for a connection that was closed in
         the middle of a command. Its place under the cap is then kept until it is not.
     :param finish: called with the connection that takes that place, and a list of closed ones: ends
-        what the server does for them, waits until it has let go, and yields each with True; with
-        None if there was nothing to end, with False if that is not possible; and yields None before
-        each pause, where the pool may stop and call it again. May do I/O and raise.
+        what the server does for them, and waits until it has let go. Yields each of them once, with
+        True if it was ended, None if there was nothing to end, and False if that is not possible.
+        Yields None, without a connection, before each pause: there the pool may stop, and call it
+        again. May do I/O and raise.
     :param abandon: called in a forked child with each connection of the parent; must close the
         descriptor without writing to it. The pool then keeps the objects for ever, so that no
         finalizer sends anything.
@@ -97,7 +105,8 @@ class PoolBase(Generic[C]):
         *("_renewed_at", "_shed", "_overload", "_is_outage", "_outage", "_outage_timer"),
         *("_tokens", "_hungry", "_part", "_trace", "_restore", "_probe_since"),
         *("_loopless", "_drained", "_account", "_longest_waits", "_waits_since"),
-        *("_awaits", "_silence", "_quiet_since", "_backlog_until", "_inquiring"),
+        *("_awaits", "_silence", "_quiet_since", "_backlog_until", "_inquiring", "_asked"),
+        *("_listened_at", "_emptied"),
     )
 
     def __init__(
@@ -205,8 +214,12 @@ class PoolBase(Generic[C]):
         self._waits_since = 0.0
         self._silence = Silence()
         self._quiet_since = 0.0  # as the listeners were told; 0 if they were not
+        self._listened_at = -math.inf
         self._backlog_until = 0.0  # while the queue of an outage may not have been served yet
         self._inquiring = False
+        self._emptied = False  # by the server, and not asked yet whether that is still there
+        # [0]: since when the login of the connection beyond the cap has had no answer; 0 if it has
+        self._asked: Any = [0.0] if self._tokens is None else self._tokens.asked
         self.row: Row = metrics.new_row()
         self.row[metrics.SIZE], self.row[metrics.CAP] = self.size, self.cap
 
@@ -308,9 +321,16 @@ class PoolBase(Generic[C]):
         asking = [*entries.leased.values(), *entries.resetting]
         back = max((entry.idle_since for entry in (*asking, *entries.idle[-1:])), default=0.0)
         begun = [entry.leased_at for entry in entries.connecting if entry.leased_at]
+        if self._inquiring:
+            begun.append(self._asked[0])
         waits = {entry.conn_id: self._awaits(entry.conn) for entry in asking}
         since = silence.look(now, waits, came_back=back, connecting=begun)
         row[metrics.ASKING] = sum(key in entries.leased for key in since)
+        passed, self._listened_at = now - self._listened_at, now
+        if self._account is not None and passed <= LOOKS_SECONDS:
+            for key, entry in entries.leased.items():
+                if key not in since:
+                    self._account.idled(entry.conn, passed)
         row[metrics.IN_STATEMENT] = sum(
             now - began >= QUIET_SECONDS for key, began in since.items() if key in entries.leased
         )
@@ -326,6 +346,17 @@ class PoolBase(Generic[C]):
             self._quiet_since = 0.0
             for listener in self._listeners:
                 listener.answered()
+
+    def want_news(self) -> None:
+        """Somebody wants to know whether the server is there. If nobody uses the pool, and nothing
+        was heard of the server lately, the listeners are told, and may find out."""
+        last = max((entry.idle_since for entry in self._idle[-1:]), default=0.0)
+        heard = max(last, self._silence.answered)
+        if not heard or self._closed or self._entries.busy:
+            return  # never used, or those at work will tell
+        if self._clock() - heard >= NEWS_SECONDS:
+            for listener in self._listeners:
+                listener.unheard()
 
     def _note_outage(self, now: float) -> None:
         """Note until when the database could not be used, or requests wait that began to because

@@ -10,6 +10,7 @@ import gevent
 
 from pooled_serve.errors import PoolOutage, PoolTimeout, causes
 from pooled_serve.pool import metrics
+from pooled_serve.pool.asked import Asked
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.retiring import CLOSE_TIMEOUT_SECONDS
 from pooled_serve.pool.returning import ReturningPool
@@ -45,15 +46,16 @@ class ConnectingPool(ReturningPool[C]):
         began = entry.leased_at = self._clock()
         self._outage.tried(began, self.timeout)
         limit = gevent.Timeout(max(0.0, deadline - began))
+        asked = Asked(self._clock)
         try:
-            with limit:
+            with limit, asked:
                 conn = self._open()
         except gevent.Timeout as error:
             # Half of the timeout decides who is at fault. A caller that came here early left the
             # server enough time: it does not answer, and without a back-off each waiter would try
             # with the time it has left, for which servers ban hosts. One that came late proves
-            # nothing, unless the server fails anyway.
-            enough = self._clock() - began > timeout / 2
+            # nothing, unless the server fails anyway; nor does a worker that did not listen.
+            enough = asked.seconds > timeout / 2
             if error is limit and (enough or self._backoff.failures):
                 self._connect_failed(CONNECT_TIMED_OUT, began)
             self._cancel(entry)
@@ -94,6 +96,10 @@ class ConnectingPool(ReturningPool[C]):
             self._write_trace(entry)
         for listener in self._listeners:
             listener.connected()
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """The server has let a connection in: there is no outage any more."""
         self._outage.end()
         if self._backoff.succeeded():
             self._stop_retry()
@@ -180,8 +186,13 @@ class ConnectingPool(ReturningPool[C]):
         finally:
             if queue is self._to_replace:  # not so in a forked child
                 self._replacing = False
-                if self._tokens is not None:
-                    self._tokens.end_replacing(self)
+                self._end_one_more(self)
+
+    def _end_one_more(self, who: object) -> None:
+        if self._tokens is None:
+            self._asked[0] = 0.0
+        else:
+            self._tokens.end_replacing(who)
 
     def _may_have_one_more(self) -> bool:
         """Where the host has a bound, one of its workers at a time."""
@@ -206,10 +217,14 @@ class ConnectingPool(ReturningPool[C]):
             return
         self._connecting_for_queue.add(entry)
         connected = False
+        # Attempts in vain that follow each other are one question.
+        self._asked[0] = self._asked[0] or self._clock()
         with contextlib.suppress(Exception, gevent.Timeout):
             deadline = closed.idle_since + FINISH_TIMEOUT_SECONDS
             connected = self._connect(entry, deadline, self.timeout)
         self._connecting_for_queue.discard(entry)
+        if connected:
+            self._asked[0] = 0.0
         if not connected:
             return
         conn, batch = entry.conn, [closed]
@@ -225,7 +240,7 @@ class ConnectingPool(ReturningPool[C]):
                 batch = [self._to_replace.popleft()]
         if closed.unended:
             # At once: until it is closed, there is one more than the host may have.
-            self._begin_discard(entry, fault or "lost")
+            self._begin_discard(entry, fault or "abandoned")
             self._close(entry, replace=False, keep_trace=True)
             return
         self._write_trace(entry)
@@ -298,15 +313,20 @@ class ConnectingPool(ReturningPool[C]):
 
     def _inquire_apart(self, seconds: float) -> bool | None:
         """See :meth:`ConnectionPool.inquire`. It may be one connection beyond the cap, but not at
-        the same time as that of :meth:`_replace`."""
+        the same time as that of :meth:`_replace`, or as that of another worker of the host."""
         right = object()
-        if self._closed or self._replacing or self._inquiring:
-            return None
-        if self._tokens is not None and not self._tokens.begin_replacing(right):
-            return None
+        deadline = self._clock() + seconds
+        while not self._may_inquire(right):
+            # The extra connection is logging in elsewhere. Its answer tells us as much as our own.
+            if self._closed or not self._asked[0]:
+                return None
+            if self._clock() >= deadline:
+                return False if self._asked[0] <= deadline - seconds else None
+            gevent.sleep(LOOK_SECONDS)
         queue = self._to_replace
         self._inquiring = True
-        limit = gevent.Timeout(max(0.0, seconds))
+        self._asked[0] = self._clock()
+        limit = gevent.Timeout(max(0.0, deadline - self._clock()))
         try:
             with limit:
                 conn = self._open()
@@ -316,13 +336,18 @@ class ConnectingPool(ReturningPool[C]):
             self.count(metrics.UNANSWERED)
             return False
         else:
+            self._let_in()  # or the next request would be refused, after a line that it is back
             self._close_apart(conn)
             return True
         finally:
             if queue is self._to_replace:  # not so in a forked child
                 self._inquiring = False
-                if self._tokens is not None:
-                    self._tokens.end_replacing(right)
+                self._end_one_more(right)
+
+    def _may_inquire(self, who: object) -> bool:
+        if self._closed or self._replacing or self._inquiring:
+            return False
+        return self._tokens is None or self._tokens.begin_replacing(who)
 
     def _close_apart(self, conn: C) -> None:
         """Close a connection that was never this pool's."""

@@ -46,7 +46,7 @@ class Entry(Generic[C]):
     """
 
     __slots__ = (
-        *("conn", "conn_id", "expires", "idle_since", "leased_at"),
+        *("conn", "conn_id", "expires", "idle_since", "leased_at", "retired_for"),
         *("lent_to", "token", "token_is_used", "unended"),
     )
 
@@ -55,6 +55,7 @@ class Entry(Generic[C]):
 
     def __init__(self) -> None:
         self.expires = math.inf  # when the connection retires
+        self.retired_for = "age"  # the reason to close it then
         self.idle_since = 0.0  # when it last came back, was handed over, or was closed
         self.leased_at = 0.0  # or, while it is connecting, when the attempt began
         self.token: int | None = None  # see tokens.py

@@ -11,6 +11,10 @@ class Account(Protocol):
     def returned(self, conn: Any, seconds: float) -> None:
         """A connection comes back after a lease of so many seconds."""
 
+    def idled(self, conn: Any, seconds: float) -> None:
+        """A connection in use runs no statement at this moment, which stands for so many seconds.
+        Called each time the gauges are read."""
+
     def waited(self, seconds: float, *, served: bool) -> None:
         """The current greenlet has queued.
 
@@ -56,6 +60,9 @@ class PoolListener:
 
     def answered(self) -> None:
         """The server has answered again."""
+
+    def unheard(self) -> None:
+        """Somebody wants to know whether the server is there, and it was not heard of lately."""
 
     def retried(self, error: Exception) -> None:
         """A statement found its connection dead, with this error, and ran again."""

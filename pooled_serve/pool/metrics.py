@@ -1,33 +1,22 @@
 """What a pool counts. Each metric is declared once: its kind, its keys, its meaning, its place.
+See metric.py for what a kind is.
 
 A pool counts into its *row*, a sequence of floats. By default that is a list of its own; where
 there is a status listener, it is memory that the other workers read, and still each count is a
 single store. Whole numbers are exact in a float up to 2**53.
 
 ``/stats.json`` (:func:`by_name`), the sum over workers (:func:`total`) and ``/metrics`` all derive
-from :data:`METRICS`: a new metric is one line here, and the code that counts it.
+from :data:`METRICS`. What else a new metric needs is in tests/README.md.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from operator import itemgetter
+from typing import Any
 
-
-class Row(Protocol):
-    """A list, or a piece of the memory that all workers share."""
-
-    @overload
-    def __getitem__(self, index: int, /) -> float: ...
-    @overload
-    def __getitem__(self, part: slice, /) -> Sequence[float]: ...
-    def __setitem__(self, index: int, value: float, /) -> None: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[float]: ...
-
+from pooled_serve.pool.metric import Kind, Metric, Row
 
 BUCKET_BOUNDS_SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
@@ -55,52 +44,6 @@ PIN_REASONS = (
 
 UNKNOWN, YES, NO = range(3)
 """Values of REACHABLE, in the order in which one outweighs the other."""
-
-
-class Kind(enum.Enum):
-    """What a number is, and so how those of several workers become one."""
-
-    COUNTER = enum.auto()
-    """Only grows, and is kept when its worker dies. Summed."""
-    HISTOGRAM = enum.auto()
-    """A counter of seconds, then one for each bucket. Summed."""
-    GAUGE = enum.auto()
-    """Of the moment when it was refreshed. Summed."""
-    SINCE = enum.auto()
-    """A gauge: since when something lasts, monotonic seconds; 0 if nothing does. The earliest."""
-    LATEST = enum.auto()
-    """A gauge: when something last was, monotonic seconds; 0 if it never was. The latest."""
-    LONGEST = enum.auto()
-    """A gauge: seconds. The longest."""
-    REACHABLE = enum.auto()
-    """A gauge: UNKNOWN, YES or NO. The worst."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of a row, or several that belong together."""
-
-    kind: Kind
-    key: str
-    """In ``/stats.json``. A histogram has two keys: this with ``_total`` and with ``_buckets``."""
-    help: str
-    start: int
-    """Its first index in a row."""
-    width: int
-    """How many numbers it has."""
-    reasons: tuple[str, ...] = ()
-    """If it counts by reason: these, in their order."""
-    otel: str = ""
-    """Its name in OpenTelemetry's conventions; empty if they have none."""
-    state: str = ""
-    """The value of the state label, for metrics that are one metric there."""
-
-    @property
-    def family(self) -> str:
-        """In ``/metrics``, without the ``_total`` that Prometheus puts behind counters."""
-        if self.otel:
-            return f"db_client_connection_{self.otel}"
-        return f"pooled_serve_{self.key}".removesuffix("_total")
 
 
 METRICS: list[Metric] = []
@@ -149,6 +92,13 @@ SHED = _declare(
     "shed_total",
     "Requests that were refused early, because they arrive faster than connections come back. If "
     "it rises, do as for pooled_serve_waited_total, or add hosts.",
+)
+FAILED = _declare(
+    Kind.COUNTER,
+    "failed_total",
+    "Requests that got 500 because the server refuses the login, or the connect for another reason "
+    "that does not pass by itself. If it rises, the log has the error: correct USER, PASSWORD and "
+    "NAME, or the account.",
 )
 OUTAGE_WAITS = _declare(
     Kind.COUNTER,
@@ -345,6 +295,20 @@ REACHABLE = _declare(
 )
 _LOGIN = "Workers that the server refuses a login. If it rises, correct USER and PASSWORD, or NAME."
 LOGIN_REFUSED = _declare(Kind.GAUGE, "login_refused", _LOGIN)
+LOST = _declare(
+    Kind.SINCE,
+    "lost_seconds",
+    "For how long the database has not been reached. If it rises, look at the database server and "
+    "the network to it: pooled_serve_connect_error and the log say what failed.",
+)
+CONNECT_ERROR = _declare(
+    Kind.ERROR,
+    "connect_error",
+    "Number of the error of the last attempt to connect that failed: 2003 if nobody answers, 1040 "
+    "if the server is full, 1045 if the password is refused. If it rises from 0, the log has its "
+    "text.",
+    width=2,
+)
 
 ROW_LENGTH = METRICS[-1].start + METRICS[-1].width
 
@@ -367,6 +331,10 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
             summed[metric.start] = max(column)
         elif metric.kind is Kind.SINCE:
             summed[metric.start] = min(filter(None, column), default=0.0)
+        elif metric.kind is Kind.ERROR and rows:
+            at = metric.start
+            latest = max(rows, key=itemgetter(at + 1))
+            summed[at : at + 2] = latest[at : at + 2]
     return summed
 
 
@@ -390,6 +358,8 @@ def by_name(row: Sequence[float], now: float) -> dict[str, Any]:
             found[metric.key] = age(row[metric.start], now) if row[metric.start] else None
         elif metric.kind is Kind.LONGEST:
             found[metric.key] = row[metric.start]
+        elif metric.kind is Kind.ERROR:
+            found[metric.key] = int(row[metric.start]) or None
         else:
             value = row[metric.start]
             found[metric.key] = None if value == math.inf else int(value)

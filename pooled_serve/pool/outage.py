@@ -1,4 +1,4 @@
-"""Since when nobody has answered at the server's address. Pure: it imports nothing.
+"""Since when nobody has answered at the server's address. Pure: it needs nothing of the package.
 
 For as long as one timeout, requests wait: a restart of the server takes seconds, and costs them no
 more than that. After that they are refused at once, until an attempt to connect succeeds: an outage

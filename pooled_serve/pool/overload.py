@@ -1,5 +1,5 @@
-"""Which waiters are refused when requests arrive faster than connections come back. Pure: it
-imports nothing, so that ``examples/benchmark/overload.py`` simulates this very code.
+"""Which waiters are refused when requests arrive faster than connections come back. Pure: it needs
+nothing of the package, so that ``examples/benchmark/overload.py`` simulates this very code.
 
 When requests arrive faster than they can be served, a queue that is served in order until each
 deadline serves everybody too late: it grows until all wait for nearly the whole timeout, most

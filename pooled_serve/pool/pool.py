@@ -2,7 +2,8 @@
 
 The rules:
 
-* Leased + idle + connecting + resetting + closing never exceed ``max_outstanding``.
+* Leased + idle + connecting + resetting + closing never exceed ``max_outstanding``. (The server may
+  see one more for a moment: see connecting.py, Abandoned work.)
 * Waiters are served first come, first served, by direct hand-off (waiters.py); under overload,
   late ones are refused (overload.py), and in a long outage all (outage.py).
 * Idle connections are taken last in, first out, so that the surplus of a spike ages and retires.
@@ -12,8 +13,9 @@ The rules:
 * One deadline covers waiting, checking and connecting.
 
 Why this holds without locks: all state belongs to one OS thread, and greenlets are only switched
-where this module says so (waiting, ``ping``, ``connect``, ``reset``). At each such place the
-greenlet can be killed, so each is inside a handler for BaseException that passes the entry on.
+in a wait and in the driver's callables that do I/O (``connect``, ``ping``, ``reset``, ``finish``,
+``part``, ``close``). At each such place the greenlet can be killed, so each is inside a handler for
+BaseException that passes the entry on, or in a greenlet that nobody else knows.
 Signal handlers and finalizers can run between any two bytecodes; they never touch the state, they
 call :meth:`ConnectionPool.reclaim`, which enqueues.
 
@@ -132,6 +134,21 @@ class ConnectionPool(ConnectingPool[C]):
         self._put_back(entry, self._condition(entry.conn), self._clock())
         return True
 
+    def drop_dead(self) -> None:
+        """Close idle connections that the server has closed; a pool that has lost all it had by
+        that finds out whether the server is still there, see :meth:`probe`. Called now and then:
+        otherwise a pool that nobody uses would hear of it from its next user."""
+        if self._emptied and not self._entries.closing:
+            self._emptied = False
+            if not len(self._entries):
+                self.probe()
+        dead = [entry for entry in self._idle if not self._check(entry.conn)]
+        for entry in dead:
+            self._discard(entry, "dead")
+        # Of an administrator who ends some, perhaps to make room, nothing follows.
+        if dead and not self._idle and not self._leased:
+            self._emptied = True
+
     def inquire(self, seconds: float) -> bool | None:
         """Find out whether the server answers, while statements of others get no answer: by a ping
         on an idle connection, else by opening one, which is closed at once.
@@ -237,7 +254,7 @@ class ConnectionPool(ConnectingPool[C]):
         if error is not None and self._outage.since is None and hopeless:
             if not self._means_outage(error):
                 raise copy_error(error)
-            # It was none while there was a connection to wait for. Now there is not.
+            # While there was a connection to wait for, it was no outage. Now there is none.
             self._outage_found(self._clock())
         return None
 
@@ -272,7 +289,7 @@ class ConnectionPool(ConnectingPool[C]):
     def _usable(self, entry: Entry[C], now: float, deadline: float) -> bool:
         """Whether a leased connection can be handed out; if not, it is closed."""
         if now >= entry.expires:
-            self._discard(entry, "age")
+            self._discard(entry, entry.retired_for)
             return False
         if not self._check(entry.conn):
             self._discard(entry, "dead")

@@ -198,7 +198,8 @@ class RetiringPool(PoolBase[C]):
         if now - self._renewed_at >= LONGEST_PAUSE_SECONDS:
             self._renewed_at = now
             for entry in self._entries.open():
-                entry.expires = min(entry.expires, now)
+                if entry.expires > now:
+                    entry.expires, entry.retired_for = now, reason
             self._retire_idle(reason)
 
     def _retire_idle(

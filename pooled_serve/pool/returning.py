@@ -11,6 +11,7 @@ from pooled_serve.pool.base import DIRTY, FAILED_OVER
 from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.metrics import HELD_SECONDS
 from pooled_serve.pool.sharing import SharingPool
+from pooled_serve.pool.silence import LOST
 from pooled_serve.pool.waiters import Waiter
 
 
@@ -27,7 +28,8 @@ class ReturningPool(SharingPool[C]):
             self._reset(entry.conn)
             self.count(metrics.RESET)
         except Exception:
-            failed = "reset failed"
+            lost = self._condition(entry.conn) == LOST
+            failed = LOST if lost else "reset failed"
         except BaseException:
             self._discard(entry, "killed")
             raise
@@ -41,7 +43,7 @@ class ReturningPool(SharingPool[C]):
         if fault is not None or now >= entry.expires:
             if fault == FAILED_OVER and now < entry.expires:
                 self._retire_all(now, FAILED_OVER)
-            self._discard(entry, fault or "age")
+            self._discard(entry, fault or entry.retired_for)
         elif self._hungry[0] and self._lend([entry]):
             pass  # closed, for another worker
         elif self._queue:

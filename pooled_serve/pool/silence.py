@@ -1,4 +1,4 @@
-"""How long the server has left questions unanswered. Pure: it imports nothing.
+"""How long the server has left questions unanswered. Pure: it needs nothing of the package.
 
 Statements pay nothing for this. Each time the gauges are read, what each connection waits for is
 compared with what it waited for the last time. The event loop makes a new object for every wait, so

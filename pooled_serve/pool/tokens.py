@@ -85,6 +85,8 @@ class Tokens:
         self.limit = limit
         self.hungry = area.hungry
         """Its first item is true if any worker may be hungry."""
+        self.asked = area.asked
+        """Its first item: see :attr:`Area.asked`."""
         self._area = area
         self._host = area.host
         self._clock = clock

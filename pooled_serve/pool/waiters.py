@@ -120,8 +120,8 @@ class Waiters(Generic[C]):
     ) -> None:
         """Give the answer to the first waiter behind so many, and refuse these.
 
-        Served is woken before refused: refusals can be many, and the connection must not lie idle
-        for as long as they take.
+        The one who is served is woken first, and so runs first: those who are refused can be many,
+        and the connection must not lie idle while each of them writes its 503.
         """
         waiter = next(islice(self.queue, refused, None))
         del self.queue[waiter]

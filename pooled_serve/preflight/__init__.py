@@ -4,10 +4,11 @@ Where a check goes, by what it looks at:
 
 * project.py: the application, its module, settings and views (PS101 to PS109, PS113)
 * databases.py: the values in DATABASES (PS110, PS112, PS310)
-* runner.py: loading as such (PS102, PS111, PS207), what PyMySQL cannot use of OPTIONS (PS112),
-  the answers of the database servers, and failed connects (PS3xx)
-* plan.py, budget.py: sizes and ages, and whether they fit the servers (PS201 to PS206)
+* runner.py: loading as such (PS102, PS111, PS207)
+* servers.py: DATABASES that fail as such (PS102), what PyMySQL cannot use of OPTIONS (PS112), the
+  answers of the database servers, and failed connects (PS3xx)
+* plan.py, budget.py: sizes and ages, and whether they fit the servers (PS201 to PS206, PS208)
 
-reports.py is what they find. child.py runs the first three in a process of their own; render.py
-shows what was found.
+reports.py is what they find; failures.py has the words for code of the project's that fails.
+child.py runs the first four in a process of their own; render.py shows what was found.
 """

@@ -11,6 +11,9 @@ from pooled_serve.options import MAX_PER_HOST
 from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.reports import DatabaseReport
 
+OF_ACCOUNT = "max_user_connections"
+"""The limit that holds for the connections of one account."""
+
 
 def spared(limit: int) -> int:
     """Returns how many of a server's connections defaults and remedies leave to others: a fifth,
@@ -80,7 +83,7 @@ def limit_of(group: Sequence[DatabaseReport]) -> tuple[int, str, int]:
     """Returns how many connections the server allows, the name of that limit, and its use now."""
     facts = [d.facts for d in group if d.facts is not None]
     limits = [(f.max_connections, "max_connections", f.in_use) for f in facts]
-    limits += [(f.max_user_connections, "max_user_connections", f.in_use_by_user) for f in facts]
+    limits += [(f.max_user_connections, OF_ACCOUNT, f.in_use_by_user) for f in facts]
     return min(limit for limit in limits if limit[0] > 0)
 
 
@@ -136,7 +139,8 @@ def judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") ->
 
     :param now: when the server was asked how many are in use, for messages.
     """
-    if row.most <= row.limit - row.in_use:
+    left = row.limit - row.most
+    if left >= max(row.in_use, spared(row.limit)):
         return
     # What is in use may be what is kept for others.
     kept = min(row.limit, max(row.in_use, spared(row.limit)))
@@ -169,7 +173,19 @@ def judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") ->
     hint = f"raise {row.limit_name}"
     if uses:
         hint = f"use {', or '.join(uses)}, which leaves {kept} or more to others, or {hint}"
-    if row.most > row.limit:
+    if row.in_use <= left:
+        text = f"{who} = {row.most:.0f}, which leaves {left:.0f} of {row.limit}"
+        if row.limit_name == OF_ACCOUNT:
+            # Backups and administrators have accounts of their own.
+            text += " to whatever else uses this account: manage.py, cron jobs"
+            yield Finding(Level.NOTE, "", row.server, text)
+            return
+        text += " to others: migrations, cron jobs, backups, administrators"
+        if left < spared(row.limit) / 2:
+            yield Finding(Level.WARN, "PS208", row.server, text, hint)
+        else:
+            yield Finding(Level.NOTE, "", row.server, text)
+    elif row.most > row.limit:
         text = f"{who} = {row.most:.0f}, the server allows {row.limit} ({in_use})"
         yield Finding(Level.FAIL, "PS201", row.server, text, hint)
     else:

@@ -3,14 +3,33 @@ values that mean something else than they seem to."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from typing import Any
 
-from pooled_serve.errors import Finding, Level, startup_error
+from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight.reports import DatabaseReport
 
 _TEXTS = ("NAME", "USER", "PASSWORD")  # or None, Django's default for some
+_NUMBERS = {  # of OPTIONS, and the most that each may be
+    **dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), 365 * 24 * 3600),
+    "port": 65535,
+    "client_flag": 2**32 - 1,
+    "max_allowed_packet": 2**30,
+}
+_BOOLEANS = (  # of OPTIONS
+    *("autocommit", "binary_prefix", "compress", "local_infile", "multi_statements"),
+    *("ssl_disabled", "ssl_verify_cert", "ssl_verify_identity", "use_unicode"),
+)
+_KEYS = (
+    *("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS", "CONN_MAX_AGE", "ENGINE", "HOST"),
+    *("NAME", "OPTIONS", "PASSWORD", "PORT", "TEST", "TIME_ZONE", "USER"),
+)
+_KEY_CUTOFF = 0.8
+"""Of difflib's ratio, for a key that may have been meant: "PASSWD" has 0.86 of "PASSWORD"."""
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
 
 
@@ -31,13 +50,100 @@ def check(alias: str, settings: Mapping[str, Any]) -> None:
             alias, settings, "OPTIONS", "a dict", '{"charset": "utf8mb4"}, or leave it out'
         )
     try:
-        int(settings["PORT"] or 0)
-    except (TypeError, ValueError):
+        port = int(settings["PORT"] or 0)
+    except (TypeError, ValueError, OverflowError):
         raise _wrong(
             alias, settings, "PORT", "a number", "the server's port, usually 3306"
         ) from None
+    # The system would cut it to 16 bits, and so connect to another server than the one shown.
+    if not 0 <= port <= _NUMBERS["port"]:
+        wanted = "a number from 1 to 65535"
+        raise _wrong(alias, settings, "PORT", wanted, "the server's port, usually 3306")
     if not isinstance(settings["CONN_MAX_AGE"], int | float | None):
         raise _wrong(alias, settings, "CONN_MAX_AGE", "a number", "int(...), or None for no limit")
+
+    _check_options(alias, settings["OPTIONS"])
+
+
+def _check_options(alias: str, options: Mapping[str, Any]) -> None:
+    for name, most in _NUMBERS.items():
+        value = options.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            hint = "a number without quotes, or int(...) around what comes from the environment"
+            raise _wrong_option(alias, name, value, "a number", hint)
+        if not 0 <= value <= most:
+            raise _wrong_option(alias, name, value, f"from 0 to {most}", "a number in between")
+    for name in _BOOLEANS:
+        if isinstance(options.get(name), str | bytes):
+            hint = (
+                'True or False without quotes, or == "true" behind what comes from the environment'
+            )
+            raise _wrong_option(alias, name, options[name], "True or False", hint)
+    if not callable(options.get("cursorclass", dict)):
+        hint = "the class itself, imported and without quotes"
+        raise _wrong_option(alias, "cursorclass", options["cursorclass"], "a class", hint)
+    _check_cursor(alias, options.get("cursorclass"))
+
+
+_NO_TUPLES = "one with rows that are tuples, as Django needs"
+_NO_CURSOR = "one of PyMySQL's cursor classes, as this driver needs"
+_OTHER_CURSOR = "none, or another class"
+_DICTS = {"DictCursorMixin", "CursorDictRowsMixIn"}  # PyMySQL's, mysqlclient's
+
+
+def _check_cursor(alias: str, cursor: Any) -> None:
+    # By name: of PyMySQL's cursors there are two copies here, because "import MySQLdb.cursors"
+    # loads them once more. mysqlclient's own may be left from before PyMySQL stood in for it.
+    if not isinstance(cursor, type):
+        return  # a function that makes one; wrong_rows() sees what that is
+    bases = {(base.__module__, base.__name__) for base in cursor.__mro__}
+    names = {name for module, name in bases if module in ("pymysql.cursors", "MySQLdb.cursors")}
+    if names & _DICTS:
+        raise _wrong_option(alias, "cursorclass", cursor, _NO_TUPLES, _OTHER_CURSOR)
+    if "Cursor" not in names or "BaseCursor" in names:
+        raise _wrong_option(alias, "cursorclass", cursor, _NO_CURSOR, _OTHER_CURSOR)
+
+
+class WrongRows(Exception):
+    """A cursor has returned rows that are no tuples."""
+
+
+def wrong_rows(alias: str, cursor: Any) -> Finding:
+    """Returns the finding for that cursor's class."""
+    error = _wrong_option(alias, "cursorclass", cursor, _NO_TUPLES, _OTHER_CURSOR)
+    return replace(error.problems[0], level=Level.WARN)
+
+
+def _wrong_option(alias: str, name: str, value: Any, wanted: str, hint: str) -> StartupError:
+    # A text may be a password in the wrong place, unless it looks like what belongs there.
+    harmless = not isinstance(value, str | bytes) or _VALUE.fullmatch(str(value))
+    shown = repr(value) if harmless else f"of type {type(value).__name__}"
+    text = f"OPTIONS[{name!r}] of the database {alias!r} is {shown}, not {wanted}"
+    return startup_error("PS110", text, f"correct DATABASES in the settings: use {hint}")
+
+
+_VALUE = re.compile(r"\s*|[-+]?[0-9.]{1,9}s?|true|false|yes|no|on|off|none", re.I)
+
+
+def option_behind(connection: Any, error: Exception) -> str | None:
+    """Returns the one of OPTIONS for which a connect sent a statement that the server refused; None
+    if it has refused something else."""
+    statement = getattr(error, "statement", b"")
+    if not statement:
+        return None
+    text = statement.decode("utf-8", "replace")
+    if text == connection.init_command:
+        return "init_command"
+    if text.startswith("SET NAMES"):
+        return "collation" if connection.collation else "charset"
+    return "sql_mode" if connection.sql_mode and text.startswith("SET sql_mode") else None
+
+
+def lacks_name(report: DatabaseReport) -> bool:
+    """Whether neither NAME nor OPTIONS nor an option file say which database to use."""
+    return report.address.endswith("/")
 
 
 def _wrong(alias: str, settings: Mapping[str, Any], name: str, wanted: str, hint: str) -> Exception:
@@ -58,6 +164,21 @@ def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")
+    yield from _misspelt_keys(alias, settings)
+
+
+def _misspelt_keys(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """Keys that Django does not know, and that nearly are some which it does. Engines have keys of
+    their own."""
+    for key in settings:
+        if not isinstance(key, str) or key in _KEYS:
+            continue
+        word = key.upper().replace("-", "_")
+        swapped = [known for known in _KEYS if sorted(known) == sorted(word)]
+        near = swapped or difflib.get_close_matches(word, _KEYS, n=1, cutoff=_KEY_CUTOFF)
+        if near:
+            text = f"DATABASES has a key {key!r}, which Django does not know, so it has no effect"
+            yield Finding(Level.WARN, "PS110", alias, text, f"did you mean {near[0]!r}?")
 
 
 def of_manage(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -90,6 +211,10 @@ def other_meanings(report: DatabaseReport, settings: Mapping[str, Any]) -> Itera
     from pooled_serve.driver import parameters  # and PyMySQL, which --help does without
 
     options = settings["OPTIONS"]
+    if lacks_name(report):
+        text = "NAME is empty, so no database is selected: queries fail with error 1046"
+        hint = "write the name of the database as NAME in DATABASES"
+        yield Finding(Level.WARN, "PS110", report.alias, text, hint)
     if parameters.is_compressed(options):
         text = "connections are not compressed: PyMySQL cannot do what OPTIONS ask for"
         yield Finding(Level.NOTE, "", report.alias, text)

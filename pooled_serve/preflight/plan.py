@@ -51,7 +51,8 @@ class Plan:
         return replace(known, max_age=min(known.max_age, fresh.max_age))
 
     def judge(self, workers: int) -> list[Finding]:
-        """Returns what is wrong with this number of workers, each with these caps, later on."""
+        """Returns what is wrong with this number of workers, each with these caps, later on. Notes
+        are not: they were told at the start."""
         return [
             finding
             for row in self.budget
@@ -60,6 +61,7 @@ class Plan:
                 [self.pools[alias] for alias in row.aliases],
                 "at the start",
             )
+            if finding.level is not Level.NOTE
         ]
 
     def room(self, alias: str, workers: int) -> int | None:
@@ -100,7 +102,7 @@ def make_plan(
     for database in pooled:
         plan, found = _pool_plan(options, database.alias, database.conn_max_age)
         pools[database.alias], more = _fit_age(plan, database)
-        findings += found + more
+        findings += found + more + _fit_host(pools[database.alias], database.alias, workers)
     if pooled and options.timeout > PROXY_TIMEOUT_SECONDS:
         text = (
             f"a request may wait {options.timeout:g}s for a connection; most proxies give up after "
@@ -212,6 +214,21 @@ def _pool_plan(
     return plan, findings
 
 
+def _fit_host(plan: PoolPlan, alias: str, workers: int) -> list[Finding]:
+    """Tell of idle connections that this host cannot keep: workers close them for one another."""
+    if plan.per_host is None or plan.size * workers <= plan.per_host:
+        return []
+    text = (
+        f"pool-size {plan.size} of {workers} workers is {plan.size * workers}, and this host may "
+        f"have {plan.per_host}: idle connections of a worker are closed to lend their place to "
+        "another"
+    )
+    fitting = max(plan.per_host // workers, 1)
+    if fitting < plan.size:
+        text += f"; --pool-size {fitting} closes fewer"
+    return [Finding(Level.NOTE, "", alias, text)]
+
+
 def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[Finding]]:
     """Retire connections before the server hangs up on them."""
     alias = database.alias
@@ -286,7 +303,7 @@ def _all_well(
             f"{shortest.wait_timeout}s"
         )
         well.append(Finding(Level.OK, "", "wait_timeout", text))
-    if budget and not found("PS201", "PS202"):
+    if budget and not found("PS201", "PS202", "PS208"):
         for name in dict.fromkeys(row.limit_name for row in budget):
             rows = [row for row in budget if row.limit_name == name]
             text = ", ".join(f"{row.most:.0f} of {row.limit} on {row.server}" for row in rows)

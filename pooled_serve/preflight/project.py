@@ -6,23 +6,34 @@ different hints, so this tells them apart.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from pooled_serve.errors import Finding, Level, StartupError, startup_error
+from pooled_serve.errors import (
+    EXIT_PROJECT,
+    Finding,
+    Level,
+    StartupError,
+    startup_error,
+)
+from pooled_serve.preflight.failures import (
+    SETTINGS_VARIABLE,
+    blame,
+    traceback_command,
+    where,
+)
 
 DEFAULT_ATTRIBUTE = "application"
-SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 NO_URLS = "PS109"
-"""The code of a warning that ``--check`` and ``--strict`` refuse: every request would fail."""
+"""The code of a URL configuration that fails."""
 
 
 def load(app: str) -> None:
@@ -33,6 +44,7 @@ def load(app: str) -> None:
     name, _, attribute = app.partition(":")
     _refuse_path(app, name)
     _refuse_settings_path()
+    _refuse_configured(app)
     application = _attribute(_import(app, name), attribute or DEFAULT_ATTRIBUTE, app)
     _refuse_asgi(application, app, name)
     _refuse_other_framework(app)
@@ -46,7 +58,7 @@ def _refuse_path(app: str, name: str) -> None:
     if dotted == "manage" or not dotted:
         hint = f"use {', '.join(there)}" if there else "use the module's name, as in myproject.wsgi"
     else:
-        hint = f"use {dotted}" + (f" --chdir {folder}" if folder else "")
+        hint = _use(dotted, folder)
     raise startup_error(
         "PS107", f"{app!r} is a file path; the application is named as a module", hint
     )
@@ -63,15 +75,43 @@ def _refuse_settings_path() -> None:
         )
 
 
+def _refuse_configured(app: str) -> None:
+    """Something has called settings.configure(), as a launcher of an agent does that wants to look
+    at settings before there are any. Django would go on with those, whatever the project names."""
+    conf: Any = sys.modules.get("django.conf")
+    if conf is not None and conf.settings.configured and conf.settings.SETTINGS_MODULE is None:
+        raise startup_error(
+            "PS104",
+            f"something has called settings.configure() before {app} was loaded, so that its own "
+            "settings would not count",
+            f"set {SETTINGS_VARIABLE} in the environment (--settings comes too late for that), or "
+            "start without the launcher that does it",
+        )
+
+
 def is_path(name: str) -> bool:
     """Whether a name is that of a file instead of a module's."""
     return "/" in name or name.endswith(".py")
+
+
+def named_as_module(app: str) -> str:
+    """Returns an application as it should be typed: for a file its module, with --chdir if that is
+    to be imported from another folder; for manage.py, or nothing, the module beside it."""
+    name, colon, attribute = app.partition(":")
+    if name and not is_path(name):
+        return app
+    dotted, folder = as_module(name) if name else ("", "")
+    if dotted in ("", "manage"):
+        return next(iter(_wsgi_modules()), "myproject.wsgi")
+    return f"{dotted}{colon}{attribute}" + (f" --chdir {folder}" if folder else "")
 
 
 def as_module(text: str) -> tuple[str, str]:
     """Returns the module that a path of a file, or of the folder with wsgi.py, names; and the
     folder to import it from, empty for the current one."""
     path = Path(os.path.abspath(text))
+    if path.suffix != ".py" and not path.exists():  # "myproject.wsgi/" names a module, too
+        path = path.parent.joinpath(*path.name.split("."))
     if path.is_dir() and (path / "wsgi.py").exists():
         path /= "wsgi.py"
     path = path.with_suffix("")
@@ -84,13 +124,14 @@ def as_module(text: str) -> tuple[str, str]:
 
 def _import(app: str, name: str) -> ModuleType:
     """Import the packages around a module one by one, and then the module, to see which fails."""
+    given = os.environ.get(SETTINGS_VARIABLE, "")  # the module may set it
     for part in accumulate(name.split("."), "{}.{}".format):
         try:
             module = importlib.import_module(part)
         except (Exception, SystemExit) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == part
             if part and not missing:
-                raise _import_failed(part, error) from error
+                raise _import_failed(part, error, given) from error
             raise startup_error(
                 "PS101",
                 f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
@@ -99,17 +140,22 @@ def _import(app: str, name: str) -> ModuleType:
     return module
 
 
-def _import_failed(name: str, error: BaseException) -> StartupError:
-    """The error for project code that failed: the reason, and where."""
+def _import_failed(name: str, error: BaseException, given: str = "") -> StartupError:
+    """The error for project code that failed: the reason, and where.
+
+    :param given: the settings that were named before it ran.
+    """
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if (
         isinstance(error, ModuleNotFoundError)
         and error.name
         and f"{settings}.".startswith(f"{error.name}.")
     ):
-        hint = f"correct {SETTINGS_VARIABLE}, or use --settings MODULE"
+        near = _nearest_settings(settings)
+        hint = f"did you mean {near}? " if near else ""
+        hint += f"correct {SETTINGS_VARIABLE}, or --settings MODULE, which sets it"
         if _is_too_deep(error.name):
-            hint = f"{_UP}; the application is {Path.cwd().name}.{name}"
+            hint = f"{_up()}; the application is {Path.cwd().name}.{name}"
         return startup_error("PS105", f"there is no settings module {settings!r}", hint)
     if type(error).__name__ == "ImproperlyConfigured" and SETTINGS_VARIABLE in str(error):
         return startup_error(
@@ -117,30 +163,25 @@ def _import_failed(name: str, error: BaseException) -> StartupError:
             f"{name} uses Django's settings, but names no settings module",
             f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
         )
+    hint, detail = "correct the error above", where(error)
+    if (blamed := blame(error, settings)) is not None:
+        hint, detail = blamed
     return startup_error(
         "PS102",
         f"{name} exists, but fails while it is imported",
-        f"correct the error above; for all of its traceback: python -c 'import {name}'",
-        where(error),
+        f"{hint}; {traceback_command(f'import {name}', given)}",
+        detail,
     )
 
 
-def where(error: BaseException) -> str:
-    """Returns the error with file and line of the project's own code, instead of a traceback."""
-    text = traceback.format_exception_only(error)[-1].strip()
-    if isinstance(error, SyntaxError) and error.filename:
-        return f'  File "{error.filename}", line {error.lineno}: {text}'
-    stdlib, package = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parents[1]) + os.sep
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((stdlib, package, "<"))
-        # Debian's system packages live in "dist-packages", outside of the venv's folders
-        and "-packages" + os.sep not in frame.filename
-    ]
-    if not own:
-        return f"  {text}"
-    return f'  File "{own[-1].filename}", line {own[-1].lineno}: {text}'
+def _nearest_settings(name: str) -> str | None:
+    """Returns the module that was meant, of those beside it, and those named settings."""
+    files = [*Path.cwd().glob("*/settings.py"), *Path.cwd().glob("*/settings/*.py")]
+    files += Path.cwd().joinpath(*name.split(".")).parent.glob("*.py")
+    known = {".".join(f.relative_to(Path.cwd()).with_suffix("").parts) for f in files}
+    known -= {name for name in known if name.endswith("__init__")}
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return found[0] if found else None
 
 
 def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
@@ -207,7 +248,21 @@ def _refuse_other_framework(app: str) -> None:
         )
 
 
-_UP = "run it in the folder above, where manage.py is, or add --chdir .."
+CONFIG_FILE = "gunicorn.conf.py"
+"""Gunicorn looks for it where the command is run; ``--chdir`` comes later."""
+
+
+def _up() -> str:
+    if Path("..", CONFIG_FILE).exists():
+        return f"run it in the folder above, where manage.py and {CONFIG_FILE} are"
+    return "run it in the folder above, where manage.py is, or add --chdir .."
+
+
+def _use(app: str, folder: str = "") -> str:
+    """Returns the hint for an application that has to be imported from a folder."""
+    if Path(folder, CONFIG_FILE).exists() and not Path(CONFIG_FILE).exists():
+        return f"cd {folder} first, and use {app} there, so that its {CONFIG_FILE} is read"
+    return f"use {app}" + (f" --chdir {folder}" if folder else "")
 
 
 def _where_it_may_be(missing: str) -> str:
@@ -215,11 +270,11 @@ def _where_it_may_be(missing: str) -> str:
     if there := _wsgi_modules():
         return f"use {', '.join(there)}"
     if _is_too_deep(missing):
-        return _UP
+        return _up()
     below = sorted(Path.cwd().glob("*/manage.py"))
     found = [(path.parent.name, _wsgi_modules(path.parent)) for path in below]
-    apps = [f"{modules[0]} --chdir {folder}" for folder, modules in found if modules]
-    return f"use {apps[0]}" if apps else "run it where manage.py is, or add --chdir DIR"
+    hints = [_use(modules[0], folder) for folder, modules in found if modules]
+    return hints[0] if hints else "run it where manage.py is, or add --chdir DIR"
 
 
 def _is_too_deep(missing: str) -> bool:
@@ -262,6 +317,26 @@ def migration_notes() -> Iterator[Finding]:
 ASYNC_STALLS = (3, 13, 12) <= sys.version_info[:3] < (3, 14) or sys.version_info[:3] >= (3, 14, 3)
 
 
+def url_warnings() -> Iterator[Finding]:
+    """Import the URL configuration, as the first request does, and warn if that fails."""
+    from django.conf import settings
+    from django.urls import get_resolver
+
+    try:
+        get_resolver().url_patterns  # noqa: B018 - imported at first use
+    except (Exception, SystemExit) as error:
+        look = "import django; django.setup(); django.urls.get_resolver().url_patterns"
+        yield Finding(
+            Level.WARN,
+            NO_URLS,
+            "",
+            f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
+            f"every request will: {where(error).strip()}",
+            f"correct the error; {traceback_command(look, os.environ.get(SETTINGS_VARIABLE, ''))}",
+            exit_code=EXIT_PROJECT,
+        )
+
+
 def async_warnings() -> Iterator[Finding]:
     """Warn of async code in a loaded project: under gevent it breaks other requests' queries."""
     from django.conf import settings
@@ -274,17 +349,8 @@ def async_warnings() -> Iterator[Finding]:
         # Django runs middleware in an event loop only if it cannot call it synchronously.
         if not getattr(import_string(path), "sync_capable", True)
     ]
-    try:
+    with contextlib.suppress(Exception, SystemExit):  # url_warnings() tells of it
         found += _async_views(get_resolver())
-    except (Exception, SystemExit) as error:
-        yield Finding(
-            Level.WARN,
-            NO_URLS,
-            "",
-            f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
-            f"every request will: {where(error).strip()}",
-            "correct the error; manage.py check shows it too",
-        )
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         yield Finding(

@@ -12,6 +12,7 @@ from itertools import compress
 
 from pooled_serve import __version__
 from pooled_serve.errors import Finding, Level
+from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.budget import plural
 from pooled_serve.preflight.plan import Plan
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
@@ -50,6 +51,8 @@ def full_plan(
         f"Server    {plural(workers, 'worker')} × {worker_connections} greenlets on "
         + ", ".join(addresses),
         *(f"Status    {address}" for address in status),
+        # As the banner has it; the timeout is the same for all.
+        *(f"Pools     {_rules(plan, pool)}" for pool in list(plan.pools.values())[:1]),
     ]
     if report.databases:
         lines += ["", "Databases", *_table(*_databases(plan, report))]
@@ -78,8 +81,8 @@ def reloaded(plan: Plan) -> list[tuple[int, str]]:
     lines = []
     for alias, pool in plan.pools.items():
         age = f"age {_seconds(pool.max_age)} · " if plan.options.max_age is not None else ""
-        text = f"pool {pool.size} · cap {_cap(pool.cap)} · {age}pool-timeout"
-        lines.append((logging.INFO, f"Reloaded: {alias}: {text} {_seconds(pool.timeout)}"))
+        text = f"{_sizes(pool)} · {age}{_rules(plan, pool)}"
+        lines.append((logging.INFO, f"Reloaded: {alias}: {text}"))
     found = [f for f in plan.warnings if f.code.startswith("PS4")]
     return lines + [(logging.WARNING, str(finding)) for finding in found]
 
@@ -88,10 +91,25 @@ def _pools(plan: Plan, report: ProjectReport) -> list[str]:
     """Returns a line for each pool."""
     by_alias = {database.alias: database for database in report.databases}
     return [
-        f"  {alias}: {_server(by_alias[alias])} · pool {pool.size} · cap {_cap(pool.cap)} · "
-        f"age {_seconds(pool.max_age)} · pool-timeout {_seconds(pool.timeout)}"
+        f"  {alias}: {_server(by_alias[alias])} · {_sizes(pool)} · age {_seconds(pool.max_age)} · "
+        + _rules(plan, pool)
         for alias, pool in plan.pools.items()
     ]
+
+
+def _sizes(pool: PoolPlan) -> str:
+    """Returns what a pool may have, and for whom that is: with --max-per-host a worker may use all
+    of its host's, unless its own cap is lower."""
+    caps = []
+    if pool.cap != pool.per_host:
+        caps.append("unlimited" if pool.cap == math.inf else f"{_cap(pool.cap)} per worker")
+    if pool.per_host is not None:
+        caps.append(f"{pool.per_host} per host")
+    return f"pool {pool.size} · cap {', '.join(caps)}"
+
+
+def _rules(plan: Plan, pool: PoolPlan) -> str:
+    return f"pool-timeout {_seconds(pool.timeout)} · {plan.options.mode} mode"
 
 
 def _databases(plan: Plan, report: ProjectReport) -> tuple[list[str], list[list[str]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 from gevent.server import StreamServer
 
 from pooled_serve.serve.balance import Looks, Share
 from pooled_serve.serve.turns import Turns
+from pooled_serve.status.shortage import WaitingServer
 
 MAX_ACCEPTS_PER_POLL = 2
 """With several workers. If it is higher, a worker that gets a core before the others may take more
@@ -35,7 +37,7 @@ def backlog(listener: Any) -> int:
         return 0
 
 
-class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
+class Server(WaitingServer):
     """gevent's server, which also accepts a connection for each turn that was given up, and leaves
     connections to workers that have fewer."""
 
@@ -67,7 +69,19 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         """Accept no more. Overrides gevent's. A worker closes all its servers together."""
         self._share.leave()
         self._end_pause()
+        if self.started and self._share.is_last():
+            self.stop_accepting()
+            with suppress(OSError):  # no descriptors are left, or the listener cannot be used
+                self._accept_all()
+            # Right away: a client that connects after the last accept is reset at the close.
+            self.socket.close()
         super().close()
+
+    def _accept_all(self) -> None:
+        """Accept who is there already. When the last worker closes the listener, the kernel resets
+        those that nobody has accepted, although they may have sent their requests."""
+        while not self.full() and (accepted := self._take_one()):
+            self.do_handle(*accepted)
 
     def _part_of_backlog(self) -> int:
         """Returns how many of the waiting connections this worker accepts if all accept alike.
@@ -87,18 +101,22 @@ class Server(StreamServer):  # type: ignore[misc]  # gevent has no types
         if not self._waited and self._share.is_ahead(self._turns.yielded):
             self._begin_pause()
             return None
+        accepted = self._take_one()
+        if accepted and self._waited:
+            self._share.give_up(self._seen)
+        return accepted
+
+    def _take_one(self) -> Any:
         accepted = super().do_read()
         if accepted:
             self._share.opened()
             self._turns.accepted()
-            if self._waited:
-                self._share.give_up(self._seen)
         return accepted
 
     def do_close(self, *args: Any) -> None:
         """Close a connection that has been served. Overrides gevent's."""
+        self._share.closed()  # first: the client may come again as soon as it sees the end
         super().do_close(*args)
-        self._share.closed()
         if self._pause is not None and not self._share.is_ahead(self._turns.yielded):
             self._end_pause()
             if self.started:

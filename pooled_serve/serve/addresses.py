@@ -13,7 +13,7 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob, iglob
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def url(address: Address, scheme: str) -> str:
     if isinstance(address, str):
         return f"unix:{address}"
     return f"fd://{address}" if isinstance(address, int) else f"{scheme}://{text(address)}"
+
+
+def page(address: Address) -> str:
+    """Returns where the status page is."""
+    return url(address, "http") + ("/" if isinstance(address, tuple) else "")
 
 
 def is_at(name: Any, address: Address) -> bool:
@@ -109,6 +114,22 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
             probe.close()
     if problems:
         raise StartupError(EXIT_SERVER, problems)
+
+
+def in_use(addresses: Iterable[Address], *, reuse_port: bool) -> Iterator[Finding]:
+    """Notes about ports that somebody listens on, for who does not mean to listen there now."""
+    for address in addresses:
+        if not isinstance(address, tuple):
+            continue  # gunicorn replaces a Unix socket, and inherits a descriptor
+        try:
+            probe = _bind(address, reuse_port=reuse_port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                said = f"{text(address)} is in use: a running instance may hold it"
+                yield Finding(Level.NOTE, "", "", said)
+        else:
+            if probe is not None:
+                probe.close()
 
 
 def check_inherited(descriptors: Iterable[int]) -> None:

@@ -22,17 +22,17 @@ from pooled_serve import compat, launcher
 from pooled_serve.errors import (
     EXIT_DATABASE,
     EXIT_PLAN,
-    EXIT_PROJECT,
     EXIT_SERVER,
     StartupError,
     startup_error,
 )
 from pooled_serve.pool.host import Host
 from pooled_serve.preflight.budget import plural
+from pooled_serve.preflight.failures import where
 from pooled_serve.preflight.plan import Plan, make_plan
-from pooled_serve.preflight.project import NO_URLS, where
+from pooled_serve.preflight.project import NO_URLS, named_as_module, url_warnings
 from pooled_serve.preflight.reports import ProjectReport
-from pooled_serve.serve import addresses, names, signals
+from pooled_serve.serve import addresses, early, names, signals
 from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import (
     HOST_VARIABLE,
@@ -68,6 +68,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
     balance: Balance  # made before the first fork
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     host: Host | None = None  # made before the first fork; None without --max-per-host
+    urls_failed = False  # when this process, or its master, has loaded the project
+    _former: Config | None = None  # from before the last HUP
     app_uri: Any  # a string, once the configuration is loaded
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -95,7 +97,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 raise startup_error(
                     "PS405",
                     "no application was given",
-                    f"use {PROGRAM} myproject.wsgi, or set wsgi_app in gunicorn.conf.py",
+                    f"use {PROGRAM} {named_as_module('')}, or set wsgi_app in gunicorn.conf.py",
                 ) from None
             raise bad_value(str(error)) from error
 
@@ -105,7 +107,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         said = io.StringIO()
         try:
             self.cfg.reads_file = True
-            with contextlib.redirect_stderr(said):
+            with contextlib.redirect_stderr(said), loggers_stay_enabled():
                 found: dict[str, Any] = super().load_config_from_module_name_or_filename(location)
         except StartupError as error:
             (problem,) = error.problems
@@ -113,12 +115,12 @@ class Application(WSGIApplication):  # type: ignore[misc]
             raise StartupError(error.exit_code, [located]) from None
         except (Exception, SystemExit) as error:
             # gunicorn turns the file's error into an exit
-            cause = error.__context__ if isinstance(error, SystemExit) else None
+            failed = (isinstance(error, SystemExit) and error.__context__) or error
             raise startup_error(
                 "PS403",
                 f"the configuration file {location} cannot be used",
-                "correct it, or name another with -c FILE",
-                where(cause or error),
+                early.remedy(failed) or "correct it, or name another with -c FILE",
+                where(failed),
             ) from error
         finally:
             self.cfg.reads_file = False
@@ -137,18 +139,23 @@ class Application(WSGIApplication):  # type: ignore[misc]
         # Restored at once: USR2 starts a new master from sys.argv, which must be as the user typed
         # it.
         typed, sys.argv = sys.argv, [PROGRAM, *self._arguments]
+        early.watch()
         try:
             super().load_config()
         finally:
             sys.argv = typed
-        _ = (
-            self.cfg.env,
-            self.cfg.address,
-        )  # gunicorn would read these later, and crash on bad values
+        self.cfg.check_bind()
+        # gunicorn would read these later, and crash on bad values
+        env, _ = self.cfg.env, self.cfg.address
+        early.refuse(env)
+        if self._former is not None:
+            # Only a start can have gevent patch before the master loads the project, and a master
+            # that has loaded it does not load it anew.
+            self.cfg.keep(["preload_app"], self._former)
         self._use_pooled_worker()
         self._disable_control_socket()
-        self._check_numbers()
-        self._check_status_address()
+        self.cfg.check_numbers()
+        self.cfg.check_status_address()
         self._make_plan()
 
     def _use_pooled_worker(self) -> None:
@@ -169,34 +176,6 @@ class Application(WSGIApplication):  # type: ignore[misc]
             setting.value = setting.default
             self.cfg.set("control_socket_disable", True)
 
-    def _check_numbers(self) -> None:
-        """Reject numbers that would end in gunicorn's traceback, or a division by zero here."""
-        workers = self.cfg.workers
-        if workers < 1:
-            raise bad_value(
-                f"{self.cfg.named('workers')}: must be a whole number above 0, not {workers}",
-                "use a whole number, as in 1: one for each CPU",
-            )
-        for address in self.cfg.address:
-            if isinstance(address, tuple) and not 0 <= address[1] < 65536:
-                raise bad_value(f"{self.cfg.named('bind')}: there is no port {address[1]}")
-
-    def _check_files(self) -> None:
-        for name in ("certfile", "keyfile"):
-            path = getattr(self.cfg, name)
-            if path and not os.path.exists(path):
-                raise bad_value(f"{self.cfg.named(name)}: there is no file {path}")
-
-    def _check_status_address(self) -> None:
-        for address in self.cfg.status_address:
-            if address in self.cfg.app_address:
-                text = addresses.text(address)
-                name = self.cfg.named("pool_status")
-                raise bad_value(
-                    f"{name}: {text} is where the application is served (-b)",
-                    f"choose another port, for example --status {addresses.next_to(address)}",
-                )
-
     @property
     def unreachable(self) -> list[str]:
         """The databases that did not answer the preflight."""
@@ -207,11 +186,15 @@ class Application(WSGIApplication):  # type: ignore[misc]
             *self._report.warnings,
             *names.unknown_variables(self.cfg.env_orig),
             *names.near_settings(self.cfg.file, self.cfg.file_values, self.cfg.settings),
+            *self.cfg.unread_file(),
         ]
+        if not self.cfg.preload_app:  # else the master has patched before its hooks run
+            doubts += early.warnings(self.cfg.file, self.cfg.file_values)
         if self._is_check or self.cfg.pool_strict:  # else the log says so, once it listens
             doubts += self.cfg.public_status_warnings()
         if self._is_check:
             doubts += self.cfg.notes(self._report.databases)
+            doubts += addresses.in_use(self.cfg.address, reuse_port=self.cfg.reuse_port)
         self.plan = make_plan(
             self.cfg.pool_options(),
             replace(self._report, warnings=tuple(doubts)),
@@ -223,54 +206,33 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def reload(self) -> None:
         """Reload the configuration, on HUP. Keeps the old one if the new one cannot be used."""
         before = self.cfg, self.plan, self.app_uri
+        modules = dict(sys.modules)
+        self._former = self.cfg
         try:
             super().reload()
-            self._check_files()
+            self.cfg.check_files()
             if self.plan.contradictions:
                 raise StartupError(EXIT_PLAN, self.plan.contradictions)
-            self._check_listeners(before[0])
+            self.cfg.check_listeners(before[0])
             self._bound_host()
         except StartupError as error:
             self.cfg, self.plan, self.app_uri = before
-            log.error("Not reloaded, the old configuration stays: %s", error)
+            # It may have loaded Django, and the new workers start all the same.
+            early.forget(modules)
+            anew = "" if self.cfg.preload_app else ", and load the project anew"
+            log.error(
+                "Not reloaded, the old options stay (the workers are replaced%s): %s", anew, error
+            )
         else:
             from pooled_serve.preflight import render
 
             for level, text in render.reloaded(self.plan):
                 log.log(level, "%s", text)
 
-    def _check_listeners(self, before: Config) -> None:
-        """Keep the old listeners if new ones would fail.
-
-        When an address changes, gunicorn closes all its listeners and binds them again, and exits
-        if that fails. For TCP addresses that stay it always fails, because the old workers still
-        listen there. With reuse_port the master would listen, too, and never accept.
-
-        :raises StartupError: a new address cannot be listened on.
-        """
-        new, old = self.cfg.address, before.address
-        reuse_port = self.cfg.reuse_port or before.reuse_port
-        if new == old and self.cfg.reuse_port == before.reuse_port:
-            return
-        stays = any(isinstance(address, tuple) and address in old for address in new)
-        status = before.status_address or self.cfg.status_address
-        if status:
-            self._keep_listeners(before, "with a status page")
-        elif reuse_port:
-            self._keep_listeners(before, "with --reuse-port")
-        elif stays:
-            self._keep_listeners(before, "where another address stays")
-        else:
-            addresses.check(new, [], reuse_port=False)
-
-    def _keep_listeners(self, before: Config, why: str) -> None:
-        for name in ("pool_status", "bind", "reuse_port"):
-            new, old = (cfg.settings[name] for cfg in (self.cfg, before))
-            if new.value != old.value:
-                new.value = old.value
-                log.warning(
-                    "%s stays as it was: %s it takes a restart to change it", new.cli[-1], why
-                )
+    @property
+    def has_reloaded(self) -> bool:
+        """Whether there was a HUP."""
+        return self._former is not None
 
     def judge_workers(self, new: int, old: int) -> None:
         """Warn if this number of workers can need more connections than the server allows, and log
@@ -290,7 +252,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         :raises StartupError: the project cannot be loaded.
         """
         self._is_check = check
-        self._check_files()
+        self.cfg.check_files()
         # The child and all workers inherit the modules that are imported before the fork.
         with compat.imports():
             from pooled_serve.driver import connection  # noqa: F401
@@ -338,7 +300,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             addresses=binds,
-            status=[f"http://{addresses.text(address)}/" for address in self.cfg.status_address],
+            status=[addresses.page(address) for address in self.cfg.status_address],
         )
 
     def banner(self) -> str:
@@ -352,7 +314,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         plan, report = self.plan, self._report
         if thorough:
             strict = plan.options.strict
-            findings = (f.refusing() if strict or f.code == NO_URLS else f for f in plan.findings)
+            findings = (f.refusing() if strict or f.exit_code else f for f in plan.findings)
             plan = replace(plan, findings=tuple(findings))
             found = (
                 replace(d, problem=d.problem and d.problem.refusing()) for d in report.databases
@@ -365,10 +327,13 @@ class Application(WSGIApplication):  # type: ignore[misc]
         --strict, has warnings. 0 if nothing does.
 
         :param thorough: also if the URL configuration fails, or a database cannot be reached: a
-            plain start goes on, because both may be over when the first request comes.
+            plain start goes on, because both may be over when the first request comes. And if
+            settings let every request fail, or a hook looks as if it would end the start.
         """
-        if thorough and any(finding.code == NO_URLS for finding in self.plan.findings):
-            return EXIT_PROJECT
+        if thorough:
+            for finding in self.plan.findings:
+                if finding.exit_code:
+                    return finding.exit_code
         if self.plan.contradictions or (self.plan.options.strict and self.plan.warnings):
             return EXIT_PLAN
         if thorough and any(database.problem for database in self._report.databases):
@@ -414,10 +379,19 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._patch = patch
         with loggers_stay_enabled():
             application = super().load()
+            self._warn_of_urls()
         patch.refuse_other_pools()
         patch.end_load(fork_follows=self.cfg.preload_app)
         collector.leave_out_what_stays()
         return application
+
+    def _warn_of_urls(self) -> None:
+        """Log a URL configuration that fails, which no preflight has told of: HUP runs none."""
+        found = list(url_warnings())
+        self.urls_failed = bool(found)
+        if self.has_reloaded or not any(f.code == NO_URLS for f in self._report.warnings):
+            for finding in found:
+                log.error("%s", finding)
 
     def _close_pools(self) -> None:
         """An exit handler."""

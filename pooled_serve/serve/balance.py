@@ -100,6 +100,14 @@ class Share:
         words = self.words
         return sum(word & _OPEN_MASK > 0 for word in words[1 : words[0] + 1]) or 1
 
+    def is_last(self) -> bool:
+        """Whether no other worker accepts connections. A worker that stops asks after it has left:
+        of two that stop at the same time, at least one is the last."""
+        words = self.words
+        others = (word for index, word in enumerate(words[: words[0] + 1]) if index != self.index)
+        next(others)  # the first word is no worker's
+        return not any(word & _OPEN_MASK for word in others)
+
     def is_ahead(self, yielded: int = 0) -> bool:
         """Whether a worker with fewer connections should take the next one. Costs a few memory
         reads.

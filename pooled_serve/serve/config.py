@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -15,9 +16,12 @@ from gunicorn.config import Config as GunicornConfig
 from pooled_serve import options, tls
 from pooled_serve.errors import EXIT_USAGE, Finding, Level, StartupError, startup_error
 from pooled_serve.options import OPTIONS, PoolOptions
+from pooled_serve.preflight.failures import where
 from pooled_serve.preflight.plan import atomic_requests_notes
+from pooled_serve.preflight.project import CONFIG_FILE
 from pooled_serve.preflight.reports import DatabaseReport
-from pooled_serve.serve import addresses, names, signals
+from pooled_serve.serve import addresses, early, names, signals
+from pooled_serve.serve.loggers import loggers_stay_enabled
 
 log = logging.getLogger("gunicorn.error")
 
@@ -73,6 +77,86 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 hint = "give --status the loopback address, or one in a private network"
                 yield Finding(Level.WARN, "PS407", "", text, hint)
 
+    def check_bind(self) -> None:
+        """Reject addresses that gunicorn takes for others: 8000 for a host, ::1:8000 for none."""
+        for text in self.settings["bind"].value:
+            plain = text.removeprefix("tcp://")
+            if plain.isdecimal():
+                raise bad_value(
+                    f"{self.named('bind')}: {text} is a port without a host",
+                    f"use 127.0.0.1:{plain}, or :{plain} for all addresses of this machine",
+                )
+            if not (plain.startswith(("unix:", "fd://")) or options.HOST_AND_PORT.fullmatch(plain)):
+                raise bad_value(
+                    f"{self.named('bind')}: must be HOST:PORT, unix:PATH or fd://N, not {text!r}",
+                    options.with_brackets(plain) or "for example 127.0.0.1:8000 or [::1]:8000",
+                )
+
+    def check_numbers(self) -> None:
+        """Reject numbers that would end in gunicorn's traceback, or a division by zero here."""
+        workers = self.workers
+        if workers < 1:
+            raise bad_value(
+                f"{self.named('workers')}: must be a whole number above 0, not {workers}",
+                "use a whole number, as in 1: one for each CPU",
+            )
+        for address in self.address:
+            if isinstance(address, tuple) and not 0 <= address[1] < 65536:
+                raise bad_value(f"{self.named('bind')}: there is no port {address[1]}")
+
+    def check_files(self) -> None:
+        """Reject files that are not there."""
+        for name in ("certfile", "keyfile"):
+            path = getattr(self, name)
+            if path and not os.path.exists(path):
+                raise bad_value(f"{self.named(name)}: there is no file {path}")
+
+    def check_status_address(self) -> None:
+        """Reject a status page where the application is served."""
+        for address in self.status_address:
+            if address in self.app_address:
+                text = addresses.text(address)
+                name = self.named("pool_status")
+                raise bad_value(
+                    f"{name}: {text} is where the application is served (-b)",
+                    f"choose another port, for example --status {addresses.next_to(address)}",
+                )
+
+    def keep(self, settings: Sequence[str], before: Config, why: str = "") -> None:
+        """Take over settings from before a reload, which cannot change them, and log those that it
+        would have changed."""
+        for name in settings:
+            new, old = (cfg.settings[name] for cfg in (self, before))
+            if new.value != old.value:
+                new.value = old.value
+                log.warning(
+                    "%s stays as it was: %sit takes a restart to change it", new.cli[-1], why
+                )
+
+    def check_listeners(self, before: Config) -> None:
+        """Keep the listeners from before a reload if new ones would fail.
+
+        When an address changes, gunicorn closes all its listeners and binds them again, and exits
+        if that fails. For TCP addresses that stay it always fails, because the old workers still
+        listen there. With reuse_port the master would listen, too, and never accept.
+
+        :raises StartupError: a new address cannot be listened on.
+        """
+        new, old = self.address, before.address
+        if new == old and self.reuse_port == before.reuse_port:
+            return
+        stays = any(isinstance(address, tuple) and address in old for address in new)
+        if before.status_address or self.status_address:
+            why = "with a status page"
+        elif self.reuse_port or before.reuse_port:
+            why = "with --reuse-port"
+        elif stays:
+            why = "where another address stays"
+        else:
+            addresses.check(new, [], reuse_port=False)
+            return
+        self.keep(["pool_status", "bind", "reuse_port"], before, f"{why} ")
+
     def notes(self, databases: Sequence[DatabaseReport]) -> Iterator[Finding]:
         """Tell of settings that are good for some projects, and not for most."""
         if self.pool_mode == "transaction":
@@ -80,9 +164,27 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         if self.keepalive > LONG_KEEP_ALIVE_SECONDS:
             text = (
                 f"a stop waits for idle clients, up to {self.keepalive} s; a bit longer than the "
-                "proxy keeps idle connections is enough (10 s, keepalive_timeout 5s in nginx)"
+                "proxy keeps idle connections is enough (6 s, keepalive_timeout 4s in nginx)"
             )
             yield Finding(Level.NOTE, "", "keepalive", text)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY and self.worker_connections >= files:
+            text = (
+                f"a worker may have {self.worker_connections} clients, and only {files} open "
+                "files, of which each client and each connection takes one: raise that limit "
+                "(ulimit -n, LimitNOFILE=)"
+            )
+            yield Finding(Level.NOTE, "", "worker_connections", text)
+
+    def unread_file(self) -> Iterator[Finding]:
+        """Tell of a configuration file that --chdir leads to: gunicorn looks for one before."""
+        path = os.path.join(self.chdir, CONFIG_FILE)
+        if not self.file and os.path.exists(path):
+            text = (
+                f"{path} is not read, because the command was run in another folder: "
+                f"add -c {path}, or cd there first"
+            )
+            yield Finding(Level.NOTE, "", "--chdir", text)
 
     def named(self, name: str) -> str:
         """Returns a setting as it was written: by its name if that was in the configuration file,
@@ -95,12 +197,39 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         """Whether a listening socket, inherited or not, is the status page's."""
         return any(addresses.is_at(sock.getsockname(), address) for address in self.status_address)
 
+    def _users(self, hook: str, *args: Any) -> None:
+        """Run a hook of the user's, which may configure logging, or load the project."""
+        with loggers_stay_enabled():
+            self.settings[hook].get()(*args)
+
+    def _users_at_start(self, hook: str, arbiter: Any) -> None:
+        """Run one that still can prevent the start.
+
+        :raises StartupError: PS403, it fails; PS408, no worker could start after it.
+        """
+        try:
+            try:
+                self._users(hook, arbiter)
+            except StartupError:
+                raise
+            except Exception as error:
+                raise startup_error(
+                    "PS403",
+                    f"{self.file}: {hook} fails",
+                    early.remedy(error) or "correct it, or name another file with -c FILE",
+                    where(error),
+                ) from error
+            early.refuse()
+        except StartupError:
+            _remove_pidfile(arbiter)
+            raise
+
     def on_starting(self, arbiter: Any) -> None:
         """Gunicorn's hook: it is about to listen. Runs the user's, then listens in its place.
 
-        :raises StartupError: an address cannot be listened on.
+        :raises StartupError: an address cannot be listened on, or the user's hook fails.
         """
-        self.settings["on_starting"].get()(arbiter)
+        self._users_at_start("on_starting", arbiter)
         if arbiter.app.scoreboard is not None:
             signals.tell_at_once(arbiter, arbiter.app.scoreboard.mark_ending)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
@@ -124,7 +253,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     def when_ready(self, arbiter: Any) -> None:
         """Gunicorn's hook: it listens, but has no workers yet. The user's runs last.
 
-        :raises StartupError: the listeners were inherited, and none is for the status page.
+        :raises StartupError: the listeners were inherited, and none is for the status page, or the
+            user's hook fails.
         """
         # With reuse_port the master has none: each worker makes its own.
         found = any(self.is_status_listener(sock) for sock in arbiter.LISTENERS)
@@ -138,7 +268,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             )
         for finding in self.public_status_warnings():
             log.warning("%s", finding)
-        self.settings["when_ready"].get()(arbiter)
+        self._users_at_start("when_ready", arbiter)
 
     def ssl_context(self, config: Any, default_factory: Any) -> Any:
         """Gunicorn's hook: a worker needs a context for the TLS of its clients. Runs the user's."""
@@ -149,13 +279,17 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     def pre_exec(self, arbiter: Any) -> None:
         """Gunicorn's hook, after USR2, in the process that becomes the new master. The user's runs
         first."""
-        self.settings["pre_exec"].get()(arbiter)
+        self._users("pre_exec", arbiter)
         if arbiter.app.host is not None:
             self.env_orig[HOST_VARIABLE] = arbiter.app.host.pass_on()
 
+    def on_reload(self, arbiter: Any) -> None:
+        """Gunicorn's hook: HUP, before new workers start. Runs the user's."""
+        self._users("on_reload", arbiter)
+
     def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
         """Gunicorn's hook: TTIN, TTOU or HUP. The user's runs first."""
-        self.settings["nworkers_changed"].get()(arbiter, new, old)
+        self._users("nworkers_changed", arbiter, new, old)
         if old is not None:  # None at the start, when the plan was shown
             arbiter.app.judge_workers(new, old)
 
@@ -166,21 +300,26 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         the arbiter's handlers: they would swallow the signal, and the worker would be killed after
         the graceful timeout.
         """
-        self.settings["pre_fork"].get()(arbiter, worker)
+        self._users("pre_fork", arbiter, worker)
+        early.before_fork()
         signals.block()
 
     def post_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook, in the new worker. The user's runs last."""
         signals.handle_with(worker)
         signals.unblock()
-        self.settings["post_fork"].get()(arbiter, worker)
+        self._users("post_fork", arbiter, worker)
+
+    def post_worker_init(self, worker: Any) -> None:
+        """Gunicorn's hook, in a worker that has loaded the project. Runs the user's."""
+        self._users("post_worker_init", worker)
 
     def worker_exit(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook, in a worker that has served its last request. The user's runs first."""
         if worker.pid == os.getpid():  # else this is the master, cleaning up after a worker
             signals.ignore_interrupts()
         try:
-            self.settings["worker_exit"].get()(arbiter, worker)
+            self._users("worker_exit", arbiter, worker)
         finally:
             worker.last_call()
 
@@ -191,7 +330,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         arbiter.app.balance.retire(worker.share)
         if arbiter.app.host is not None:
             arbiter.app.host.retire(worker.pid)
-        self.settings["child_exit"].get()(arbiter, worker)
+        self._users("child_exit", arbiter, worker)
 
     def get_cmd_args_from_env(self) -> list[str]:
         """GUNICORN_CMD_ARGS, then POOLED_SERVE_*: of two values for an option, the last counts."""
@@ -213,6 +352,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def set(self, name: str, value: object) -> None:
         """As gunicorn does, with errors that always name the option, or the file's setting."""
+        if name == "bind":  # check_bind() has words for a port alone
+            value = _with_ports_as_text(value)
         try:
             super().set(name, value)
             (self.from_file.add if self.reads_file else self.from_file.discard)(name)
@@ -221,6 +362,11 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             where = cli[-1] if cli and not self.reads_file else name
             written = f"{name} = " if where == name else f"{where} "
             problem = options.complaint(error, written)
+            if self._is_number(name) and not isinstance(value, str | int):
+                problem = f"must be a whole number, not {value!r}"
+            if self._has_comma(name, value):
+                problem = f"must not be a tuple, as {value!r} is{options.REMEDY}"
+                problem += f"a comma too many? use {written}{value[0]!r}"  # type: ignore[index]
             raise bad_value(f"{where}: {problem}", self._remedy(name)) from None
 
     def parser(self) -> argparse.ArgumentParser:
@@ -246,14 +392,34 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def _remedy(self, name: str) -> str:
         """Returns which values a setting of gunicorn's takes; empty if the help says it better."""
-        setting = self.settings.get(name)
-        if setting is None or setting.type is not int:
+        if not self._is_number(name):
             return ""
-        return f"use a whole number, as in {setting.default}"
+        return f"use a whole number, as in {self.settings[name].default}"
+
+    def _is_number(self, name: str) -> bool:
+        """Whether a setting is one of gunicorn's whole numbers."""
+        setting = self.settings.get(name)
+        return setting is not None and setting.type is int
+
+    def _has_comma(self, name: str, value: object) -> bool:
+        """Whether a value would be good if a comma had not made it a tuple: "workers = 3,"."""
+        if not isinstance(value, tuple) or len(value) != 1 or name not in self.settings:
+            return False
+        try:
+            self.settings[name].validator(value[0])
+        except Exception:
+            return False
+        return True
 
     def pool_options(self) -> PoolOptions:
         """The pool options given, from all sources."""
         return PoolOptions.from_values({o.setting: self.settings[o.setting].value for o in OPTIONS})
+
+
+def _with_ports_as_text(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_with_ports_as_text(item) for item in value]
+    return str(value) if type(value) is int else value
 
 
 def _remove_pidfile(arbiter: Any) -> None:

@@ -6,15 +6,27 @@ pools call it.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
 from pooled_serve.errors import Finding, Level
 from pooled_serve.options import BY_SETTING, ENV_PREFIX, OPTIONS, VARIABLES, Option
 
 CUTOFF = 0.75
 """Of difflib's ratio: "pool-sise" has 0.89 of "pool-size", "foo" 0.57 of "pool"."""
+
+NEAR_CUTOFF = 0.85
+"""For a variable of a configuration file, which may be the user's own: "timeou" has 0.92 of
+"timeout", "max_workers" 0.78 of "workers". In a short name one slip is more than that: "bnid" has
+0.75 of "bind"; see _is_slip()."""
+
+LONGER = 3
+"""Letters; "graceful_timeout_str" is no misspelling."""
 
 SYNONYMS = {
     "address": "bind",
@@ -51,14 +63,18 @@ def unknown(name: str, known: Iterable[str], source: str = "") -> Finding:
 def nearest(name: str, known: list[str]) -> str | None:
     """Returns the known name that was meant, or None."""
     bare = {_bare(item): item for item in known}
-    squeezed = {word.replace("-", ""): item for word, item in bare.items()}
-    if (same := squeezed.get(_bare(name).replace("-", ""))) is not None:  # "poolSize"
+    squeezed = {_squeezed(word): item for word, item in bare.items()}
+    if (same := squeezed.get(_squeezed(name))) is not None:  # "poolSize"
         return same
     synonym = SYNONYMS.get(_bare(name))
     if synonym in bare:
         return bare[synonym]
     found = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=CUTOFF)
     return bare[found[0]] if found else None
+
+
+def _squeezed(name: str) -> str:
+    return _bare(name).replace("-", "")
 
 
 def _bare(name: str) -> str:
@@ -85,22 +101,82 @@ def unknown_variables(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def near_settings(
-    location: str, values: Mapping[str, object], known: Container[str]
+    location: str, values: Mapping[str, Any], known: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Names in a configuration file that look like the pool's settings, and are none.
+    """Names in a configuration file that look like settings, and are none.
 
-    A file may define any name. So one counts only if it begins with "pool\\_", or if its value
-    would be good for the setting.
+    A file may define any name. So one counts only if the file never reads it itself, and if it
+    begins with "pool\\_", or its value would be good for the setting.
+
+    :param known: Gunicorn's settings, with the pool's among them.
     """
-    for name, value in values.items():
-        if name in known or name.startswith("_") or callable(value):
+    near = [name for name in values if name not in known and not name.startswith("_")]
+    given = _given(values)
+    for name in near:
+        value = values[name]
+        meant = None
+        if name not in given:
             continue
-        option = _option_meant(name)
-        if not name.startswith("pool_") and (option is None or not _is_good_for(option, value)):
+        if not callable(value):
+            option = _option_meant(name)
+            if option and (name.startswith("pool_") or _is_good_for(option.parse, value)):
+                meant = option.setting
+        meant = meant or _setting_meant(name, value, values, known)
+        if meant is None and (callable(value) or not name.startswith("pool_")):
             continue
-        hint = f"did you mean {option.setting}?" if option else "see pooled-serve --help"
+        too = ", which the file has, too" if meant in values else ""
+        hint = f"did you mean {meant}{too}?" if meant else "see pooled-serve --help"
         text = f"{location}: there is no setting {name}"
         yield Finding(Level.WARN, "PS402", "", text, hint)
+
+
+def _given(values: Mapping[str, Any]) -> set[str]:
+    """Returns the names that a file defines, and never reads: as settings are."""
+    try:
+        tree = ast.parse(Path(values["__file__"]).read_bytes())
+    except (KeyError, OSError, SyntaxError, ValueError):
+        return set()
+    given, read = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            given.add(node.name)
+        elif isinstance(node, ast.Name):
+            (given if isinstance(node.ctx, ast.Store) else read).add(node.id)
+    return given - read
+
+
+def _setting_meant(
+    name: str, value: object, there: Container[str], known: Mapping[str, Any]
+) -> str | None:
+    """Returns the setting of Gunicorn's that a name and its value are nearly good for.
+
+    :param there: names that the file has. What another word for one of them is, is the user's own.
+    """
+    near = [
+        setting
+        for setting, gunicorns in known.items()
+        if callable(value) == (gunicorns.section == "Server Hooks")
+    ]
+    free = [setting for setting in near if setting not in there]
+    squeezed = {_squeezed(flag): setting for setting in free for flag in known[setting].cli or ()}
+    squeezed |= {_squeezed(setting): setting for setting in near}
+    meant = squeezed.get(_squeezed(name))  # "keep_alive"; or "preload", as the option has it
+    if meant is None:
+        as_long = [setting for setting in near if abs(len(setting) - len(name)) < LONGER]
+        found = difflib.get_close_matches(name.lower(), as_long, n=1, cutoff=NEAR_CUTOFF)
+        found += [setting for setting in near if _is_slip(name.lower(), setting)]
+        meant = found[0] if found else None
+    return meant if meant and _is_good_for(known[meant].validator, value) else None
+
+
+def _is_slip(name: str, setting: str) -> bool:
+    """Whether one letter of a name is wrong, missing or too many, or two have changed places. Not
+    the first letter, which is seldom wrong: "kind" is a word of its own, and not "bind"."""
+    short, long = sorted((name, setting), key=len)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(short, long, strict=False))))
+    short, long = short[same:], long[same:]
+    swapped = len(short) > 1 and short[1::-1] + short[2:] == long
+    return swapped or (same > 0 and long[1:] in (short, short[1:]))
 
 
 def _option_meant(name: str) -> Option | None:
@@ -111,9 +187,9 @@ def _option_meant(name: str) -> Option | None:
     return next((o for o in OPTIONS if guess in (o.setting, o.flag)), None)
 
 
-def _is_good_for(option: Option, value: object) -> bool:
+def _is_good_for(parse: Callable[[Any], object], value: object) -> bool:
     try:
-        option.parse(value)
-    except ValueError:
+        parse(value)
+    except Exception:
         return False
     return True

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import gevent
+from gunicorn.arbiter import Arbiter
 from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
-from pooled_serve.serve import accept, signals, turns
+from pooled_serve.errors import StartupError
+from pooled_serve.serve import accept, early, signals, turns
 from pooled_serve.serve.balance import Balance
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import response
@@ -43,6 +46,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     config.py."""
 
     _quitting: gevent.Greenlet | None = None
+    _died = False  # it ends, and nobody had told it to
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
     _client_check: Any = None  # pooled_serve.backend.client_check.ClientCheck, if it is on
 
@@ -62,14 +66,28 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self._turns = turns.Turns()
         # run() uses the server class of this name.
         ggevent.StreamServer = partial(accept.Server, self._turns, self.share)
-        super().init_process()
+        try:
+            super().init_process()
+        except StartupError as error:  # gunicorn would log a traceback, which says no more
+            self.log.error("%s", error)
+            if self.cfg.errorlog != "-":
+                print(error, file=sys.stderr)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def patch(self) -> None:
         """Have gevent patch, with signals blocked.
 
         A worker that is ended half-way has a main thread that :mod:`threading` does not know, and
         finalizers of it that print tracebacks (Python 3.13.0).
+
+        :raises StartupError: Django is loaded already.
         """
+        try:
+            early.refuse()
+        except StartupError as error:
+            if not self.app.has_reloaded:
+                raise
+            early.do_without(error)  # it is by post_fork(), and the site is to go on
         with signals.blocked():
             super().patch()
 
@@ -91,6 +109,16 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             # No greenlet runs while the project is loaded, which may take long.
             self._quit()
+
+    def handle_abort(self, sig: int, frame: Any) -> None:
+        """End, on ABRT, which the master sends after --timeout.
+
+        Gunicorn raises SystemExit, which may be swallowed where it hits a request. Then the worker
+        ends as one that was told to.
+        """
+        if self.alive:
+            self._died = True
+        super().handle_abort(sig, frame)
 
     def _quit(self, delay: float | None = None) -> None:
         self.alive = False
@@ -149,6 +177,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.cfg.pool_client_check is not None:
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
+            self.scoreboard.load_row(self.slot).note_urls(failed=self.app.urls_failed)
             self.scoreboard.register(self.slot)
             if not self.alive:  # told to end while it loaded the project
                 self._mark_stopping()
@@ -157,6 +186,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 row_for,
                 self.scoreboard.route_table(self.slot),
                 self.scoreboard.unreachable(self.app.unreachable),
+                self.scoreboard.usual_hold,
+                self.scoreboard.hangs,
             )
 
     def notify(self) -> None:
@@ -177,7 +208,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Let /readyz know at once, also while this worker still loads the project."""
         of_worker = self.pid == os.getpid()  # a child of the project's inherits the handlers
         if of_worker and self.scoreboard is not None and self.slot is not None:
-            self.scoreboard.mark_stopping(self.slot)
+            self.scoreboard.mark_stopping(self.slot, died=self._died)
 
     def _tell_of_cut_requests(self) -> None:
         """Name the requests that may soon be cut: the master's KILL leaves no time for it. In a
@@ -217,6 +248,9 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             if status is not None:
                 status.stop()
             self._patch.end_serving()
+            if self.alive:  # an exception ends it; --max-requests tells it to end
+                self._died = True
+            self._mark_stopping()
             if status is not None:
                 status.refresh_gauges()  # hooks and exit handlers may take long; it holds nothing
 
@@ -235,6 +269,6 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from pooled_serve.status.listener import StatusServer
 
         self.sockets.remove(listener)
-        status = StatusServer(listener, self, self._patch.pools)
+        status = StatusServer(listener, self, self._patch.pools, self._patch.atomic_aliases)
         status.start()
         return status

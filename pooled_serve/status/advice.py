@@ -7,14 +7,15 @@ A peak of connections in use is that of samples, one a second; whether anybody w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import (
-    NO_ROOM,
     cap_of,
     cap_option,
     fitting_cap,
+    no_room,
     shares,
     size_option,
     total_cap,
@@ -31,6 +32,9 @@ ENOUGH_SECONDS = 3600
 LEAST_SECONDS = 20
 """From less, there is none."""
 
+CALM_SECONDS = 180
+"""After an outage there is none for so long: what comes back at once is no everyday load."""
+
 SAVING = 0.75
 """What is to be advised is worth it if it is below this share of what there is."""
 
@@ -39,20 +43,31 @@ FEW_WAITS = 0.01
 SHORT_SECONDS = 0.1
 
 
-def advice(stats: Mapping[str, Any]) -> list[Sentence]:
-    """Returns a sentence for each database that was used."""
-    found = []
+OF_VIEWS = {"waiting views", "slow view", "N+1 queries", "pinned leases", "leak"}
+"""Findings of what views do with the connections that they hold. Without that, a queue may need no
+larger cap."""
+
+
+def advice(stats: Mapping[str, Any], found: Iterable[Sentence] = ()) -> list[Sentence]:
+    """Returns a sentence for each database that was used.
+
+    :param found: what there is to say of this moment, which is shown above.
+    """
+    of_views = {each.pool: each.name for each in found if each.name in OF_VIEWS}
+    advised = []
     for alias, pool in (stats.get("pools") or {}).items():
         peaks = (pool.get("peaks") or {}).get(WINDOW) or {}
         seconds = peaks.get("seconds") or 0
-        if seconds < LEAST_SECONDS or not peaks.get("acquired"):
+        if seconds < LEAST_SECONDS or not peaks.get("acquired") or _trouble(stats, alias):
             continue
         busiest = recent_routes(stats)[:1]
         name, level, problem, remedy = _judge(stats, alias, pool, peaks, busiest)
         if not is_sure(pool):
             problem += f" (a hint only: it has been watched for {span(seconds)}, less than an hour)"
-        found.append(Sentence(level, name, alias, problem, remedy))
-    return found
+        if name == "too small a pool" and alias in of_views:
+            remedy = f"first what is said of the {of_views[alias]}, and see again then"
+        advised.append(Sentence(level, name, alias, problem, remedy))
+    return advised
 
 
 def is_sure(pool: Mapping[str, Any]) -> bool:
@@ -62,13 +77,35 @@ def is_sure(pool: Mapping[str, Any]) -> bool:
     return (peaks.get("seconds") or 0) >= ENOUGH_SECONDS
 
 
-def no_advice(pool: Mapping[str, Any]) -> str:
+def no_advice(stats: Mapping[str, Any], alias: str) -> str:
     """Returns why there is none about a database."""
+    pool = stats["pools"][alias]
+    if trouble := _trouble(stats, alias):
+        return f"no advice now: {trouble}"
     peaks = (pool.get("peaks") or {}).get(WINDOW) or {}
     seconds = peaks.get("seconds") or 0
     if seconds < LEAST_SECONDS:
         return f"no advice yet: watched for {span(seconds)} of the {LEAST_SECONDS} s that it takes"
     return "no advice yet: no request has used it"
+
+
+def _trouble(stats: Mapping[str, Any], alias: str) -> str:
+    """Returns what makes the numbers of this moment say nothing about a pool's size; else ""."""
+    pool = stats["pools"][alias]
+    recent, last = pool.get("recent") or {}, pool.get("last_outage_seconds")
+    if pool.get("reachable") is False or pool.get("stuck"):
+        return "the database cannot be used"
+    if recent.get("connect_errors"):
+        return "attempts to connect fail"
+    if PoolInWords(stats, alias, pool).suffers_from_hang():
+        return "statements hang"
+    if (hung := recent.get("hung_ago_seconds")) is not None:
+        return f"statements have hung until {span(hung)} ago"
+    if last is not None and last < CALM_SECONDS:
+        left = CALM_SECONDS - last
+        again = span(60 * math.ceil(left / 60) if left > 60 else math.ceil(left))
+        return f"the database could not be used until {span(last)} ago, see again in {again}"
+    return ""
 
 
 def _judge(
@@ -83,14 +120,16 @@ def _judge(
     of = f" of {count(cap)}" if cap else ""
     said = f" for {alias}" if len(stats["pools"]) > 1 else ""
     when = f"In {span(peaks['seconds'])}"
+    if pool.get("outages_total"):
+        when += " without outages"
     most = peaks["in_use"]
     waits = peaks["waited"] + peaks["refused"]
     if not waits:
         text = f"{when} at most {count(most)}{of} connections{said} were in use, nobody waited"
-        fits = fitting_cap(stats, alias, peaks)
+        fits = fitting_cap(stats, alias, WINDOW)
         now = cap / shares(stats, alias) if cap else math.inf
         if fits <= SAVING * now or (fits < now and now - fits >= 2):
-            option = cap_of(stats, alias, fits)
+            option = cap_of(stats, alias, int(fits))
             return (
                 "too large a pool",
                 "note",
@@ -99,14 +138,14 @@ def _judge(
             )
         return "it fits", "ok", text, "leave it as it is"
     share = waits / (peaks["acquired"] + peaks["refused"])
-    times = "once" if peaks["occasions"] == 1 else f"on {count(peaks['occasions'])} occasions"
+    times = f" on {count(peaks['occasions'])} occasions" if peaks["occasions"] > 1 else ""
     longest = f"the longest {duration(peaks['wait_seconds'])}"
     if not peaks["refused"] and share < FEW_WAITS and peaks["wait_seconds"] <= SHORT_SECONDS:
         text = f"{when} {percent(share)} of requests{said} waited, {longest}"
         return "it fits", "ok", text, "leave it as it is"
     refused = f", {plural(peaks['refused'], 'request')} got none" if peaks["refused"] else ""
     where = f"at {count(most)}{of} connections"
-    text = f"{when} waits{said} began {where} {times}, {percent(share)} waited, {longest}{refused}"
+    text = f"{when} waits{said} began {where}{times}, {percent(share)} waited, {longest}{refused}"
     who = ""
     if busiest and busiest[0][2] and busiest[0][1]["held_seconds"] >= 2 * lost_seconds(stats):
         route, its, part = busiest[0]
@@ -117,7 +156,7 @@ def _judge(
         option = size_option(stats, alias, WINDOW) or "a longer --conn-max-age"
         remedy = f"{option} keeps as many open as are needed"
         if peaks["in_use_worker"] >= cap / shares(stats, alias):
-            remedy = f"--max-per-host {count(cap)} lets busy workers use what others do not"
+            remedy = f"--max-per-host {cap:.0f} lets busy workers use what others do not"
         return "waits", "note", f"{text}{who}", remedy
     if 2 * peaks.get("waited_busy", 0) >= waits:
         remedy = (
@@ -126,7 +165,7 @@ def _judge(
         text = f"{_lower(text)}, most of this while a worker had used up its processor"
         return "busy processor", "note", f"Busy processor: {text}{who}", remedy
     option = cap_option(stats, alias, WINDOW)
-    remedy = f"shorten what holds them, or {option}" if option else NO_ROOM
+    remedy = f"shorten what holds them, or {option}" if option else no_room(pool)
     return "too small a pool", "note", f"Too small a pool: {_lower(text)}{who}", remedy
 
 

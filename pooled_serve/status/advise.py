@@ -9,12 +9,15 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from pooled_serve.errors import EXIT_SERVER, EXIT_USAGE, Finding, Level, StartupError
+from pooled_serve import options
+from pooled_serve.errors import EXIT_SERVER, Finding, Level, StartupError, startup_error
 from pooled_serve.status.text import advice_page
 
 TIMEOUT_SECONDS = 10.0
 
 DEFAULT_PORT = 80
+
+_OTHER = "give the address of --status of an instance of pooled-serve, not that of the site"
 
 
 def advise(address: str) -> str:
@@ -28,10 +31,12 @@ def advise(address: str) -> str:
         connection.request("GET", "/stats.json")
         response = connection.getresponse()
         body = response.read()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.IncompleteRead) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         hint = "see that it runs, and give the address of its --status"
         raise _failure(f"no instance answers at {where}: {why}", hint) from None
+    except http.client.HTTPException:  # its text is what was received, which may be anything
+        raise _failure(f"something else answers at {where}, and not in HTTP", _OTHER) from None
     finally:
         connection.close()
     try:
@@ -39,8 +44,7 @@ def advise(address: str) -> str:
         return advice_page(stats)
     except (ValueError, KeyError, TypeError, AttributeError):
         what = f"{where} answers {response.status}, and not with the numbers of this version"
-        hint = "give the address of --status of an instance of pooled-serve, not that of the site"
-        raise _failure(what, hint) from None
+        raise _failure(what, _OTHER) from None
 
 
 def _failure(message: str, hint: str) -> StartupError:
@@ -51,16 +55,19 @@ def _connection(address: str) -> tuple[http.client.HTTPConnection, str]:
     """Returns a connection that is not open yet, and the address in words."""
     if path := re.sub(r"^unix:(//)?", "", address) if address.startswith("unix:") else "":
         return _UnixConnection(path), f"unix:{path}"
-    plain = re.fullmatch(r"\[?[^/\[\]]+\]?(:\d+)?", address)
     try:
-        url = urlsplit(f"http://{address}" if plain else address)
+        if "://" not in address:  # as --status has it
+            text = options.address(address)
+            address = f"http://{'127.0.0.1' if text.startswith(':') else ''}{text}"
+        url = urlsplit(address)
         host, port = url.hostname, url.port or DEFAULT_PORT
-    except ValueError:
-        host = None
-    if not host or url.scheme != "http":
-        message = f"--advise: {address!r} is no address of a status page"
-        hint = "give what --status has: HOST:PORT, http://HOST:PORT or unix:PATH"
-        raise StartupError(EXIT_USAGE, [Finding(Level.FAIL, "PS401", "", message, hint)])
+        if not host or url.scheme != "http":
+            raise ValueError(f"must be HOST:PORT, http://HOST:PORT or unix:PATH, not {address!r}")
+    except ValueError as error:
+        message, _, hint = options.complaint(error, "--advise ").partition(options.REMEDY)
+        raise startup_error(
+            "PS401", f"--advise: {message}", hint or "give the address of --status"
+        ) from None
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS), where
 

@@ -6,12 +6,13 @@ causes, and more connections are no remedy. See load.py for the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pooled_serve.status.load import BLOCKED_SECONDS, BUSY_SHARE
+from pooled_serve.status.figures import RECENT_SECONDS
+from pooled_serve.status.load import BLOCKED_SECONDS, BUSY_SHARE, is_busy
 from pooled_serve.status.sentence import Sentence
-from pooled_serve.status.words import count, duration, listed, percent
+from pooled_serve.status.words import count, duration, listed, percent, plural
 
 BAD_SECONDS = 5.0
 """A worker that is blocked for so long, and still is, is an emergency."""
@@ -41,19 +42,73 @@ def blocked_worker(stats: Mapping[str, Any], queue: str) -> Sentence | None:
         text = (
             f"{_named(them)} let no other request run for {duration(_delay(longest))}, a moment ago"
         )
+    dump = f"py-spy dump --pid {longest['pid']} shows where, while it lasts"
     remedy = (
         "a view computes, or waits without gevent (a library in C, a lock of another thread): "
-        f"py-spy dump --pid {longest['pid']} shows where, while it lasts; move that elsewhere"
+        f"{dump}; move that elsewhere"
     )
+    if not now:
+        remedy = (
+            "a view computed, or waited without gevent (a library in C, a lock of another thread): "
+            f"move that elsewhere; if it happens again, {dump}"
+        )
     bad = now and longest["seen_ago_seconds"] >= BAD_SECONDS
     name = "blocked workers" if many else "blocked worker"
     return _say("bad" if bad else "warn", name, text + f": {queue}" * bool(queue), remedy)
 
 
+def without_descriptors(stats: Mapping[str, Any]) -> Sentence | None:
+    """Returns what there is to say of workers that can open or accept no socket, or could not a
+    moment ago; None if all can."""
+    them = {
+        worker["slot"]: worker
+        for worker in _workers(stats)
+        if (ago := worker.get("no_descriptor_ago_seconds")) is not None and ago < RECENT_SECONDS
+    }
+    if not them:
+        return None
+    many = len(them) > 1
+    text = f"{_named(them)} {'have' if many else 'has'} no file descriptor left, or had none"
+    text += f" in the last {RECENT_SECONDS} s: clients and connections to databases have to wait"
+    pools = (stats.get("pools") or {}).values()
+    if refused := sum((pool.get("recent") or {}).get("timeouts") or 0 for pool in pools):
+        text += f", {plural(refused, 'request')} got 503"
+    remedy = (
+        "the log says whose limit it is: raise that of the process (ulimit -n, systemd's "
+        "LimitNOFILE=) or of this host (fs.file-max), or find the leak"
+    )
+    return _say("bad", "no descriptors", text, remedy)
+
+
+def broken_project(stats: Mapping[str, Any], ending: Collection[int]) -> Sentence | None:
+    """Returns what there is to say of workers whose URL configuration failed when it was loaded;
+    None if there is none. Django tries again with each request, so what it says is past.
+
+    :param ending: slots of workers that get no more requests.
+    """
+    workers = stats.get("workers") or ()
+    number = sum(bool(its.get("urls_failed")) and its["slot"] not in ending for its in workers)
+    if not number:
+        return None
+    text = (
+        f"the URL configuration failed when {plural(number, 'worker')} loaded it (PS109): requests "
+        "get a 500 until it can be imported"
+    )
+    remedy = (
+        "the log has file and line; correct it, and send HUP (with --preload it takes a restart)"
+    )
+    return _say("bad", "broken project", text, remedy)
+
+
 def busy_workers(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Returns those that have used up their processor in the last seconds, the busiest first."""
-    found = [worker for worker in _workers(stats) if _load(worker) >= BUSY_SHARE]
+    found = [worker for worker in _workers(stats) if is_busy(*_shares(worker))]
     return sorted(found, key=_load, reverse=True)
+
+
+def most_processor_share(stats: Mapping[str, Any]) -> float:
+    """Returns the most of a processor that a worker has used, or stood in line for, lately."""
+    return max(map(_load, _workers(stats)), default=0.0)
 
 
 def busy_processor(stats: Mapping[str, Any], queue: str) -> Sentence | None:
@@ -102,7 +157,11 @@ def _workers(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _load(worker: Mapping[str, Any]) -> float:
-    return (worker.get("cpu_share") or 0.0) + (worker.get("cpu_wait_share") or 0.0)
+    return sum(_shares(worker))
+
+
+def _shares(worker: Mapping[str, Any]) -> tuple[float, float]:
+    return worker.get("cpu_share") or 0.0, worker.get("cpu_wait_share") or 0.0
 
 
 def _delay(worker: Mapping[str, Any]) -> float:

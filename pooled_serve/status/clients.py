@@ -8,11 +8,14 @@ that came before it, and 500 silent ones, each with a greenlet, took 0.13 s of C
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent.server import StreamServer
+from gevent.monkey import get_original
+
+from pooled_serve.status.shortage import WaitingServer
 
 MAX_CLIENTS = 100
 """At a time and worker; greenlets of the main port do not count. One more takes the place of the
@@ -27,6 +30,9 @@ takes one per turn, so that they share the work."""
 
 _READ = 1  # libev's flag
 
+_close = get_original("os", "close")
+"""At once; gevent's may do it later, and the descriptor is needed now."""
+
 
 class Client:
     """A connection, and the greenlet that serves it once it has sent something.
@@ -35,14 +41,18 @@ class Client:
     not, until it ends.
     """
 
-    __slots__ = ("_crowd", "_greenlet", "_readable", "_timer", "address", "socket")
+    __slots__ = ("_crowd", "_greenlet", "_left", "_readable", "_timer", "address", "socket")
 
-    def __init__(self, socket: Any, address: Any, crowd: dict[Client, None], loop: Any) -> None:
+    def __init__(
+        self, socket: Any, address: Any, crowd: dict[Client, None], left: Callable[[], None]
+    ) -> None:
         self.socket = socket
         self.address = address
         self._greenlet: Any = None
         self._crowd = crowd
         crowd[self] = None
+        self._left = left
+        loop = gevent.get_hub().loop
         self._readable = loop.io(socket.fileno(), _READ)
         self._timer = loop.timer(CLIENT_TIMEOUT_SECONDS)
 
@@ -80,13 +90,17 @@ class Client:
             watcher.stop()
             watcher.close()
         self.socket.close()
+        self._left()
 
 
-class ClientServer(StreamServer):  # type: ignore[misc]
+class ClientServer(WaitingServer):
     """Accepts clients, at most MAX_CLIENTS at a time.
 
     Each further one ends the oldest without a complete request, whatever bytes it has sent; or, if
     there is none, the oldest that still reads its answer.
+
+    It keeps a file descriptor in reserve, for a client that comes when the process has no other: a
+    probe that has to wait ends a worker that only needs time.
 
     :param listener: a listening socket, TCP or Unix.
     :param serve: called in a greenlet of its own once the client has sent something. May raise
@@ -100,12 +114,44 @@ class ClientServer(StreamServer):  # type: ignore[misc]
         self._serve = serve
         self._waiting: dict[Client, None] = {}  # for their requests; the oldest first
         self._asked: dict[Client, None] = {}
+        self._reserve = -1
+        self._ended = False
+        self._keep_reserve()
 
     def do_handle(self, socket: Any, address: Any) -> None:
         """Take in a new client; called in the hub."""
         if len(self._waiting) + len(self._asked) >= MAX_CLIENTS:
             next(iter(self._waiting or self._asked)).end()
-        Client(socket, address, self._waiting, self.loop).start(self._serve)
+        Client(socket, address, self._waiting, self._left).start(self._serve)
+
+    def do_read(self) -> Any:
+        """Accept a client. Overrides gevent's."""
+        accepted = super().do_read()
+        if accepted is None:  # another worker has
+            self._keep_reserve()
+        return accepted
+
+    def make_room(self) -> bool:
+        """Give up the reserve, or else the oldest client that has not asked."""
+        if self._reserve < 0 and self._waiting:
+            next(iter(self._waiting)).end()
+        if self._reserve < 0:
+            return False
+        _close(self._reserve)
+        self._reserve = -1
+        return True
+
+    def _left(self) -> None:
+        """A client has gone. If its socket is waited on, gevent closes it in a callback, and this
+        one comes next."""
+        self._keep_reserve()
+        if self._reserve < 0:
+            self.loop.run_callback(self._keep_reserve)
+
+    def _keep_reserve(self) -> None:
+        if self._reserve < 0 and not self._ended:
+            with contextlib.suppress(OSError):
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def has_asked(self, client: Client) -> None:
         """Note that a client has sent a complete request."""
@@ -113,6 +159,10 @@ class ClientServer(StreamServer):  # type: ignore[misc]
 
     def stop(self, timeout: float | None = 0) -> None:
         """Accept no more clients, and hang up on all, without waiting."""
+        self._ended = True
         super().stop(timeout=timeout)
         for client in [*self._waiting, *self._asked]:
             client.end()
+        if self._reserve >= 0:
+            _close(self._reserve)
+            self._reserve = -1

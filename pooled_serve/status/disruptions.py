@@ -10,15 +10,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pooled_serve.driver.error_codes import FULL, LOGIN_REFUSED
 from pooled_serve.pool.silence import QUIET_SECONDS
-from pooled_serve.status.remedies import LOGIN_REMEDY
-from pooled_serve.status.sentence import Sentence, recent_routes
-from pooled_serve.status.words import count, duration, plural, span
+from pooled_serve.status.figures import (
+    HANGING_SECONDS,
+    HANGING_TIMES,
+    MANY_HANG,
+    hang,
+    hangs_on,
+    silence,
+)
+from pooled_serve.status.remedies import (
+    FULL_REMEDY,
+    HANGING_REMEDY,
+    LOGIN_REMEDY,
+    STUCK_REMEDY,
+    WHO_HOLDS,
+)
+from pooled_serve.status.sentence import Sentence, usual_hold
+from pooled_serve.status.words import count, duration, plural, span, times
 
-HANGING_SECONDS = 5.0
-"""All statements that run have run for so long, and none of the others has come back..."""
-HANGING_TIMES = 3.0
-"""... and for so many times as long as a connection is held on the busiest route: they hang."""
+THEN = "requests then go on"
+
+SHORT_WAIT_SECONDS = 0.05
+"""A queue that 95 % of requests pass in less is what a pool is for..."""
+MANY_WAIT = 0.3
+"""... unless this share of them has to."""
+
+
+LONG_SECONDS = 10.0
+"""Several statements without an answer for so long are worth a sentence, whatever others get."""
 
 
 class PoolInWords:
@@ -46,6 +67,30 @@ class PoolInWords:
     def say(self, level: str, name: str, problem: str, remedy: str) -> Sentence:
         return Sentence(level, name, self.alias, f"{name[0].upper()}{name[1:]}: {problem}", remedy)
 
+    @property
+    def level(self) -> str:
+        return "bad" if self.lately("timeouts") else "warn"
+
+    @property
+    def pressed(self) -> bool:
+        """Whether requests wait for longer than a moment, or were refused."""
+        if self.lately("timeouts"):
+            return True
+        if self.number("waiting") and self.number("oldest_wait_seconds") >= SHORT_WAIT_SECONDS:
+            return True
+        if self.lately("waited_share") >= MANY_WAIT:
+            return True
+        return self.lately("waited") > 0 and self.wait_p95 >= SHORT_WAIT_SECONDS
+
+    @property
+    def wait_p95(self) -> float:
+        return self.lately("wait_p95_seconds")
+
+    def most_in_use(self) -> float:
+        """Of this moment and the last minutes: at the cap there are moments with one less."""
+        peaks = (self.pool.get("peaks") or {}).get("5m") or {}
+        return max(self.number("in_use"), peaks.get("in_use") or 0)
+
     def refused_in_words(self) -> str:
         """All that got a 503, whether after the whole timeout or at once."""
         refused, early = self.lately("timeouts"), self.lately("shed")
@@ -65,14 +110,15 @@ class PoolInWords:
             return self._login_refused() if self.number("login_refused") else self._outage()
         if self.recent.get("lost_ago_seconds") is not None:
             return self._outage_over()
+        if self.recent.get("hung_ago_seconds") is not None and not self.hangs():
+            return self._hanging_over()
         return None
 
     @property
     def silence(self) -> float:
         """For how long nobody has got an answer, though somebody has asked."""
         asked = self.number("oldest_statement_seconds")
-        answered = self.pool.get("last_answer_seconds")
-        return asked if answered is None else min(asked, answered)
+        return silence(asked, self.pool.get("last_answer_seconds"))
 
     def _answers(self) -> bool:
         """Whether the server has just answered something, though it may let nobody connect."""
@@ -80,22 +126,90 @@ class PoolInWords:
         return answered is not None and answered < QUIET_SECONDS
 
     def hanging_statements(self, queue: str) -> Sentence | None:
-        """All connections in use wait for a server that answers others."""
-        in_use, hang = self.number("in_use"), self.number("in_statement")
-        usual = max(
-            (its["held_seconds"] / its["leases"] for _, its, _ in recent_routes(self.stats)),
-            default=0.0,
-        )
-        if not hang or hang < in_use or self.silence < max(HANGING_SECONDS, HANGING_TIMES * usual):
+        """All connections in use wait for a server that answers others, or for one of which it is
+        not known yet whether it answers anything."""
+        if not self.hangs():
+            doubtful = self.silence >= max(QUIET_SECONDS, HANGING_TIMES * usual_hold(self.stats))
+            all_ask = self.number("asking") >= self.number("in_use")
+            early = self.silence < HANGING_SECONDS
+            return self._silent_server(queue) if doubtful and all_ask and early else None
+        statements = self.number("in_statement")
+        if self._all_hang():
+            text = f"{self._server()} has answered no statement for {duration(self.silence)}"
+            each = "the one that runs" if statements == 1 else f"all {count(statements)} that run"
+            text = f"{text}, {each}{self.of}"
+        else:
+            text = f"{plural(statements, 'statement')} at {self._server()}{self.of} hang, the first"
+            text += f" for {duration(self.number('oldest_statement_seconds'))}"
+        problem = text + (f": {queue}" if queue else "")
+        return self.say(self.level, "hanging statements", problem, HANGING_REMEDY)
+
+    def waits_for_server(self, queue: str) -> bool:
+        """Whether all connections in use wait for its answers, and have for a while."""
+        return self.number("in_use") > 0 and self.hanging_statements(queue) is not None
+
+    def slow_statements(self) -> Sentence | None:
+        """Several have had no answer for long, while others are answered: they may wait for the
+        lock of a row."""
+        statements, oldest = self.number("in_statement"), self.number("oldest_statement_seconds")
+        long = max(LONG_SECONDS, HANGING_TIMES * usual_hold(self.stats))
+        if statements < MANY_HANG or oldest < long or self.hangs():
             return None
-        text = f"{self._server()} has answered no statement for {duration(self.silence)}"
-        each = "the one that runs" if hang == 1 else f"all {count(hang)} that run"
-        remedy = (
-            "SHOW PROCESSLIST there says what they wait for: often a lock, which another statement "
-            "or an open transaction holds (KILL ends it)"
+        text = f"{count(statements)} statements at {self._server()}{self.of} have had no answer for"
+        text += f" a second or more, the first for {duration(oldest)}, while others are answered"
+        return self.say("warn", "slow statements", text, HANGING_REMEDY)
+
+    def many_hang(self) -> bool:
+        """Whether so many do that it matters although nobody waits for a connection."""
+        return self.number("in_statement") >= MANY_HANG and self.hangs()
+
+    def hangs(self) -> bool:
+        """Whether statements hang at this moment. They may be the reports that somebody runs."""
+        return self._all_hang() or (self._hang_on() and self._most_are_in_statements())
+
+    def _all_hang(self) -> bool:
+        """Whether all connections in use wait for answers, and nobody has got one."""
+        numbers = self.number("in_use"), self.number("in_statement"), self.silence
+        return hang(*numbers, usual_hold(self.stats))
+
+    def _hang_on(self) -> bool:
+        """Whether one that hung with all others has not been answered since."""
+        ago = self.recent.get("hung_ago_seconds")
+        return ago is not None and hangs_on(self.number("oldest_statement_seconds"), ago)
+
+    def _most_are_in_statements(self) -> bool:
+        return 2 * self.number("in_statement") > self.number("in_use")
+
+    def suffers_from_hang(self) -> bool:
+        """Whether they do, and it matters: requests wait for a connection, or many hang."""
+        waits = self.pressed or self.number("waiting") > 0
+        return self.hangs() if waits else self.many_hang()
+
+    def _hanging_over(self) -> Sentence:
+        ago = span(self.lately("hung_ago_seconds"))
+        text = f"all that ran at {self._server()}{self.of} hung"
+        if self.lately("waited") or self.lately("timeouts") or self.number("waiting"):
+            text += ", and kept requests waiting"
+        text += f" until {ago} ago"
+        if self._hang_on():
+            oldest = duration(self.number("oldest_statement_seconds"))
+            text += f", and the first still does, for {oldest}"
+        refused = self.refused_in_words()
+        return self.say(
+            "warn" if refused else "note",
+            "statements go on",
+            text + (f", {refused}" if refused else ""),
+            "nothing to do now; if it happens again, SHOW PROCESSLIST there says meanwhile what "
+            f"they wait for; {WHO_HOLDS}",
         )
-        level = "bad" if self.lately("timeouts") else "warn"
-        return self.say(level, "hanging statements", f"{text}, {each}{self.of}: {queue}", remedy)
+
+    def _silent_server(self, queue: str) -> Sentence:
+        text = f"{self._server()} has answered nothing for {duration(self.silence)}{self.of}"
+        remedy = (
+            "wait some seconds: it is asked whether it answers at all; if it does, SHOW "
+            f"PROCESSLIST there says what the statements wait for; {WHO_HOLDS}"
+        )
+        return self.say(self.level, "silent server", f"{text}: {queue}", remedy)
 
     def _stuck_server(self) -> Sentence:
         text = f"{self._server()} does not answer"
@@ -103,12 +217,8 @@ class PoolInWords:
             text = f"{self._server()} has answered nothing for {duration(self.silence)}"
         if hang := self.number("in_statement"):
             text += f", {plural(hang, 'statement')} {_wait(hang)} for it"
-        remedy = (
-            "see that its process runs and is not stopped, that its disk and the network work, and "
-            "what SHOW PROCESSLIST says; restart it if it stays; requests then go on"
-        )
         level = "bad" if self.pool.get("reachable") is False else "warn"
-        return self.say(level, "stuck server", text + self._costs(), remedy)
+        return self.say(level, "stuck server", text + self._costs(), STUCK_REMEDY)
 
     def _server(self) -> str:
         where = self.pool.get("server")
@@ -116,13 +226,53 @@ class PoolInWords:
         return f"{engine} at {where}" if where else f"{engine} of {self.alias}"
 
     def _outage(self) -> Sentence:
-        remedy = f"see that {self._server()} runs and lets this host in; requests then go on"
-        problem = f"the database {self.alias} cannot be reached{self._costs()}"
-        return self.say("bad", "outage", problem, remedy)
+        lasts, why = self._lost_for(), self.error_in_words()
+        if self.pool.get("connect_error") in FULL:
+            has = "has had" if lasts else "has"
+            text = f"{self._server()} {has} no connection left for {self.alias}"
+            return self.say(
+                "bad", "server full", f"{text}{lasts}{why}{self._costs()}", f"{FULL_REMEDY}; {THEN}"
+            )
+        text = f"the database {self.alias} cannot be reached"
+        if lasts:
+            text = f"the database {self.alias} has been out of reach"
+        remedy = f"see that {self._server()} runs and lets this host in; {THEN}"
+        return self.say("bad", "outage", f"{text}{lasts}{why}{self._costs()}", remedy)
 
     def _login_refused(self) -> Sentence:
-        problem = f"{self._server()} refuses the login of {self.alias}{self._costs()}"
-        return self.say("bad", "login refused", problem, f"{LOGIN_REMEDY}: the log has the error")
+        text = f"{self._server()} refuses the login of {self.alias}"
+        if lasts := self._lost_for():
+            text = f"{self._server()} has refused the login of {self.alias}{lasts}"
+        problem = f"{text}{self.error_in_words()}{self._costs()}"
+        return self.say("bad", "login refused", problem, f"{LOGIN_REMEDY}; the log has the error")
+
+    def _lost_for(self) -> str:
+        """For how long it has been so; nothing in the first second."""
+        lost = self.number("lost_seconds")
+        return f" for {span(lost)}" if lost >= 1 else ""
+
+    def error_in_words(self) -> str:
+        """What the last attempt to connect failed with, in parentheses: the log has its text."""
+        code = self.pool.get("connect_error")
+        return f" (error {code})" if code else ""
+
+    def failing_connects(self, queue: str) -> Sentence | None:
+        """Attempts to connect failed, though there are connections, or have been since."""
+        errors = self.lately("connect_errors")
+        if not errors:
+            return None
+        if self.recent.get("connects_again") and not queue:
+            failed = f"connecting to {self.alias} failed {times(errors)} {self.window}"
+            text = f"{failed}{self.error_in_words()}, and has worked since"
+            return self.say("note", "connects work again", text, "nothing to do now")
+        remedy = "the log has the error: often the server's limit of connections, or an account"
+        if self.pool.get("connect_error") in FULL:
+            remedy = FULL_REMEDY
+        elif self.pool.get("connect_error") in LOGIN_REFUSED:
+            remedy = f"{LOGIN_REMEDY}; the log has the error"
+        problem = f"connecting to {self.alias} failed {times(errors)} {self.window}"
+        problem += self.error_in_words() + f": {queue}" * bool(queue)
+        return self.say(self.level, "failing connects", problem, remedy)
 
     def _outage_over(self) -> Sentence:
         ago = span(self.lately("lost_ago_seconds"))
@@ -130,15 +280,15 @@ class PoolInWords:
         failed = []
         if errors := self.lately("connect_errors"):
             failed.append(f"{plural(errors, 'attempt')} to connect failed")
+        if got_500 := self.lately("failed"):
+            failed.append(f"{plural(got_500, 'request')} got 500")
         if refused := self.refused_in_words():
             failed.append(refused)
-        elif errors:
+        elif got_500 or errors:
             failed[-1] += f" {self.window}"
         text = ", ".join([text, *failed])
         level = "warn" if refused else "note"
-        return self.say(
-            level, "outage over", text, "nothing to do: the log says why, and for how long"
-        )
+        return self.say(level, "outage over", text, "nothing to do: the log says why")
 
     def _costs(self) -> str:
         """Who waits for the database, and who was refused."""
@@ -148,6 +298,8 @@ class PoolInWords:
             parts.append(f"{plural(waiting, 'request')} {_wait(waiting)}{what}")
         if refused := self.lately("timeouts"):
             parts.append(f"{count(refused)} refused {self.window}")
+        if failed := self.lately("failed"):
+            parts.append(f"{count(failed)} got 500 {self.window}")
         return ", ".join(parts)
 
 

@@ -7,7 +7,7 @@ contradict each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pooled_serve.pool import metrics
@@ -19,6 +19,9 @@ class Second(NamedTuple):
 
     at: float
     row: Sequence[float]
+    hung_until: float = 0.0
+    """When statements last hung (so many, or so that requests waited, that the page tells of it),
+    or requests still waited because of that; 0 if they never did."""
 
 
 RECENT_SECONDS = 10
@@ -30,6 +33,14 @@ count at the same moment."""
 
 LEAST_SEEN = 10
 """A share of fewer says nothing: each may have been between two statements."""
+
+HANGING_SECONDS = 5.0
+"""All statements that run have run for so long, and none of the others has come back..."""
+MANY_HANG = 3
+"""So many statements that hang, and none that is answered, are not reports that somebody runs. They
+are told of although nobody waits for a connection: their clients wait."""
+HANGING_TIMES = 3.0
+"""... and for so many times as long as a connection is held on the busiest route: they hang."""
 
 LATELY_SECONDS = 25
 """As long as now, what comes before it, and the time for which an outage may make requests wait
@@ -47,6 +58,7 @@ def recent(
     seconds: float,
     samples: Sequence[Second] = (),
     now: float = 0.0,
+    longest_hold: float = math.inf,
 ) -> dict[str, Any]:
     """``recent`` of ``/stats.json``: what has happened between two moments.
 
@@ -54,6 +66,7 @@ def recent(
     :param before: the same, ``seconds`` ago; None if it had not counted anything.
     :param samples: of the last LATELY_SECONDS.
     :param now: when the row was read, on their clock.
+    :param longest_hold: as far as it is known.
     """
 
     def risen(index: int) -> int:
@@ -73,7 +86,7 @@ def recent(
     asked = acquired + refused + waiting
     waits = Durations(row, before, metrics.WAIT_SECONDS, longest_wait)
     waits.counts[0] += max(0, acquired - waited)  # see metrics.buckets()
-    holds = Durations(row, before, metrics.HELD_SECONDS)
+    holds = Durations(row, before, metrics.HELD_SECONDS, longest_hold)
     return {
         "seconds": seconds,
         "acquired": acquired,
@@ -82,15 +95,22 @@ def recent(
         "waited_share": (waited + refused + waiting) / asked if asked else None,
         "timeouts": refused,
         "shed": risen(metrics.SHED),
+        "failed": risen(metrics.FAILED),
         "wait_p50_seconds": waits.quantile(0.5),
         "wait_p95_seconds": waits.quantile(0.95),
+        "wait_mean_seconds": waits.mean(),
+        "wait_p95_at_most_seconds": waits.bound(0.95),
         "asking_share": _asking_share([*between, Second(now, row)]),
         "held_p50_seconds": holds.quantile(0.5),
         "held_p95_seconds": holds.quantile(0.95),
+        "held_mean_seconds": holds.mean(),
+        "held_p95_at_most_seconds": holds.bound(0.95),
         "opened": risen(metrics.OPENED),
         "connect_errors": risen(metrics.CONNECT_ERRORS),
+        "connects_again": _connects_again(row, samples),
         "unanswered": risen(metrics.UNANSWERED),
         "lost_ago_seconds": _lost_ago([*samples, Second(now, row)], now),
+        "hung_ago_seconds": _hung_ago(samples, now),
         "leaked": risen(metrics.LEAKED),
         "closed": reasons("closed_total"),
         "pinned": reasons("pinned_total"),
@@ -105,9 +125,75 @@ def _asking_share(samples: Sequence[Second]) -> float | None:
     return min(1.0, asking / in_use) if in_use >= LEAST_SEEN else None
 
 
+def _connects_again(row: Sequence[float], samples: Sequence[Second]) -> bool:
+    """Whether connections have been opened since an attempt to open one failed."""
+    failed = row[metrics.CONNECT_ERROR + 1]
+    since = [sample.row[metrics.OPENED] for sample in samples if sample.at > failed]
+    return bool(failed and since) and row[metrics.OPENED] > since[0]
+
+
 def is_out(row: Sequence[float]) -> bool:
     """Whether the database could not be used when the row was read."""
     return row[metrics.REACHABLE] == metrics.NO or row[metrics.STUCK] > 0
+
+
+def silence(asked: float, answered: float | None) -> float:
+    """Returns for how long nobody has got an answer, though somebody has asked.
+
+    :param asked: seconds since the oldest question without an answer; 0 if there is none.
+    :param answered: since the last answer.
+    """
+    return asked if answered is None else min(asked, answered)
+
+
+def hang(in_use: float, in_statement: float, silent: float, usual: float) -> bool:
+    """Whether statements hang: all connections in use wait for the server.
+
+    :param silent: see :func:`silence`.
+    :param usual: seconds for which a connection is held on the busiest route.
+    """
+    return 0 < in_use <= in_statement and silent >= max(HANGING_SECONDS, HANGING_TIMES * usual)
+
+
+def hangs_on(oldest: float, ago: float) -> bool:
+    """Whether a statement that hung some time ago has not been answered since.
+
+    :param oldest: seconds since the oldest question without an answer; 0 if there is none.
+    """
+    return oldest >= HANGING_SECONDS + ago
+
+
+def is_hanging(
+    row: Sequence[float], now: float, usual: Callable[[], float], before: Second | None = None
+) -> bool:
+    """Whether statements hung, and requests waited or many hung, when the row was read.
+
+    :param usual: asked only if that may be so.
+    :param before: the sample before it, if there is one of the last seconds. What hung then hangs
+        on until it is answered, also if the first statements of others are, which then wait, too.
+    """
+    if before is not None and before.hung_until >= before.at and not is_out(row):
+        lasts = hangs_on(metrics.age(row[metrics.OLDEST_STATEMENT], now), now - before.at)
+        many = row[metrics.WAITING] > 0 or row[metrics.IN_STATEMENT] >= MANY_HANG
+        if lasts and many and 2 * row[metrics.IN_STATEMENT] > row[metrics.IN_USE]:
+            return True
+    last = row[metrics.LAST_ANSWER]
+    silent = silence(
+        metrics.age(row[metrics.OLDEST_STATEMENT], now), metrics.age(last, now) if last else None
+    )
+    numbers = row[metrics.IN_USE], row[metrics.IN_STATEMENT], silent
+    matters = row[metrics.WAITING] > 0 or row[metrics.IN_USE] >= MANY_HANG
+    may_be = matters and not is_out(row) and hang(*numbers, 0.0)
+    return may_be and hang(*numbers, usual())
+
+
+def _hung_ago(samples: Sequence[Second], now: float) -> float | None:
+    """Returns how long ago statements hung, or made requests wait; None if nothing of that is left
+    in the numbers of the last seconds."""
+    until = max((sample.hung_until for sample in samples), default=0.0)
+    if not until or now - until >= RECENT_SECONDS + BETWEEN_SECONDS:
+        return None
+    return max(0.0, now - until)
 
 
 def _lost_ago(samples: Sequence[Second], now: float) -> float | None:
@@ -164,17 +250,33 @@ class Durations:
     ) -> None:
         now = row[start : start + 1 + _BUCKETS]
         then = before[start : start + 1 + _BUCKETS] if before is not None else [0.0] * len(now)
-        total, *self.counts = (max(0.0, a - b) for a, b in zip(now, then, strict=True))
+        self._total, *self.counts = (max(0.0, a - b) for a, b in zip(now, then, strict=True))
         """How many fell in each bucket."""
         lowest = sum(n * low for n, low in zip(self.counts, _LOWER, strict=True))
         highest = max((low for n, low in zip(self.counts, _LOWER, strict=True) if n), default=0.0)
         # None can be longer than what is left of the sum when all others were as short as their
         # buckets allow.
-        self._longest = min(longest, highest + max(0.0, total - lowest))
+        self._longest = min(longest, highest + max(0.0, self._total - lowest))
+
+    def mean(self) -> float | None:
+        """Returns the average, which is exact; None if there are none."""
+        many = sum(self.counts)
+        return self._total / many if many else None
+
+    def bound(self, share: float) -> float | None:
+        """Returns the seconds that this share of them has surely not exceeded: the end of a bucket,
+        or the longest of them. None if there are none, or that is not known."""
+        rank, below = share * sum(self.counts), 0.0
+        for bound, inside in zip((*BUCKET_BOUNDS_SECONDS, math.inf), self.counts, strict=True):
+            below += inside
+            if rank and below >= rank:
+                longest = min(bound, self._longest)
+                return longest if longest < math.inf else None
+        return None
 
     def quantile(self, share: float) -> float | None:
-        """Returns the seconds that this share of the durations did not exceed; never more than the
-        longest of them, as far as that is known. None if there are none."""
+        """Returns the seconds that this share of the durations did not exceed, as an estimate;
+        never more than the longest of them, as far as that is known. None if there are none."""
         return quantile(share, self.counts, self._longest)
 
 

@@ -8,52 +8,49 @@ before them, and what disruptions.py finds explains all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pooled_serve.status.busy import blocked_worker, busy_in_words, busy_processor, busy_workers
-from pooled_serve.status.disruptions import PoolInWords
+from pooled_serve.options import MAX_PER_HOST
+from pooled_serve.status.busy import (
+    blocked_worker,
+    broken_project,
+    busy_in_words,
+    busy_processor,
+    busy_workers,
+    without_descriptors,
+)
+from pooled_serve.status.figures import BETWEEN_SECONDS, RECENT_SECONDS
 from pooled_serve.status.remedies import cap_remedy, size_option, total_cap
-from pooled_serve.status.sentence import LEVELS, Sentence, recent_routes
-from pooled_serve.status.words import count, duration, listed, percent, plural
+from pooled_serve.status.sentence import LEVELS, Sentence
+from pooled_serve.status.views import ViewsInWords
+from pooled_serve.status.words import at_most, count, duration, listed, percent, plural, span
+
+DEATH_SECONDS = 60.0
+"""For so long the page tells of a worker that has died, also when its successor serves."""
 
 LEAK_SECONDS = 30.0
 """A connection held for longer, for LEAK_TIMES as long as 95 % of the others, and for twice as long
 as any that has come back, was forgotten."""
 LEAK_TIMES = 20.0
 
-SLOW_SECONDS = 0.5
-"""What a lease takes on average in a slow view..."""
-SLOW_SHARE = 0.5
-"""... that has held connections for this share of all connection time."""
-
-MANY_STATEMENTS = 50.0
-"""Statements of a request on average, of which a loop over single rows is suspected."""
-MANY_SHARE = 0.3
-"""... in a view with this share of all connection time."""
-
-PINNED_SHARE = 0.2
-"""Of all leases of transaction mode; each is as long as its request."""
-
-ASKING_SHARE = 0.5
-"""Of the connections in use: if fewer wait for an answer of the server, views do other things."""
-
 STORM_OPENED = 10
 """Connections opened, and as good as closed, in the last seconds..."""
 STORM_SHARE = 0.2
 """... and this share of all hand-outs met a new one."""
 
-SHORT_WAIT_SECONDS = 0.05
-"""A queue that 95 % of requests pass in less is what a pool is for..."""
-MANY_WAIT = 0.3
-"""... unless this share of them has to."""
+START_SECONDS = RECENT_SECONDS + BETWEEN_SECONDS
+"""After a start, what it does by its nature is in the numbers for so long..."""
+LONG_WAIT_SECONDS = 2.0
+"""... and that a request waits for so long, or is refused, is not among it."""
 
 
-def findings(stats: Mapping[str, Any]) -> list[Sentence]:
+def findings(stats: Mapping[str, Any], ending: Collection[int] = ()) -> list[Sentence]:
     """Returns what there is to say of an instance, the worst first; never nothing.
 
     :param stats: as of ``/stats.json``. What an older server leaves out is not judged.
+    :param ending: slots of workers that finish what they have begun.
     """
     found = []
     pools: Mapping[str, Any] = stats.get("pools") or {}
@@ -62,13 +59,36 @@ def findings(stats: Mapping[str, Any]) -> list[Sentence]:
         found.append(Sentence("bad", "no worker", "", "No worker is running", remedy))
     elif stats.get("stopping"):
         found.append(_stopping(pools))
+    elif ending and 2 * len(ending) >= len(stats["workers"]):  # --max-requests ends one by one
+        found.append(_ending(len(ending), len(stats["workers"]) - len(ending)))
+    if broken := broken_project(stats, ending):
+        found.append(broken)
+    if short := without_descriptors(stats):
+        found.append(short)
     judged = [_Pool(stats, alias, pool) for alias, pool in pools.items()]
     explained = _why_workers_are_slow(stats, judged)
     found += [explained] if explained else []
     for pool in judged:
-        found += pool.judge(explained=explained is not None)
+        found += pool.judge(explained=explained is not None, short=short is not None)
+    if died := _worker_died(stats):
+        found.append(died)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
+
+
+def _worker_died(stats: Mapping[str, Any]) -> Sentence | None:
+    ago = stats.get("worker_death_ago_seconds")
+    if ago is None or ago >= DEATH_SECONDS:
+        return None
+    total = stats.get("worker_deaths_total") or 0
+    text = f"Worker died: one ended {span(ago)} ago without being told to"
+    if total > 1:
+        text += f", of {count(total)} since the start"
+    remedy = (
+        "the log has its signal or error; after SIGKILL see if the kernel's log speaks of memory, "
+        "after WORKER TIMEOUT what blocked it"
+    )
+    return Sentence("warn", "worker died", "", text, remedy)
 
 
 def _stopping(pools: Mapping[str, Any]) -> Sentence:
@@ -81,9 +101,19 @@ def _stopping(pools: Mapping[str, Any]) -> Sentence:
     return Sentence("note", "stopping", "", text, remedy)
 
 
+def _ending(ending: int, others: int) -> Sentence:
+    text = (
+        f"Workers end: {count(ending)} {'finish their' if ending > 1 else 'finishes its'} requests"
+    )
+    if others > 0:
+        text += f", {plural(others, 'other')} {'serve' if others > 1 else 'serves'}"
+    remedy = "nothing to do: it is so in a reload, and --graceful-timeout bounds it"
+    return Sentence("note", "workers end", "", text, remedy)
+
+
 def _why_workers_are_slow(stats: Mapping[str, Any], pools: Sequence[_Pool]) -> Sentence | None:
     """Returns what is said of workers that cannot keep up, and of the queues that they make; None
-    if they can, or if that is the consequence of something else."""
+    if they can, or if the queues are the consequence of something else."""
     pressed = [pool for pool in pools if pool.pressed]
     queue = ", ".join(pool.queue_in_words() for pool in pressed)
     bad = any(pool.level == "bad" for pool in pressed)
@@ -93,61 +123,54 @@ def _why_workers_are_slow(stats: Mapping[str, Any], pools: Sequence[_Pool]) -> S
     refusing = any(pool.lately("timeouts") > pool.lately("acquired") for pool in pools)
     if refusing or any(pool.disruption() is not None for pool in pools):
         return None
+    # Who waits for those that all wait for an answer waits for the server.
+    if any(pool.waits_for_server(pool.queue_in_words()) for pool in pressed):
+        return None
     busy = busy_processor(stats, queue)
     return replace(busy, level="bad") if busy and bad else busy
 
 
-class _Pool(PoolInWords):
+class _Pool(ViewsInWords):
     """One database, and what is the matter with it."""
 
-    def judge(self, *, explained: bool) -> Iterator[Sentence]:
+    def judge(self, *, explained: bool, short: bool) -> Iterator[Sentence]:
         """Returns what there is to say.
 
         :param explained: whether workers that cannot keep up explain a queue.
+        :param short: whether workers lack file descriptors, which is said already.
         """
         if (disruption := self.disruption()) is not None:
             yield disruption  # it explains refusals and waits, too
             return
-        if errors := self.lately("connect_errors"):
-            yield self.say(
-                "warn",
-                "failing connects",
-                f"connecting to {self.alias} failed {_times(errors)} {self.window}",
-                "the log has the server's error: often its limit of connections, or an account",
-            )
-        queue = None
-        if self.pressed:
-            hanging = self.hanging_statements(self.queue_in_words())
+        words = self.queue_in_words() if self.pressed else ""
+        # While connects fail, whatever asks for more of them makes it worse.
+        queue = failing = self.failing_connects("" if explained else words)
+        if words and failing is None:
+            hanging = self.hanging_statements(words)
             queue = hanging if hanging or explained else next(self._queue(), None)
+        elif failing is None and self.many_hang():
+            queue = self.hanging_statements("")
+        if short and failing is not None and not self.pool.get("connect_error"):
+            queue = None  # no server has refused anything
         if queue is not None:
             yield queue
-        storm = self._storm()
-        if queue is not None and self._usual_reason() in ("lent", "surplus"):
-            storm = None  # one load, one sentence
-        for other in (self._leak(), storm, self._many_statements(), self._pinned()):
+        storm = self._storm() if failing is None else None
+        for_more = self._usual_reason() in ("lent", "surplus")
+        if for_more and (queue is not None or explained or busy_workers(self.stats)):
+            storm = None  # one load, one sentence; and more connections do not help the busy
+        slow = self.slow_statements() if queue is None else None
+        for other in (self._leak(), storm, self.many_statements(), self.pinned(), slow):
             if other is not None and (queue is None or other.name != queue.name):
                 yield other
 
     # --- A queue, and why ----------------------------------------------------------------------
 
     @property
-    def pressed(self) -> bool:
-        """Whether requests wait for longer than a moment, or were refused."""
-        if self.lately("timeouts"):
-            return True
-        if self.number("waiting") and self.number("oldest_wait_seconds") >= SHORT_WAIT_SECONDS:
-            return True
-        if self.lately("waited_share") >= MANY_WAIT:
-            return True
-        return self.lately("waited") > 0 and self.wait_p95 >= SHORT_WAIT_SECONDS
-
-    @property
-    def wait_p95(self) -> float:
-        return self.lately("wait_p95_seconds")
-
-    @property
-    def level(self) -> str:
-        return "bad" if self.lately("timeouts") else "warn"
+    def _suffers(self) -> bool:
+        """Whether requests were refused, or wait, or have waited, for seconds: no start explains
+        that."""
+        waits = self.number("oldest_wait_seconds") if self.number("waiting") else 0.0
+        return bool(self.lately("timeouts")) or max(waits, self.wait_p95) >= LONG_WAIT_SECONDS
 
     def queue_in_words(self) -> str:
         """Who waits, for how long, and who was refused; all that the numbers beside it show."""
@@ -156,11 +179,11 @@ class _Pool(PoolInWords):
             verb = "waits" if waiting == 1 else "wait"
             longest = duration(self.pool.get("oldest_wait_seconds"))
             words.append(f"{plural(waiting, 'request')}{self.of} {verb}, the longest {longest}")
-        elif waited := self.lately("waited"):
+        elif self.lately("waited"):
             share = percent(self.recent.get("waited_share"))
             words.append(f"{share} of requests{self.of} waited {self.window}")
-            if waited:
-                words.append(f"95 % less than {duration(self.wait_p95)}")
+            if bound := self.lately("wait_p95_at_most_seconds"):
+                words.append(f"95 % {at_most(bound)}")
         if refused := self.refused_in_words():
             words.append(refused)
         return ", ".join(words)
@@ -172,21 +195,22 @@ class _Pool(PoolInWords):
             yield leak
         if busy := self._busy_worker(queue):
             yield busy
-        if pinned := self._pinned(queue):
+        if pinned := self.pinned(queue):
             yield pinned
-        if waiting := self._waiting_views(queue):
+        if waiting := self.waiting_views(queue):
             yield waiting
-        if many := self._many_statements(queue):
+        if many := self.many_statements(queue):
             yield many
-        if slow := self._slow_view(queue):
+        if slow := self.slow_view(queue):
             yield slow
         cap = total_cap(self.stats, self.alias)
         host = (self.stats.get("hosts") or {}).get(self.alias)
         if host and host.get("taken", 0) >= host.get("limit", 0):
             taken = f"all {count(host['limit'])} connections of this host are taken"
             name = "overload" if self.lately("timeouts") else "too small a pool"
-            remedy = cap_remedy(self.stats, self.alias)
-            yield self.say(self.level, name, f"{taken}: {queue}", remedy)
+            yield self.say(self.level, name, f"{taken}: {queue}", self._larger_cap())
+        if self._starting() and cap is not None and self.most_in_use() < cap and not self._suffers:
+            return  # after a reload the cap is that of old and new workers for a while
         opening = self.number("connecting") or self.lately("opened")
         if cap is None or (opening and self.most_in_use() < cap and not self.lately("timeouts")):
             if storm := self._storm(queue):
@@ -200,34 +224,40 @@ class _Pool(PoolInWords):
         full = self.at_cap()
         faster = self.routes_in_words()
         if self.lately("timeouts"):
-            remedy = cap_remedy(self.stats, self.alias, "more workers or hosts, shorter requests")
-            if workers := busy_workers(self.stats):
-                remedy = (
-                    "more workers, up to one for each CPU, or hosts, or views that compute less; "
-                    f"more connections do not help while {busy_in_words(workers)}"
-                )
             yield self.say(
                 "bad",
                 "overload",
                 f"requests arrive faster than connections come back, {full}: {queue}{faster}",
-                remedy,
+                self._larger_cap("more workers or hosts, shorter requests"),
             )
         yield self.say(
             self.level,
             "too small a pool",
             f"{full}: {queue}{faster}",
-            cap_remedy(self.stats, self.alias),
+            self._larger_cap(),
         )
+
+    def _larger_cap(self, other: str = "") -> str:
+        """More connections help if views hold them for other things, and also if the server can do
+        more at a time; behind one lock they only make its queue longer, as they do before a
+        busy processor."""
+        if workers := busy_workers(self.stats):
+            return (
+                "more workers, up to one for each CPU, or hosts, or views that compute less; "
+                f"more connections do not help while {busy_in_words(workers)}"
+            )
+        if self.all_ask:
+            look = (
+                "nearly all wait for the server's answers, so see first what for (SHOW PROCESSLIST "
+                "there): behind one lock more connections do not help"
+            )
+            other = f"{look}; {other}" if other else look
+        return cap_remedy(self.stats, self.alias, other)
 
     def _keep_more(self) -> str:
         if option := size_option(self.stats, self.alias):
             return f"keep more of them open: {option}"
         return f"all that may be are kept open: {cap_remedy(self.stats, self.alias)}"
-
-    def most_in_use(self) -> float:
-        """Of this moment and the last minutes: at the cap there are moments with one less."""
-        peaks = (self.pool.get("peaks") or {}).get("5m") or {}
-        return max(self.number("in_use"), peaks.get("in_use") or 0)
 
     def at_cap(self) -> str:
         """How much of what there may be is used."""
@@ -236,13 +266,6 @@ class _Pool(PoolInWords):
         if most >= cap:
             return f"all {count(cap)} connections{self.of} {verb} in use"
         return f"up to {count(most)} of {count(cap)} connections{self.of} {verb} in use"
-
-    def full_workers(self) -> list[Any]:
-        return [
-            slot
-            for slot, its in self.workers
-            if its.get("max_outstanding") and its.get("in_use", 0) >= its["max_outstanding"]
-        ]
 
     def _busy_worker(self, queue: str) -> Sentence | None:
         """Some workers have a queue, and others at least half of their connections free."""
@@ -256,17 +279,17 @@ class _Pool(PoolInWords):
             return None
         who = f"worker {busy[0]} is" if len(busy) == 1 else f"workers {listed(_texts(busy))} are"
         rest = "the other worker has" if len(others) == 1 else f"{len(others)} others have"
-        limit = count(each * len(self.workers))
+        limit = min(each * len(self.workers), MAX_PER_HOST)
         return self.say(
             self.level,
             "one busy worker" if len(busy) == 1 else "busy workers",
             f"{who} at the cap, while {rest} {count(caps - used)} of {count(caps)} free: {queue}",
-            f"--max-per-host {limit} lets workers lend each other connections",
+            f"--max-per-host {limit:.0f} lets workers lend each other connections",
         )
 
     def _leak(self, queue: str = "") -> Sentence | None:
         held = self.number("oldest_held_seconds")
-        usual = self.lately("held_p95_seconds")
+        usual = self.lately("held_p95_at_most_seconds")
         longest = (
             route.get("longest_held_seconds") or 0 for route in self.stats.get("routes") or ()
         )
@@ -274,90 +297,15 @@ class _Pool(PoolInWords):
             return None
         if self.number("in_statement") >= self.number("in_use"):
             return None  # none was forgotten: the server is at work for each
-        other = f", the others {duration(usual)} at most (95 %)" if usual else ""
+        other = f", 95 % of the others {at_most(usual)}" if usual else ""
         text = f"a connection{self.of} has been in use for {duration(held)}{other}"
         remedy = (
             f"--leak-threshold {LEAK_SECONDS / 2:.0f} logs the request and the line that took it"
         )
+        if self.number("leaked_total"):  # the option is set
+            remedy = "the log names the request and the line that took it"
         level = self.level if queue else "warn"
         return self.say(level, "leak", text + (f"; {queue}" if queue else ""), remedy)
-
-    def _pinned(self, queue: str = "") -> Sentence | None:
-        pinned: Mapping[str, int] = self.recent.get("pinned") or {}
-        total, acquired = sum(pinned.values()), self.lately("acquired")
-        if total < 2 or total < PINNED_SHARE * acquired:
-            return None
-        reason = max(pinned, key=lambda key: pinned[key])
-        share = percent(min(1.0, total / acquired)) if acquired else "all"
-        text = (
-            f"{share} of leases{self.of} are kept to the end of the request, "
-            f"{_times(pinned[reason])} because of {_PINS.get(reason, f'“{reason}”')} {self.window}"
-        )
-        remedy = "do that in an atomic() block or on an alias of its own, or not at all"
-        level = self.level if queue else "note"
-        return self.say(level, "pinned leases", text + (f": {queue}" if queue else ""), remedy)
-
-    def _waiting_views(self, queue: str) -> Sentence | None:
-        """All connections are held, and most of them for nothing."""
-        asking = self.recent.get("asking_share")
-        cap = total_cap(self.stats, self.alias)
-        mode = self.stats.get("pool_mode")
-        if asking is None or asking >= ASKING_SHARE or not mode or not cap:
-            return None
-        if self.most_in_use() < cap and not self.full_workers():
-            return None
-        text = f"{percent(1.0 - asking)} of the connections in use{self.of} run no statement"
-        text += f" {self.window}, their views wait for something else: {queue}"
-        remedy = "--pool-mode transaction: a view that asks another service holds none meanwhile"
-        if mode == "transaction":
-            remedy = (
-                "no atomic() around calls to another service; where ATOMIC_REQUESTS is on: "
-                "@transaction.non_atomic_requests on these views"
-            )
-        text += self.routes_in_words()
-        return self.say(self.level, "waiting views", text, remedy)
-
-    def _many_statements(self, queue: str = "") -> Sentence | None:
-        # Without a queue it is no cause of anything, and that of a longer time is surer.
-        for route, its, share in self.routes() if queue else recent_routes(self.stats):
-            requests = its.get("requests") or 0
-            each = (its.get("statements") or 0) / requests if requests else 0.0
-            if each >= MANY_STATEMENTS and (share or 0) >= MANY_SHARE:
-                text = f"{route} runs {count(each)} statements for each request"
-                text += f" and holds {percent(share)} of the connection time"
-                level = self.level if queue else "note"
-                remedy = "select_related() or prefetch_related() there instead of a query per row"
-                return self.say(level, "N+1 queries", text + (f": {queue}" * bool(queue)), remedy)
-        return None
-
-    def _slow_view(self, queue: str) -> Sentence | None:
-        for route, its, share in self.routes():
-            each = its["held_seconds"] / its["leases"]
-            if each < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
-                return None
-            text = f"{route} holds {percent(share)} of the connection time, {duration(each)} each"
-            # In transaction mode only atomic() keeps a connection for so long.
-            remedy = (
-                "make its statements faster; if it waits for another service: --pool-mode "
-                "transaction, and no atomic() around that"
-            )
-            return self.say(self.level, "slow view", f"{text}: {queue}", remedy)
-        return None
-
-    # --- Routes --------------------------------------------------------------------------------
-
-    def routes(self) -> list[tuple[str, Mapping[str, Any], float | None]]:
-        """Returns name, numbers and share of the connection time of routes, the busiest first, of
-        the seconds that the sentences speak of: what was before is no cause of a queue."""
-        return recent_routes(self.stats, "lately")
-
-    def routes_in_words(self) -> str:
-        busiest = self.routes()[:1]
-        if not busiest or not busiest[0][2]:
-            return ""
-        route, its, share = busiest[0]
-        each = duration(its["held_seconds"] / its["leases"])
-        return f"; {route} holds most, {percent(share)} of the time, {each} each"
 
     # --- Others --------------------------------------------------------------------------------
 
@@ -366,11 +314,20 @@ class _Pool(PoolInWords):
         closed: Mapping[str, int] = self.recent.get("closed") or {}
         return max(closed, key=lambda key: closed[key], default="")
 
+    def _starting(self) -> bool:
+        """Whether workers have begun, or been replaced, in the last seconds: each opens its
+        connections then, and the former ones' are closed."""
+        closed: Mapping[str, int] = self.recent.get("closed") or {}
+        uptime = self.stats.get("uptime_seconds")
+        return bool(closed.get("drain")) or (uptime is not None and uptime < START_SECONDS)
+
     def _storm(self, queue: str = "") -> Sentence | None:
         """New connections all the time. Those of a start are not closed so soon."""
         opened, acquired = self.lately("opened"), self.lately("acquired")
         closed: Mapping[str, int] = self.recent.get("closed") or {}
         if min(opened, sum(closed.values())) < STORM_OPENED or opened < STORM_SHARE * acquired:
+            return None
+        if self._starting():
             return None
         reason = self._usual_reason()
         text = (
@@ -396,24 +353,10 @@ _STORMS = {
     "lasting state": "leave out the statement that a reset cannot undo, see the README",
     "direct use": "use Django's cursors rather than connection.connection",
     "reset failed": "the log has the server's error; --pool-reset rollback does without resets",
-    "killed": "see what ends requests in the middle of a statement: timeouts, clients that hang up",
+    "killed": "see what ends statements: read_timeout, gevent.Timeout, --client-check",
     "abandoned": "see what ends greenlets that hold a connection",
     "drain": "a worker stops: nothing to do, unless it happens all the time",
 }
-
-_PINS = {
-    "variable": "SET or a user variable",
-    "lock": "GET_LOCK()",
-    "table lock": "LOCK TABLES",
-    "temporary table": "a temporary table",
-    "unbuffered cursor": "an unbuffered cursor",
-    "procedure": "a stored procedure",
-    "prepared statement": "PREPARE",
-}
-
-
-def _times(number: float) -> str:
-    return "once" if number == 1 else f"{count(number)} times"
 
 
 def _texts(values: list[Any]) -> list[str]:
@@ -439,8 +382,8 @@ def _waits_in_words(pools: list[tuple[str, Any]]) -> str:
     waiting = sum(pool.get("waiting") or 0 for _, pool in pools)
     if not waited and not waiting:
         return "nobody waits"
-    longest = max(recent.get("wait_p95_seconds") or 0.0 for recent in recents)
+    longest = max(recent.get("wait_p95_at_most_seconds") or 0.0 for recent in recents)
     waited += waiting  # as in waited_share
     share = waited / (sum(recent.get("acquired") or 0 for recent in recents) + waiting or 1)
     short = f"{percent(min(1.0, share))} of requests waited a moment"
-    return f"{short}, 95 % of all less than {duration(longest)}" if longest else short
+    return f"{short}, 95 % of all {at_most(longest)}" if longest else short

@@ -25,7 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pooled_serve.pool import metrics
-from pooled_serve.status.figures import LATELY_SECONDS, RECENT_SECONDS, Second, point
+from pooled_serve.status.figures import (
+    BETWEEN_SECONDS,
+    LATELY_SECONDS,
+    RECENT_SECONDS,
+    Second,
+    is_hanging,
+    point,
+)
 from pooled_serve.status.peaks import (
     DOUBT_SECONDS,
     PEAK_KEYS,
@@ -51,10 +58,12 @@ MAX_POOLS = 8
 _WORD = 8
 _ALIAS = struct.Struct("96p")
 _RING = KEPT_SECONDS + RECENT_SECONDS + 10  # what is about to be written over is not read
-_ROW = 5
+_ROW = 7
 """Before the row of a second: which one it is; when it was sampled; how many connections the worker
 had in use that had most; which second was sampled before it, 0 if none was; whether a worker had
-used up its processor."""
+used up its processor; when all statements last hung, and when a request last waited because of
+that, 0 if never."""
+_HUNG_UNTIL = 6
 _SECOND_WORDS = _ROW + metrics.ROW_LENGTH
 
 _AREA_WORDS = _RING * _SECOND_WORDS + PEAK_WORDS
@@ -90,6 +99,7 @@ class History:
         now: float,
         limit: float = math.inf,
         busy: Callable[[], bool] = bool,
+        usual: Callable[[], float] = float,
     ) -> bool:
         """Note this second, if nobody else has. Returns whether it did.
 
@@ -99,6 +109,7 @@ class History:
         :param limit: what all workers may have together of a database. Two of them do not count
             at the same moment, and what one has lent to another would be in use twice.
         :param busy: whether a worker has used up its processor.
+        :param usual: see :func:`figures.is_hanging`.
         """
         second = int(now)
         if self._head[0] >= second:
@@ -119,7 +130,8 @@ class History:
                     most = max(row[metrics.IN_USE] for row in of_workers)
                     total = metrics.total(of_workers)
                     total[metrics.IN_USE] = min(total[metrics.IN_USE], limit)
-                    area.write(second, now, total, most, busy=busy())
+                    hanging = is_hanging(total, now, usual, area.last_hang(now))
+                    area.write(second, now, total, most, busy=busy(), hanging=hanging)
         return True
 
     def sample_routes(self, read: Callable[[], list[dict[str, Any]]], now: float) -> None:
@@ -164,6 +176,11 @@ class History:
         found = [] if area is None else map(area.read, seconds)
         return [sample for sample in found if sample is not None]
 
+    def hangs(self, alias: str, now: float) -> bool:
+        """Whether statements hung in the last second, in all workers together."""
+        area = self._area(alias)
+        return area is not None and area.last_hang(now) is not None
+
     def peaks(self, alias: str, now: float) -> dict[str, dict[str, Any]]:
         """``peaks`` of ``/stats.json``: window -> the numbers named in PEAK_KEYS."""
         area = self._area(alias)
@@ -173,7 +190,8 @@ class History:
 
     def lost_held(self, alias: str, now: float) -> float:
         """Returns for how many seconds connections were held while the database could not be used,
-        in the time of :meth:`recent_routes`: one for a second, if one was in use."""
+        or all statements hung, in the time of :meth:`recent_routes`: one for a second, if one was
+        in use."""
         area = self._area(alias)
         if area is None or now - area.last_outage() > ROUTES_SECONDS + ROUTES_EVERY:
             return 0.0
@@ -270,21 +288,35 @@ class _Area:
         return max(self._seconds[1::_SECOND_WORDS], default=0.0)
 
     def last_outage(self) -> float:
-        """Returns when the database could last not be used; 0 if that is not known."""
-        at = _ROW + metrics.LAST_OUTAGE
-        return max(self._seconds[at::_SECOND_WORDS], default=0.0)
+        """Returns when the database could last not be used, or statements hung; 0 if that is not
+        known."""
+        at = _ROW + metrics.LAST_OUTAGE, _ROW + metrics.CONNECT_ERROR + 1, _HUNG_UNTIL
+        return max(max(self._seconds[i::_SECOND_WORDS], default=0.0) for i in at)
 
     def write(
-        self, second: int, at: float, row: Sequence[float], most: float, *, busy: bool
+        self,
+        second: int,
+        at: float,
+        row: Sequence[float],
+        most: float,
+        *,
+        busy: bool,
+        hanging: bool,
     ) -> None:
         """Note a second.
 
         :param most: connections in use of the worker that has most.
         """
         last = int(self.last_at())
+        hung, hung_until = self._hung(last)
+        if hanging:
+            hung = hung_until = at
+        elif row[metrics.WAITING] and 0 < row[metrics.OLDEST_WAIT] <= hung:
+            hung_until = at  # the first in line has waited since then
         start = second % _RING * _SECOND_WORDS
         self._seconds[start] = 0.0  # not to be read until it is whole
-        self._seconds[start + 1 : start + _ROW] = array("d", (at, most, last, busy))
+        head = array("d", (at, most, last, busy, hung, hung_until))
+        self._seconds[start + 1 : start + _ROW] = head
         for i, number in enumerate(row, start + _ROW):
             self._seconds[i] = number
         self._seconds[start] = second
@@ -292,6 +324,21 @@ class _Area:
         for known in range(last + 1 - DOUBT_SECONDS, min(last, second - DOUBT_SECONDS) + 1):
             if (peak := self._peak(known)) is not None:
                 self._peaks.add(known, peak)
+
+    def last_hang(self, now: float) -> Second | None:
+        """Returns the last sample if statements hung in it, and it is one of the last seconds."""
+        sample = self.read(int(self.last_at()))
+        if sample is None or now - sample.at > BETWEEN_SECONDS + 1.0:
+            return None
+        hung, _ = self._hung(int(sample.at))
+        return sample if hung >= sample.at else None
+
+    def _hung(self, second: int) -> tuple[float, float]:
+        """Returns when statements last hung as of a second, and until when requests waited."""
+        start = second % _RING * _SECOND_WORDS
+        if not second or self._seconds[start] != second:
+            return 0.0, 0.0
+        return self._seconds[start + _HUNG_UNTIL - 1], self._seconds[start + _HUNG_UNTIL]
 
     def _peak(self, second: int) -> Peak | None:
         """Returns what a second adds to the peaks; None if it was not sampled, or an outage has
@@ -301,7 +348,7 @@ class _Area:
             return None
         row = sample.row
         start = second % _RING * _SECOND_WORDS
-        most, before, busy = self._seconds[start + 2 : start + _ROW]
+        most, before, busy = self._seconds[start + 2 : start + 5]
         former = self.read(int(before)) if second - before < KEPT_SECONDS else None
         # What came before the first sample counts with it; after a long gap nothing is known.
         base = former.row if former else row if before else None
@@ -341,7 +388,7 @@ class _Area:
             each = None
             if second > 0 and self._seconds[start] == second:
                 row = self._seconds[start + _ROW : start + _SECOND_WORDS]
-                each = signs(self._seconds[start + 1], row)
+                each = signs(self._seconds[start + 1], row, self._seconds[start + _HUNG_UNTIL])
             found.append(each if self._seconds[start] == second else None)
         return found
 
@@ -360,8 +407,8 @@ class _Area:
         start = second % _RING * _SECOND_WORDS
         if second <= 0 or self._seconds[start] != second:
             return None
-        at, _, _, _, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
-        return Second(at, row) if self._seconds[start] == second else None
+        at, _, _, _, _, hung_until, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
+        return Second(at, row, hung_until) if self._seconds[start] == second else None
 
     def around(self, second: float, now: float) -> Second | None:
         """Returns the sample of a second, or the next after it that there is, before now."""

@@ -4,7 +4,7 @@ As in pool/metrics.py: each is declared once, with what to do when it rises, for
 ``/metrics`` and the page alike.
 """
 
-from pooled_serve.pool.metrics import Kind
+from pooled_serve.pool.metric import Kind
 
 INSTANCE_METRICS = (
     (
@@ -17,6 +17,12 @@ INSTANCE_METRICS = (
         "workers",
         "Workers that serve. If it falls below --workers and stays, they end when they start: see "
         "the log.",
+    ),
+    (
+        Kind.COUNTER,
+        "worker_deaths_total",
+        "Workers that ended without being told to. If it rises, they are killed (for want of "
+        "memory: see the kernel's log; after Gunicorn's timeout: see its log) or crash.",
     ),
     (
         Kind.GAUGE,
@@ -71,6 +77,18 @@ WORKER_METRICS = (
         "seen_ago_seconds",
         "Since its event loop last ran. If it rises above 2, the worker is blocked at this moment: "
         "do as for pooled_serve_worker_blocked_seconds_total.",
+    ),
+    (
+        Kind.GAUGE,
+        "no_descriptor_ago_seconds",
+        "Since it last found no file descriptor for a client or a connection; not there if it "
+        "always has. If it rises, that is over; while it stays near 0, raise ulimit -n.",
+    ),
+    (
+        Kind.GAUGE,
+        "urls_failed",
+        "1 if the URL configuration failed when the worker loaded it. If it rises, the log has file"
+        " and line (PS109): correct them, and send HUP.",
     ),
 )
 """Of a worker, by the keys in ``/stats.json``; see status/load.py."""
@@ -144,8 +162,15 @@ ROUTE_METRICS = (
         "statements_total",
         "Statements they have run. If it rises faster than these, see if rows have one each.",
     ),
+    (
+        Kind.COUNTER,
+        "idle_seconds_total",
+        "Seconds for which they had them and ran no statement, as seen four times a second. If it "
+        "rises with pooled_serve_route_held_seconds_total, the view waits for something else "
+        "meanwhile: do that before or after its queries, or use --pool-mode transaction.",
+    ),
 )
 """Of a route, by the keys in ``/stats.json``; see status/routes.py."""
 
 ROUTE_LEASES, ROUTE_HELD, ROUTE_WAITED, ROUTE_WAIT, ROUTE_LONGEST = range(5)
-ROUTE_REQUESTS, ROUTE_STATEMENTS = 5, 6
+ROUTE_REQUESTS, ROUTE_STATEMENTS, ROUTE_IDLE = 5, 6, 7

@@ -12,9 +12,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.resources import files
-from itertools import chain
 from typing import Any, NamedTuple
 
 import gevent
@@ -27,7 +26,6 @@ from pooled_serve.status import text
 from pooled_serve.status.clients import Client, ClientServer
 from pooled_serve.status.load import Meter
 from pooled_serve.status.prometheus import Collector
-from pooled_serve.status.routes import as_routes
 from pooled_serve.status.scoreboard import Scoreboard, Snapshot
 from pooled_serve.status.stats import as_stats, with_history
 from pooled_serve.status.words import unusable
@@ -61,13 +59,19 @@ class StatusServer:
     :param listener: a listening socket, TCP or Unix.
     :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a scoreboard.
     :param pools: those of this worker, by alias.
+    :param atomic: returns the aliases with ATOMIC_REQUESTS.
     """
 
     def __init__(
-        self, listener: Any, worker: Any, pools: Callable[[], Mapping[str, ConnectionPool[Any]]]
+        self,
+        listener: Any,
+        worker: Any,
+        pools: Callable[[], Mapping[str, ConnectionPool[Any]]],
+        atomic: Callable[[], Container[str]] = tuple,
     ) -> None:
         self._worker = worker
         self._pools = pools
+        self._atomic = atomic
         self._scoreboard: Scoreboard = worker.scoreboard
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
@@ -89,13 +93,13 @@ class StatusServer:
         }
 
     def start(self) -> None:
-        """Accept clients, and keep the gauges fresh."""
+        """Accept clients, look for dead connections, and keep the gauges fresh."""
         # Here, because a process without file descriptors can neither import nor read a file.
         _page()
         with contextlib.suppress(ImportError):
             _prometheus()
         self._server.start()
-        self._refresher = gevent.spawn(self._keep_gauges_fresh)
+        self._refresher = gevent.spawn(self._look_after_pools)
 
     def refresh_gauges(self) -> None:
         """Write what the pools of this worker have at this moment."""
@@ -109,15 +113,18 @@ class StatusServer:
         if self._meter is not None:
             self._meter.stop()
 
-    def _keep_gauges_fresh(self) -> None:
+    def _look_after_pools(self) -> None:
         limit = self._worker.cfg.pool_max_per_host or math.inf
         while True:
             if self._meter is not None:
                 self._meter.look(time.monotonic())
+            for pool in self._pools().values():
+                pool.drop_dead()
             self.refresh_gauges()
             history, now = self._scoreboard.history, time.monotonic()
-            if history.sample(self._scoreboard.read_whole, now, limit, busy=self._is_busy):
-                history.sample_routes(self._routes_so_far, now)
+            board = self._scoreboard
+            if history.sample(board.read_whole, now, limit, self._is_busy, board.usual_hold):
+                history.sample_routes(board.routes_so_far, now)
             gevent.sleep(REFRESH_SECONDS)
 
     def _is_busy(self) -> bool:
@@ -132,12 +139,15 @@ class StatusServer:
             for slot, load in self._scoreboard.read_loads().items()
         }
 
+    def _want_news(self) -> None:
+        """Find out about databases that nobody uses; the next answer has what was found."""
+        for pool in self._pools().values():
+            pool.want_news()
+
     def _read(self) -> list[Snapshot]:
+        self._want_news()
         self.refresh_gauges()
         return self._scoreboard.read()
-
-    def _routes_so_far(self) -> list[dict[str, Any]]:
-        return as_routes(chain.from_iterable(self._scoreboard.read_routes().values()))
 
     def _hosts(self) -> dict[str, dict[str, int]]:
         """Returns alias -> numbers; nothing if the host has no bound."""
@@ -177,6 +187,7 @@ class StatusServer:
     def _readyz(self) -> Answer:
         if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
+        self._want_news()
         lost: dict[str, set[str]] = {}
         for each in self._scoreboard.read():
             if each.current[metrics.REACHABLE] == metrics.NO:
@@ -196,15 +207,20 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "stopping": self._scoreboard.stopping,
+            "worker_deaths_total": self._scoreboard.deaths,
+            "worker_death_ago_seconds": self._scoreboard.death_ago(now),
             "cpus": _cpus(),
             "pool_mode": self._worker.cfg.pool_mode,
             **as_stats(snapshots, workers, now, self._loads(now)),
             "hosts": self._hosts(),
-            "routes": self._routes_so_far(),
+            "routes": self._scoreboard.routes_so_far(),
         }
+        atomic = self._atomic()
         for alias, pool in stats["pools"].items():
             pool["budget"] = self._worker.app.plan.room(alias, len(workers))
-        return with_history(stats, snapshots, self._scoreboard.history, now)
+            pool["atomic_requests"] = alias in atomic
+        ending = self._scoreboard.ending()
+        return with_history(stats, snapshots, self._scoreboard.history, now, ending)
 
     def _stats(self) -> Answer:
         return Answer(OK, json.dumps(self._numbers()), "application/json")
@@ -231,6 +247,7 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "workers": len(self._scoreboard.workers()),
+            "worker_deaths_total": self._scoreboard.deaths,
             "stopping": self._scoreboard.stopping,
             "cpus": _cpus(),
         }

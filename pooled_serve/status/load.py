@@ -10,19 +10,37 @@ nothing for it.
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from pooled_serve.status import shortage
 from pooled_serve.status.figures import RECENT_SECONDS
+
+log = logging.getLogger("gunicorn.error")
 
 BLOCKED_SECONDS = 2.0
 """A loop that lets nobody run for so long is blocked. A busy machine has shorter delays."""
 
+LINE_SECONDS = 60.0
+"""Between two lines of the log about that, at least."""
+
+BLOCKED_LINE = (
+    "this worker let no request run for %.1fs, until now\n"
+    "  → a view computed, or waited without gevent: move that elsewhere; if it happens again, "
+    "py-spy dump --pid %d shows where, while it lasts"
+)
+
 BUSY_SHARE = 0.9
 """Of the time, spent computing or waiting for a processor: the loop has nothing to spare."""
+
+STARVED_SHARE = 0.5
+"""Of the time, spent waiting for a processor: others have it."""
 
 LEAST_SECONDS = 5.0
 """A share of less says nothing: a worker that starts is busy for a moment."""
@@ -30,11 +48,14 @@ LEAST_SECONDS = 5.0
 _WORD = 8
 _SEEN, _CPU, _BLOCKED, _SHARE, _WAIT_SHARE, _DELAY = range(6)
 _RETIRED_CPU, _RETIRED_BLOCKED = 6, 7
-_WORDS = 8
+_LACKED = 8
+_URLS_FAILED = 9
+_WORDS = 10
 LOAD_BYTES = _WORDS * _WORD
 """What a worker takes of the scoreboard."""
 
 _UNKNOWN = -1.0
+_NO, _YES = 1.0, 2.0  # 0: nobody has said yet
 
 
 class LoadRow:
@@ -49,6 +70,7 @@ class LoadRow:
     def begin(self, now: float) -> None:
         """Begin for a new worker. The counters of the former ones stay."""
         self._words[_CPU] = self._words[_BLOCKED] = self._words[_DELAY] = 0.0
+        self._words[_LACKED] = 0.0
         self._words[_SHARE] = self._words[_WAIT_SHARE] = _UNKNOWN
         self._words[_SEEN] = now
 
@@ -59,6 +81,15 @@ class LoadRow:
     def seen(self, now: float) -> None:
         """Note that the loop runs; 0 if it is not watched any more."""
         self._words[_SEEN] = now
+
+    def lacked_descriptor(self, at: float) -> None:
+        """Note when the worker last had no file descriptor; 0 if it never has."""
+        self._words[_LACKED] = at
+
+    def note_urls(self, *, failed: bool) -> None:
+        """Note whether the URL configuration failed when it was loaded. A worker notes it before
+        its loop is watched, so :meth:`begin` leaves it."""
+        self._words[_URLS_FAILED] = _YES if failed else _NO
 
     def note(
         self, cpu: float, blocked: float, share: float | None, waited: float | None, delay: float
@@ -73,6 +104,7 @@ class LoadRow:
         words = self._words
         words[_RETIRED_CPU] += words[_CPU]
         words[_RETIRED_BLOCKED] += words[_BLOCKED]
+        words[_URLS_FAILED] = 0.0
         self.begin(0.0)
 
     @property
@@ -90,6 +122,7 @@ class LoadRow:
         :param pause: that its loop makes between two looks.
         """
         seen, share, waited = (self._words[i] for i in (_SEEN, _SHARE, _WAIT_SHARE))
+        lacked = self._words[_LACKED]
         ago = max(0.0, now - seen) if seen else None
         delay = None if ago is None else max(self._words[_DELAY], ago - pause, 0.0)
         return {
@@ -97,13 +130,24 @@ class LoadRow:
             "cpu_wait_share": None if waited < 0 or not seen else waited,
             "loop_delay_seconds": delay,
             "seen_ago_seconds": ago,
+            "no_descriptor_ago_seconds": max(0.0, now - lacked) if lacked else None,
+            "urls_failed": self._words[_URLS_FAILED] == _YES if self._words[_URLS_FAILED] else None,
         }
 
     @property
     def busy(self) -> bool:
         """Whether the worker has used all of a processor lately."""
-        shares = self._words[_SHARE], self._words[_WAIT_SHARE]
-        return bool(self._words[_SEEN]) and sum(max(0.0, each) for each in shares) >= BUSY_SHARE
+        used, waited = (max(0.0, self._words[i]) for i in (_SHARE, _WAIT_SHARE))
+        return bool(self._words[_SEEN]) and is_busy(used, waited)
+
+
+def is_busy(used: float, waited: float) -> bool:
+    """Whether a worker cannot keep up for want of a processor.
+
+    :param used: the share of the time in which it computed.
+    :param waited: the share in which it waited for a processor.
+    """
+    return used + waited >= BUSY_SHARE or waited >= STARVED_SHARE
 
 
 class Meter:
@@ -126,6 +170,7 @@ class Meter:
         self._used = used
         self._waited = waited or _waited_for_a_processor
         self._last = 0.0
+        self._told_at = -math.inf
         self._delay = self._blocked = 0.0  # the longest since the last sample; the sum
         self._samples: deque[tuple[float, float, float | None, float]] = deque(
             maxlen=RECENT_SECONDS + 1
@@ -142,7 +187,11 @@ class Meter:
             self._delay = max(self._delay, late)
             if late >= BLOCKED_SECONDS:
                 self._blocked += late
+                if now - self._told_at >= LINE_SECONDS:
+                    self._told_at = now
+                    log.warning(BLOCKED_LINE, late, os.getpid())
             self._row.seen(now)
+        self._row.lacked_descriptor(shortage.out_of_descriptors_at)
         self._last = now
         if not self._samples or now - self._samples[-1][0] >= 1.0 or late >= BLOCKED_SECONDS:
             self._sample(now)

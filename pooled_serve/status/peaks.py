@@ -2,7 +2,8 @@
 
 A second in which the database could not be used says nothing about the size of a pool, nor does one
 before it in which everybody waited in vain already. That turns out a little later, so seconds are
-added to the peaks when it has; until then, readers get them from the samples.
+added to the peaks when it has; until then, readers get them from the samples. The same holds for
+seconds in which all statements hung, or connects failed: no other size would have helped.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pooled_serve.pool import metrics
 from pooled_serve.pool.silence import QUIET_SECONDS
 from pooled_serve.status.figures import is_out
 
-DOUBT_SECONDS = 5
-"""After so many it is known whether a second was spoiled: it takes a silence of a second to ask the
-server, and one more until it has not answered."""
+DOUBT_SECONDS = 7
+"""After so many it is known whether a second was spoiled: it takes a silence of HANGING_SECONDS
+until statements hang, and both ends of that are known to a second. That a server is out is known
+sooner: a second until it is asked, and one more until it has not answered."""
 
 AFTER_SECONDS = 3.0
 """An outage is in the numbers for a while: waits end that it has made longer."""
@@ -68,12 +70,16 @@ class Signs(NamedTuple):
     """Infinite if the server was not silent."""
 
 
-def signs(at: float, row: Sequence[float]) -> Signs:
-    """Returns those of a sample."""
+def signs(at: float, row: Sequence[float], hung_until: float) -> Signs:
+    """Returns those of a sample.
+
+    :param hung_until: see :class:`figures.Second`.
+    """
     last, asked = row[metrics.LAST_OUTAGE], row[metrics.OLDEST_STATEMENT]
     since = max(asked, row[metrics.LAST_ANSWER])
     silent = asked > 0 and at - since >= QUIET_SECONDS
-    near = is_out(row) or (last > 0 and at - last < AFTER_SECONDS)
+    latest = max(last, hung_until, row[metrics.CONNECT_ERROR + 1])
+    near = is_out(row) or (latest > 0 and at - latest < AFTER_SECONDS)
     return Signs(at, row[metrics.IN_USE], near, since if silent else math.inf)
 
 

@@ -6,38 +6,45 @@ They are rare, in plain words, and true at the moment when they are written.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 
-from pooled_serve.driver.error_codes import FULL, code_of, is_outage
+from pooled_serve.driver.error_classes import CODE_REMEDY, failure_of_code
+from pooled_serve.driver.error_codes import FULL, LOGIN_REFUSED, code_of, is_outage
 from pooled_serve.pool import ConnectionPool, PoolListener
-from pooled_serve.pool.metrics import BUCKET_BOUNDS_SECONDS, NO, REACHABLE, WAIT_BUCKETS
-from pooled_serve.status.remedies import FULL_REMEDY, LOGIN_REMEDY, LOST_REMEDY
+from pooled_serve.pool.metrics import (
+    BUCKET_BOUNDS_SECONDS,
+    FAILED,
+    IN_STATEMENT,
+    IN_USE,
+    NO,
+    REACHABLE,
+    WAIT_BUCKETS,
+)
+from pooled_serve.status.figures import MANY_HANG, hang
+from pooled_serve.status.remedies import (
+    FULL_REMEDY,
+    HANGING_REMEDY,
+    LOGIN_REMEDY,
+    LOST_REMEDY,
+    STUCK_REMEDY,
+)
+from pooled_serve.status.repeats import CALM_SECONDS, Refusals, Repeats
 
 log = logging.getLogger("gunicorn.error")
-
-PAUSES_SECONDS = (0.0, 1.0, 10.0, 60.0)
-"""Before the first line of a kind, the second, the third, and each further one."""
-
-FORGET_SECONDS = 2 * PAUSES_SECONDS[-1]
-"""After so long without a line of a kind, the next one counts as the first again."""
 
 LONG_WAIT_SECONDS = 0.25
 """Shorter waits are not logged: short queues are what a pool is for. A bound of the histogram."""
 
-CALM_SECONDS = 5.0
-"""After so long without a long wait, the pressure is over. A pool at its cap has moments in which
-the queue is empty; they are not worth a line."""
-
 OVERLOADED = "overloaded, late requests get 503"
-AT_BOUND = "at the bound of its host"
+AT_LIMIT = "at the limit of its host"
 AT_CAP = "at its cap"
 WAITING = "requests wait for the database"
-PRESSURES = OVERLOADED, AT_BOUND, AT_CAP, WAITING
+PRESSURES = OVERLOADED, AT_LIMIT, AT_CAP, WAITING
 """What the log calls a pool whose requests wait."""
 
 CHECK_REMEDY = "start it with --check instead, which says what may help"
@@ -51,66 +58,9 @@ _LONG_WAITS = slice(
 )
 
 
-class Repeats:
-    """Spaces out the lines of one kind, more and more."""
-
-    def __init__(self) -> None:
-        self._last = -math.inf
-        self._times = 0
-        self._unlogged = 0
-
-    def pause(self, now: float) -> float:
-        """Returns the seconds that must lie between the last line and the next."""
-        if now - self._last > FORGET_SECONDS:
-            self._times = 0
-        return PAUSES_SECONDS[min(self._times, len(PAUSES_SECONDS) - 1)]
-
-    def due(self, now: float) -> bool:
-        """Returns whether a line may be written now; if so, it counts as written."""
-        if now - self._last < self.pause(now):
-            return False
-        self._last = now
-        self._times += 1
-        return True
-
-    def count(self, now: float) -> int:
-        """Count an event. Returns how many there were since the last line if one may be written
-        now, else 0."""
-        self._unlogged += 1
-        if not self.due(now):
-            return 0
-        unlogged, self._unlogged = self._unlogged, 0
-        return unlogged
-
-
-class Refusals:
-    """Those with one cause that no line has told yet. Each cause has a rhythm of its own: the first
-    line of an outage must not wait because an overload was logged a moment ago.
-
-    :param response: what the requests got.
-    """
-
-    def __init__(self, response: str = "503 Service Unavailable") -> None:
-        self._response = response
-        self.lines = Repeats()
-        self.unlogged = self.early = 0  # early: of these
-        self.last = ""
-
-    def add(self, error: str, *, early: bool) -> None:
-        """Count one; `error` says why."""
-        self.unlogged += 1
-        self.early += early
-        self.last = error
-
-    def take(self, now: float, *, last: bool = False) -> str:
-        """Returns the text of a line about them if one is due, or this is the last; else ""."""
-        if not self.unlogged or not (self.lines.due(now) or last):
-            return ""
-        times = f", {self.unlogged} times" if self.unlogged > 1 else ""
-        if self.unlogged > self.early > 0:
-            times += f", {self.early} of them early"
-        self.unlogged = self.early = 0
-        return f"{self._response}{times}: {self.last}"
+def nobody_hangs(alias: str) -> bool:
+    """What :attr:`PoolLog.all_hang` says where there is no scoreboard."""
+    return False
 
 
 class PoolLog(PoolListener):
@@ -123,6 +73,10 @@ class PoolLog(PoolListener):
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
+        self.usual_hold: Callable[[], float] = float
+        """Asked for how long connections are held on the busiest route, as the page judges it."""
+        self.all_hang: Callable[[str], bool] = nobody_hangs
+        """Asked whether the statements of all workers hang: this one may have few of them."""
         self._watcher: gevent.Greenlet | None = None  # truthy while it runs
         self._pressure_logged = False
         self._refused = self._early = 0  # requests, and of these early, since the pressure began
@@ -133,6 +87,7 @@ class PoolLog(PoolListener):
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
         self._retry_lines, self._gone_lines, self._abandoned_lines = (Repeats() for _ in "123")
         self._refusal_of_login_lines, self._hiccup_lines = Repeats(), Repeats()
+        self._hanging_lines = Repeats()
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -158,6 +113,7 @@ class PoolLog(PoolListener):
         """A request was answered with 500, because of an error of a connect that will not pass by
         itself; the log has it with a remedy already."""
         self._failed += 1
+        self.pool.count(FAILED)
         self._of_failure.add(f"database {self._alias!r}: {in_a_line(error)}", early=False)
         self._log_refusals()
         self.queued()
@@ -220,7 +176,7 @@ class PoolLog(PoolListener):
         if self.pool.overloaded:
             return f" is {OVERLOADED}"
         if self.pool.host_is_full:
-            return f" is {AT_BOUND}"
+            return f" is {AT_LIMIT}"
         return f" is {AT_CAP}" if self.pool.full else f": {WAITING}"
 
     def _log_refusals(self) -> None:
@@ -237,12 +193,15 @@ class PoolLog(PoolListener):
         logged = self._pressure_logged or any(cause.unlogged for cause in causes)
         early = f", {self._early} of them early" if self._early else ""
         self._refused = self._early = 0
-        for cause in causes:
-            cause.unlogged = cause.early = 0
         self._pressure_logged = False
         self._watcher = None  # first: a log handler may switch, and another queue form
-        if text := self._of_failure.take(time.monotonic(), last=True):
-            log.error("%s", text)
+        failures = self._of_failure.take(time.monotonic(), last=True)
+        for cause in causes:
+            cause.forget()  # the line below has them
+        for lines in (self._pressure_lines, *(c.lines for c in (*causes, self._of_failure))):
+            lines.anew()  # what comes now is another overload, or another trouble
+        if failures:
+            log.error("%s", failures)
         if logged:
             self._relief_lines.due(time.monotonic())
             log.log(
@@ -257,41 +216,95 @@ class PoolLog(PoolListener):
                 early,
             )
 
+    def log_rest(self) -> None:
+        """Tell what is counted and no line has told yet: the worker ends. Not in another greenlet,
+        which would not run any more."""
+        for level, cause in (
+            (logging.WARNING, self._of_pressure),
+            (logging.WARNING, self._of_outage),
+            (logging.ERROR, self._of_failure),
+        ):
+            if text := cause.take(time.monotonic(), last=True):
+                log.log(level, "%s", text)
+        for write, lines in (
+            (self._write_retried, self._retry_lines),
+            (self._write_gone, self._gone_lines),
+        ):
+            times, what = lines.rest(time.monotonic())
+            if times is not None:
+                write(log.log, times, what)
+
     # --- The database --------------------------------------------------------------------------
 
     def database_lost(self, error: Exception) -> bool:
         """The database cannot be reached. Returns whether a line was written."""
-        due = self._lost_lines.due(time.monotonic())
+        due = self._lost_lines.event(time.monotonic())
         if due:
-            if code_of(error) in FULL:
+            text, said = "database %r cannot be reached: %s\n  → %s", in_a_line(error)
+            if failure := failure_of_code(error):  # no server has said it
+                text, said = "database %r: Python code fails in the connect: %s\n  → %s", failure
+                remedy = CODE_REMEDY
+            elif code_of(error) in FULL:
                 remedy = FULL_REMEDY
             else:
                 # An outage is looked into at the server, any other error --check explains.
                 remedy = LOST_REMEDY if is_outage(error) else CHECK_REMEDY
-            text = "database %r cannot be reached: %s\n  → %s"
-            _log_later(logging.ERROR, text, self._alias, in_a_line(error), remedy)
+            log_later(logging.ERROR, text, self._alias, said, remedy)
         return due
 
     def database_stuck(self, seconds: float) -> bool:
         """The server answers nothing. Returns whether a line was written."""
-        due = self._lost_lines.due(time.monotonic())
+        due = self._lost_lines.event(time.monotonic())
         if due:
-            text = "database %r does not answer: no statement and no inquiry had an answer in %.1fs"
-            _log_later(logging.ERROR, text, self._alias, seconds)
+            log_later(
+                logging.ERROR,
+                "database %r does not answer: no statement and no inquiry had an answer in %.1fs\n"
+                "  → %s",
+                self._alias,
+                seconds,
+                STUCK_REMEDY,
+            )
         return due
+
+    def hanging(self, seconds: float) -> bool:
+        """All connections in use wait for a server that answers others. Returns whether a line was
+        written."""
+        row = self.pool.row
+        numbers = row[IN_USE], row[IN_STATEMENT], seconds
+        if not hang(*numbers, 0.0):
+            return False
+        here = self.pool.waiting or row[IN_USE] >= MANY_HANG
+        if not (here and hang(*numbers, self.usual_hold())) and not self.all_hang(self._alias):
+            return False
+        due = self._hanging_lines.event(time.monotonic())
+        if due:
+            text = "pool %r: statements hang, none has been answered for %.1fs; %s\n  → %s"
+            remedy = HANGING_REMEDY.replace("there ", "on the server ", 1)
+            log_later(logging.WARNING, text, self._alias, seconds, self.pool.describe(), remedy)
+        return due
+
+    def answered(self) -> None:
+        """The server has answered again."""
+        self._hanging_lines.over(time.monotonic())
+
+    def hanging_over(self, seconds: float) -> None:
+        """Statements are answered again, after a line that said they hang."""
+        text = "pool %r: statements go on, none had been answered for %.1fs"
+        log_later(logging.WARNING, text, self._alias, seconds)
 
     def hiccup(self, seconds: float) -> None:
         """The server has answered nothing for a while, and does again."""
-        if self._hiccup_lines.due(time.monotonic()):
+        if self._hiccup_lines.event(time.monotonic()):
             text = "database %r answered nothing for %.1fs, no statement and no inquiry"
-            _log_later(logging.WARNING, text, self._alias, seconds)
+            log_later(logging.WARNING, text, self._alias, seconds)
+        self._hiccup_lines.over(time.monotonic())
 
     def login_refused(self, error: Exception) -> bool:
         """The server answers, but lets nobody in. Returns whether a line was written."""
-        due = self._refusal_of_login_lines.due(time.monotonic())
+        due = self._refusal_of_login_lines.event(time.monotonic())
         if due:
             address = getattr(error, "address", "")
-            _log_later(
+            log_later(
                 logging.ERROR,
                 "database %r: the server%s refuses the login: %s\n  → %s",
                 self._alias,
@@ -301,12 +314,21 @@ class PoolLog(PoolListener):
             )
         return due
 
+    def usable(self) -> None:
+        """The database lets this worker in, or answers again."""
+        now = time.monotonic()
+        self._of_outage.lines.over(now)
+        self._of_failure.lines.over(now)
+        for lines in (self._lost_lines, self._refusal_of_login_lines, self._failure_lines):
+            lines.over(now)
+        self._shortage_lines.over(now)
+
     def database_back(self, seconds: float, failures: int, *, refused: bool = False) -> None:
-        """The database can be used again.
+        """The database can be used again, after a line that said it cannot.
 
         :param refused: the server could be reached, but refused the login.
         """
-        _log_later(
+        log_later(
             logging.WARNING,
             "database %r %s after %.1fs; failed attempts to connect: %d",
             self._alias,
@@ -317,30 +339,37 @@ class PoolLog(PoolListener):
 
     def retried(self, error: Exception) -> None:
         """A statement found its connection dead, and ran again."""
-        if times := self._retry_lines.count(time.monotonic()):
-            _log_later(
-                logging.WARNING,
-                "pool %r: a statement found its connection dead, and runs on a fresh one%s: %s",
-                self._alias,
-                f", {times} times" if times > 1 else "",
-                in_a_line(error),
-            )
+        what = in_a_line(error)
+        if (times := self._retry_lines.count(time.monotonic(), what)) is not None:
+            self._write_retried(log_later, times, what)
+
+    def _write_retried(self, write: Callable[..., None], times: str, what: str) -> None:
+        write(
+            logging.WARNING,
+            "pool %r: a statement found its connection dead, and runs on a fresh one%s: %s",
+            self._alias,
+            times,
+            what,
+        )
 
     def client_gone(self, what: str) -> None:
         """A request was ended, because its client has hung up."""
-        if times := self._gone_lines.count(time.monotonic()):
-            _log_later(
-                logging.INFO,
-                "pool %r: a client has hung up, and its request was ended%s: %s",
-                self._alias,
-                f", {times} times" if times > 1 else "",
-                what,
-            )
+        if (times := self._gone_lines.count(time.monotonic(), what)) is not None:
+            self._write_gone(log_later, times, what)
+
+    def _write_gone(self, write: Callable[..., None], times: str, what: str) -> None:
+        write(
+            logging.INFO,
+            "pool %r: a client has hung up, and its request was ended%s: %s",
+            self._alias,
+            times,
+            what,
+        )
 
     def not_let_go(self) -> None:
         """The server goes on with an abandoned statement."""
-        if self._abandoned_lines.due(time.monotonic()):
-            _log_later(
+        if self._abandoned_lines.event(time.monotonic()):
+            log_later(
                 logging.WARNING,
                 "pool %r: the server goes on with a statement whose request has gone, and may have "
                 "more than %s connections of this worker until it ends",
@@ -350,20 +379,20 @@ class PoolLog(PoolListener):
 
     def no_more_connections(self, error: Exception) -> None:
         """The server refuses another connection; those that are open go on working."""
-        if self._failure_lines.due(time.monotonic()):
-            _log_later(
+        if self._failure_lines.event(time.monotonic()):
+            log_later(
                 logging.WARNING,
                 "pool %r cannot open another connection: %s\n  → %s",
                 self._alias,
                 in_a_line(error),
-                FULL_REMEDY if code_of(error) in FULL else LOST_REMEDY,
+                _remedy_for(code_of(error)),
             )
 
     def shortage(self, problem: str, remedy: str) -> bool:
         """This machine cannot open a connection. Returns whether a line was written."""
-        due = self._shortage_lines.due(time.monotonic())
+        due = self._shortage_lines.event(time.monotonic())
         if due:
-            _log_later(
+            log_later(
                 logging.ERROR,
                 "pool %r cannot open a connection: %s\n  → %s",
                 self._alias,
@@ -374,13 +403,19 @@ class PoolLog(PoolListener):
 
     def shortage_over(self, seconds: float, failures: int) -> None:
         """This machine can open connections again."""
-        _log_later(
+        log_later(
             logging.WARNING,
             "pool %r can open connections again after %.1fs; failed attempts: %d",
             self._alias,
             seconds,
             failures,
         )
+
+
+def _remedy_for(code: int) -> str:
+    if code in FULL:
+        return FULL_REMEDY
+    return LOGIN_REMEDY if code in LOGIN_REFUSED else LOST_REMEDY
 
 
 def in_a_line(error: Exception) -> str:
@@ -390,6 +425,6 @@ def in_a_line(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _log_later(level: int, text: str, *args: object) -> None:
+def log_later(level: int, text: str, *args: object) -> None:
     """Log in a greenlet of its own: a handler may do I/O, and the calling pool must not switch."""
     gevent.spawn(log.log, level, text, *args)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pooled_serve import __version__
 from pooled_serve.pool import metrics
-from pooled_serve.pool.metrics import Kind, Metric
+from pooled_serve.pool.metric import Kind, Metric
 from pooled_serve.status import instance_metrics
 from pooled_serve.status.peaks import PEAK_METRICS
 from pooled_serve.status.routes import RouteUse
@@ -88,7 +88,7 @@ class Collector:
             family = self._family(kind, f"worker_{key}", text, [WORKER])
             for slot, numbers in self._loads.items():
                 if (number := numbers.get(key)) is not None:  # a dead worker has no gauges
-                    family.add_metric([str(slot)], number)
+                    family.add_metric([str(slot)], float(number))
             yield family
         for kind, key, text in instance_metrics.HOST_METRICS if self._hosts else ():
             family = self._family(kind, f"host_{key}", text, [POOL])

@@ -9,12 +9,8 @@ stuck server by its answer to that.
 
 from __future__ import annotations
 
-import errno
-import os
-import resource
-import socket
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 
@@ -25,35 +21,15 @@ from pooled_serve.driver.error_codes import (
     code_of,
     is_answer,
 )
-from pooled_serve.errors import causes
 from pooled_serve.pool import ConnectionPool, PoolListener, metrics
+from pooled_serve.pool.asked import Asked
 from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.connecting import got_no_answer
 from pooled_serve.pool.metrics import NO, REACHABLE, YES
-from pooled_serve.status.pool_log import CALM_SECONDS, PoolLog
-
-
-class Shortage(NamedTuple):
-    """A resource that this machine has run out of. It says nothing about the database."""
-
-    problem: str
-    remedy: str
-
-
-_DESCRIPTORS = "raise the limit (ulimit -n, systemd's LimitNOFILE=), or find the leak"
-_MEMORY = "free memory, or raise the container's memory limit or net.ipv4.tcp_mem"
-SHORTAGES = {
-    errno.EMFILE: Shortage("this process has no file descriptor left", _DESCRIPTORS),
-    errno.ENFILE: Shortage("this host has no file descriptor left", "raise fs.file-max"),
-    errno.ENOBUFS: Shortage("the kernel has no buffer space left", _MEMORY),
-    errno.ENOMEM: Shortage("the kernel has no memory left for a socket", _MEMORY),
-    errno.EADDRNOTAVAIL: Shortage(
-        "this host has no local address or port left for it",
-        "widen net.ipv4.ip_local_port_range, open fewer connections, or check HOST in DATABASES",
-    ),
-}
-"""By the errno of a failed connect."""
-
+from pooled_serve.status import shortage as shortages
+from pooled_serve.status.pool_log import PoolLog
+from pooled_serve.status.repeats import CALM_SECONDS
+from pooled_serve.status.shortage import Shortage, shortage_behind
 
 UNANSWERED_SECONDS = 1.0
 """An inquiry without an answer for so long means that the server is stuck, if no statement was
@@ -67,7 +43,8 @@ INQUIRY_SECONDS = 10.0
 """How long an inquiry may take. Servers ban hosts that log in and hang up again and again."""
 
 AGAIN_SECONDS = 1.0
-"""Between the beginnings of two inquiries, while they are in vain: they may fail at once."""
+"""Between the beginnings of two inquiries, while they are in vain: they may fail at once. The same
+if the server could not be asked, for whatever hinders that may be over."""
 
 PAUSE_SECONDS = 5.0
 """Between two inquiries, while the server answers them, but no statement."""
@@ -96,10 +73,13 @@ class Reachability(PoolListener):
         self._refused = False  # the server answers, but does not let anybody in
         self._stuck = False  # it neither answers nor refuses
         self._inquiry: gevent.Greenlet | None = None  # truthy while it runs
-        self._asked_at: float | None = None  # since when there are inquiries, and all in vain
+        self._asked = Asked(lambda: time.monotonic())  # since there are inquiries, and all in vain
         self._ask_again_at = 0.0
         self._heard_at = 0.0  # when unanswered() was last called
         self._silence = 0.0  # what it was told then
+        self._hanging_logged = False
+        self._hung_since = 0.0  # when the first of the statements that the log speaks of began
+        self._hung_seconds = 0.0
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
@@ -113,11 +93,13 @@ class Reachability(PoolListener):
     def connected(self) -> None:
         """A connection was opened."""
         now = time.monotonic()
+        self._log.usable()
         if self._lost_since is not None and self._loss_logged:
             self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
         elif self._stuck and self._lost_since is None:
             self._log.hiccup(self._silence)
-        self._lost_since = self._asked_at = None
+        self._lost_since = None
+        self._asked.end()
         self._refused = self._stuck = False
         self._write_row()
         self._failures = 0
@@ -130,7 +112,12 @@ class Reachability(PoolListener):
 
     def connect_failed(self, error: Exception) -> None:
         """An attempt to connect failed."""
-        if (shortage := shortage_behind(error)) is not None:
+        shortage = shortage_behind(error)
+        # A shortage is this machine's, and has a number of another kind.
+        self.pool.row[metrics.CONNECT_ERROR] = 0.0 if shortage else float(code_of(error))
+        self.pool.row[metrics.CONNECT_ERROR + 1] = time.monotonic()
+        if shortage is not None:
+            shortages.note(shortage)
             self._note_shortage(shortage)
             return
         self._failures += 1
@@ -157,15 +144,18 @@ class Reachability(PoolListener):
         heard_at, self._heard_at, self._silence = self._heard_at, now, seconds
         if not self.probing:
             return
+        if self._hanging_logged and self._hung_since < self.pool.row[metrics.OLDEST_STATEMENT]:
+            self._end_hang()  # an end that was not seen
+        self._hung_seconds = max(self._hung_seconds, seconds)
         if not self.lost and now >= self._ask_again_at:
             self._begin_inquiry()
         if now - heard_at > BLOCKED_SECONDS:
-            self._asked_at = None
-        if self._asked_at is None:
+            self._asked.end()
+        if not self._asked.asks:
             if not self._inquiry:
                 return
-            self._asked_at = now
-        asked = now - self._asked_at
+            self._asked.begin()
+        asked = self._asked.seconds
         if asked >= UNANSWERED_SECONDS and not self._stuck:
             self._stuck = True
             self.resume()
@@ -174,12 +164,36 @@ class Reachability(PoolListener):
         if self._stuck and not self.lost and min(seconds, 2 * asked) >= STUCK_SECONDS:
             logged = self._log.database_stuck(seconds)
             self.lose(logged=logged, counts=True, seconds=seconds)
+        if not self._stuck and not self.lost and not self._hanging_logged:
+            self._hanging_logged = self._log.hanging(seconds)
+            self._hung_since = self.pool.row[metrics.OLDEST_STATEMENT]
+            self._hung_seconds = seconds
 
     def answered(self) -> None:
         """A statement was answered, at last."""
-        self._asked_at = None
+        self._asked.end()
+        # The first statement of another request may be, before that waits for the same lock.
+        if self._hanging_logged and not self._first_hangs_on:
+            self._end_hang()
         if self._stuck:
             self.connected()
+
+    def unheard(self) -> None:
+        """Nobody has asked the server anything for a while, and somebody wants to know."""
+        if not self.probing or self._out or time.monotonic() < self._ask_again_at:
+            return
+        if self.pool.empty:
+            self.pool.probe()  # which may be refused, too, and then it is lost
+        else:
+            self._begin_inquiry()
+
+    @property
+    def _first_hangs_on(self) -> bool:
+        return 0 < self.pool.row[metrics.OLDEST_STATEMENT] <= self._hung_since
+
+    def _end_hang(self) -> None:
+        self._hanging_logged = False
+        self._log.hanging_over(self._hung_seconds)
 
     def _begin_inquiry(self) -> None:
         if not self._inquiry:
@@ -191,11 +205,12 @@ class Reachability(PoolListener):
         try:
             answered = self._ask()
         finally:
-            if answered is False:
-                self._ask_again_at = began + AGAIN_SECONDS
-            else:
-                self._asked_at = None
+            if answered is not False:
+                self._asked.end()
+            if answered:
                 self._ask_again_at = time.monotonic() + PAUSE_SECONDS
+            else:
+                self._ask_again_at = began + AGAIN_SECONDS
         if answered and self._stuck:
             self.connected()
 
@@ -239,6 +254,7 @@ class Reachability(PoolListener):
 
     def _write_row(self) -> None:
         self.pool.row[REACHABLE] = NO if self.lost else YES
+        self.pool.row[metrics.LOST] = self._lost_since or 0.0
         self.pool.row[metrics.LOGIN_REFUSED] = float(self._refused)
         self.pool.row[metrics.STUCK] = float(self._stuck)
 
@@ -250,7 +266,7 @@ class Reachability(PoolListener):
             self._shortage_logged = False
         self._short_failures += 1
         if not self._shortage_logged:
-            self._shortage_logged = self._log.shortage(*shortage)
+            self._shortage_logged = self._log.shortage(shortage.problem, shortage.remedy)
 
     def _probe(self) -> None:
         """Take a connection, as a request would, or inquire, until that works. Perhaps nobody else
@@ -267,30 +283,3 @@ class Reachability(PoolListener):
                 self._begin_inquiry()  # calls it, too
             elif self.pool.ping():  # an idle connection proves nothing by itself
                 self.connected()
-
-
-def shortage_behind(error: BaseException) -> Shortage | None:
-    """Returns what this machine has run out of, or None if an attempt to connect failed for any
-    other reason."""
-    for cause in causes(error):
-        if isinstance(cause, socket.gaierror):
-            # The resolver says "system error" or "try again" when it cannot open a file.
-            code = _error_of_opening()
-        else:
-            code = cause.errno if isinstance(cause, OSError) else None
-        if code in SHORTAGES:
-            shortage = SHORTAGES[code]
-            if code == errno.EMFILE:
-                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-                shortage = shortage._replace(problem=f"{shortage.problem}, of {limit}")
-            return shortage
-    return None
-
-
-def _error_of_opening() -> int | None:
-    """Returns the errno of opening a descriptor now, or None if that works."""
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno
-    return None

@@ -7,11 +7,28 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-LOGIN_REMEDY = "correct USER, PASSWORD and NAME in DATABASES, or the rights of the account"
+from pooled_serve.options import MAX_PER_HOST
+
+LOGIN_REMEDY = (
+    "correct USER, PASSWORD and NAME in DATABASES, or the account at the server; new settings take "
+    "a HUP, or a restart if they come from the environment"
+)
 
 FULL_REMEDY = (
     "close idle connections (SHOW PROCESSLIST), or raise the limit: max_connections, or the one of "
     "the account"
+)
+LOCK_QUERY = "SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits"
+"""For an administrator of MySQL, or of MariaDB from 10.6 on. The process list does not name who
+holds the lock of a row: often one that sleeps in an open transaction."""
+WHO_HOLDS = f"who holds the lock of a row: {LOCK_QUERY}"
+HANGING_REMEDY = (
+    "SHOW PROCESSLIST there says what they wait for: often a lock, which another statement or an "
+    f"open transaction holds (KILL ends it); {WHO_HOLDS}"
+)
+STUCK_REMEDY = (
+    "see that the server's process runs and is not stopped, and that its disk and the network "
+    "work; restart it if it stays; requests then go on"
 )
 LOST_REMEDY = "see that the server runs and lets this host in; requests then go on"
 
@@ -27,10 +44,15 @@ def total_cap(stats: Mapping[str, Any], alias: str) -> float | None:
     return min(limits, default=None)
 
 
-NO_ROOM = (
-    "the server has no room for more connections: shorten what holds them, or raise its "
-    "max_connections"
-)
+def no_room(pool: Mapping[str, Any]) -> str:
+    """Returns the remedy where no more connections fit."""
+    if pool.get("budget") is None:
+        return f"--max-per-host is at most {MAX_PER_HOST}: shorten what holds them, or more hosts"
+    return (
+        f"this host's share of the server is {pool['budget']:.0f} connections (a fifth is "
+        "kept for others, and each of --replicas has as many): shorten what holds them, or raise "
+        "the server's max_connections"
+    )
 
 
 def cap_option(stats: Mapping[str, Any], alias: str, window: str = "5m") -> str:
@@ -42,9 +64,11 @@ def cap_option(stats: Mapping[str, Any], alias: str, window: str = "5m") -> str:
     pool = stats["pools"][alias]
     budget = pool.get("budget")
     cap, parts = _wanted_cap(stats, alias, window), shares(stats, alias)
-    if budget is None:
-        return f"{cap_of(stats, alias, cap)}, if the server has room: --check shows its budget"
     total = total_cap(stats, alias) or 0
+    if budget is None:
+        most = MAX_PER_HOST if _bound(stats, alias) else math.inf
+        option = cap_of(stats, alias, int(min(cap, most)))
+        return f"{option}, if the server has room: --check shows its budget" * (total < most)
     if parts > 1 and len(stats["pools"]) == 1:
         fits = min(budget, parts * cap)
         return f"--max-per-host {fits} instead of --max-outstanding" if fits > total else ""
@@ -59,7 +83,8 @@ def cap_remedy(stats: Mapping[str, Any], alias: str, other: str = "", window: st
     """
     option = cap_option(stats, alias, window)
     if not option:
-        return f"{other}; {NO_ROOM}" if other else NO_ROOM
+        full = no_room(stats["pools"][alias])
+        return f"{other}; {full}" if other else full
     return f"{other}, or {option}" if other else option
 
 
@@ -80,35 +105,59 @@ def size_option(stats: Mapping[str, Any], alias: str, window: str = "1h") -> str
     pool = stats["pools"][alias]
     peaks = (pool.get("peaks") or {}).get(window) or {}
     parts = len(_workers(stats, alias)) or 1
-    size = math.ceil((pool.get("size") or 0) / parts)
+    size = _size(stats, alias)
     cap = total_cap(stats, alias) or math.inf
     needed = int(min(max(peaks.get("in_use_worker") or 0, size + 1), cap // parts))
     if needed <= size:
         return ""
-    size = needed
     if len(stats["pools"]) > 1:
-        return f"--pool {alias}:{size}"
-    return f"--pool-size {size}"
+        # With the cap that it has: else it would be that of --max-outstanding, or another default.
+        own, limit = pool.get("max_outstanding"), (stats.get("hosts") or {}).get(alias) or {}
+        each = "unlimited" if own is None else math.floor(own / parts)
+        return f"--pool {alias}:{needed}" + f":{each}" * (each != limit.get("limit"))
+    return f"--pool-size {needed}"
 
 
-def fitting_cap(stats: Mapping[str, Any], alias: str, peaks: Mapping[str, Any]) -> int:
-    """Returns what would do, for a worker or, where the host has a bound, for all together."""
-    most = peaks["in_use"] if _bound(stats, alias) else peaks["in_use_worker"]
-    fits: int = max(2, math.ceil(SPARE * most))
-    return fits
+def fitting_cap(stats: Mapping[str, Any], alias: str, window: str) -> float:
+    """Returns what would do, for a worker or, where the host has a bound, for all together. There
+    is one such bound for all databases: it must do for the one that needs most, and infinity says
+    that requests waited for one.
+
+    :param window: one of ``peaks`` in ``/stats.json``.
+    """
+    pools: Mapping[str, Any] = stats["pools"]
+    if not _bound(stats, alias):
+        return _with_spare(pools[alias]["peaks"][window]["in_use_worker"])
+    peaks = [(pool.get("peaks") or {}).get(window) or {} for pool in pools.values()]
+    if any(its.get("waited") or its.get("refused") for its in peaks):
+        return math.inf
+    return _with_spare(max(its.get("in_use") or 0 for its in peaks))
+
+
+def _with_spare(most: float) -> int:
+    return max(2, math.ceil(SPARE * most))
 
 
 def cap_of(stats: Mapping[str, Any], alias: str, cap: int) -> str:
-    """Returns the option that sets this cap: for a worker or, with a bound of the host, for all."""
-    if _bound(stats, alias):
-        return f"--max-per-host {cap}"
-    workers = len(_workers(stats, alias)) or 1
-    size = math.ceil((stats["pools"][alias].get("size") or 0) / workers)
-    each = " per worker" if workers > 1 else ""
-    if len(stats["pools"]) > 1:
-        return f"--pool {alias}:{min(size, cap) or cap}:{cap}{each}"
+    """Returns the option that sets this cap: for a worker or, with a bound of the host, for all;
+    and what makes the pools no larger than that, for the next start would refuse it else."""
+    size, several = _size(stats, alias), len(stats["pools"]) > 1
     smaller = f"--pool-size {cap} " if size > cap else ""
+    if _bound(stats, alias):
+        if several:
+            larger = [name for name in stats["pools"] if _size(stats, name) > cap]
+            smaller = "".join(f"--pool {name}:{cap} " for name in larger)
+        return f"{smaller}--max-per-host {cap}"
+    each = " per worker" if len(_workers(stats, alias)) > 1 else ""
+    if several:
+        return f"--pool {alias}:{min(size, cap) or cap}:{cap}{each}"
     return f"{smaller}--max-outstanding {cap}{each}"
+
+
+def _size(stats: Mapping[str, Any], alias: str) -> int:
+    """Returns how many connections each worker keeps open."""
+    workers = len(_workers(stats, alias)) or 1
+    return math.ceil((stats["pools"][alias].get("size") or 0) / workers)
 
 
 def _bound(stats: Mapping[str, Any], alias: str) -> bool:

@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pooled_serve.pool.metrics import Kind, Row
+from pooled_serve.pool.metric import Kind, Row
 from pooled_serve.status.instance_metrics import (
     ROUTE_HELD,
+    ROUTE_IDLE,
     ROUTE_LEASES,
     ROUTE_LONGEST,
     ROUTE_METRICS,
@@ -55,7 +56,7 @@ READ_ATTEMPTS = 10
 are: the worker may have been killed in the middle."""
 
 _WORD = 8
-_TEXT = struct.Struct("168p 16p")  # route, which is cut if it is too long; method
+_TEXT = struct.Struct("160p 16p")  # route, which is cut if it is too long; method
 _FIXED = (OTHER, OUTSIDE, UNRESOLVED)
 _ROW_BYTES = _TEXT.size + len(ROUTE_METRICS) * _WORD
 TABLE_BYTES = _WORD + (len(_FIXED) + MAX_ROUTES) * _ROW_BYTES
@@ -100,6 +101,12 @@ class Usage:
         self.row[ROUTE_STATEMENTS] += statements
         if self._table is not None:
             self._table.other.requested(statements)
+
+    def idled(self, seconds: float) -> None:
+        """Count the time for which a connection was held and ran no statement."""
+        self.row[ROUTE_IDLE] += seconds
+        if self._table is not None:
+            self._table.other.idled(seconds)
 
     def add(self, numbers: Iterable[float]) -> None:
         """Count what was counted elsewhere."""

@@ -25,12 +25,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.history import History
 from pooled_serve.status.load import LOAD_BYTES, LoadRow
-from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse
+from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse, as_routes
+from pooled_serve.status.sentence import usual_hold
 
 log = logging.getLogger("gunicorn.error")
 
@@ -47,11 +49,15 @@ READ_ATTEMPTS = 100
 as they are: the master may have been killed in the middle."""
 
 _WORD = 8
-# Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come;
-# whether the master has been told to end.
-_HEAD_BYTES = (2 * MAX_WORKERS + 3) * _WORD
+# Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come,
+# or has died; whether the master has been told to end; how many workers have died; when the last
+# one was found dead, in monotonic milliseconds.
+_HEAD_BYTES = (2 * MAX_WORKERS + 5) * _WORD
 _HIGHEST_SLOT = MAX_WORKERS + 1
+_COMING, _DIED = 1, 2
 _ENDING = 2 * MAX_WORKERS + 2
+_DEATHS = _ENDING + 1
+_LAST_DEATH = _DEATHS + 1
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
 _POOL_ROW_BYTES = (
@@ -149,7 +155,7 @@ class Scoreboard:
             return None
         self._allocated.add(slot)
         self._words[_HIGHEST_SLOT] = max(self._words[_HIGHEST_SLOT], slot)
-        self._words[_HIGHEST_SLOT + slot] = 1
+        self._words[_HIGHEST_SLOT + slot] = _COMING
         return slot
 
     def mark_ending(self) -> None:
@@ -163,6 +169,10 @@ class Scoreboard:
         """
         if slot is None or slot not in self._allocated:
             return
+        told = self._words[slot] < 0 and self._words[_HIGHEST_SLOT + slot] != _DIED
+        if not told and not self._words[_ENDING]:
+            self._words[_DEATHS] += 1
+            self._words[_LAST_DEATH] = round(time.monotonic() * 1000)
         self._words[0] += 1  # odd: readers try again
         self._words[slot] = self._words[_HIGHEST_SLOT + slot] = 0
         for row in self._pool_rows(slot):
@@ -188,11 +198,14 @@ class Scoreboard:
         self._words[slot] = os.getpid()
         self._words[_HIGHEST_SLOT + slot] = 0
 
-    def mark_stopping(self, slot: int) -> None:
+    def mark_stopping(self, slot: int, *, died: bool = False) -> None:
         """Note that this process, the slot's worker, is about to stop. It may be one that is yet to
-        come."""
+        come.
+
+        :param died: nobody has told it to.
+        """
         self._words[slot] = -os.getpid()
-        self._words[_HIGHEST_SLOT + slot] = 0
+        self._words[_HIGHEST_SLOT + slot] = _DIED if died else 0
 
     def pool_row(self, slot: int, alias: str, *, permanent: bool = True) -> PoolRow | None:
         """Returns the row for a pool of this worker: the one that the slot has for this alias, or
@@ -240,6 +253,19 @@ class Scoreboard:
         """Seconds since the master made the scoreboard."""
         return time.monotonic() - self._started
 
+    @property
+    def deaths(self) -> int:
+        """Workers that have ended without being told to."""
+        return int(self._words[_DEATHS])
+
+    def death_ago(self, now: float) -> float | None:
+        """Seconds since the last of them was found; None if there was none.
+
+        :param now: monotonic seconds.
+        """
+        last = self._words[_LAST_DEATH]
+        return max(0.0, now - last / 1000) if last else None
+
     def read(self) -> list[Snapshot]:
         """Returns all rows that are in use, of slots with a worker and without."""
         whole = self.read_whole()
@@ -254,6 +280,25 @@ class Scoreboard:
         slots = range(1, self._words[_HIGHEST_SLOT] + 1)
         return {slot: self.route_table(slot).read() for slot in slots}
 
+    def routes_so_far(self) -> list[dict[str, Any]]:
+        """Returns ``routes`` of ``/stats.json``, of all workers."""
+        return as_routes(chain.from_iterable(self.read_routes().values()))
+
+    def usual_hold(self) -> float:
+        """Returns for how long connections are held on the busiest route, see sentence.py. It takes
+        some milliseconds where there are many routes."""
+        now, history = time.monotonic(), self.history
+        routes = history.recent_routes(self.routes_so_far(), now)
+        lost = {
+            alias: {"recent": {"lost_held_seconds": history.lost_held(alias, now)}}
+            for alias in history.aliases()
+        }
+        return usual_hold({"routes": routes, "pools": lost})
+
+    def hangs(self, alias: str) -> bool:
+        """Whether the statements of all workers hung in the last second: as the page judges it."""
+        return self.history.hangs(alias, time.monotonic())
+
     def read_loads(self) -> dict[int, LoadRow]:
         """Slot -> its numbers as they were read, also of slots that have no worker now."""
         whole = self._at_rest(self._read_loads)
@@ -263,6 +308,10 @@ class Scoreboard:
         """Slot -> process id, of the living workers."""
         return {slot: abs(pid) for slot, pid in enumerate(self._words[1:_HIGHEST_SLOT], 1) if pid}
 
+    def ending(self) -> set[int]:
+        """Slots of the workers that are about to stop: they finish what they have begun."""
+        return {slot for slot, pid in enumerate(self._words[1:_HIGHEST_SLOT], 1) if pid < 0}
+
     @property
     def stopping(self) -> bool:
         """Whether the master is about to end; or every worker is stopping, or there is none, and
@@ -270,7 +319,7 @@ class Scoreboard:
         and clients wait for these."""
         return bool(self._words[_ENDING]) or (
             all(pid <= 0 for pid in self._words[1:_HIGHEST_SLOT])
-            and not any(self._words[_HIGHEST_SLOT + 1 : _ENDING])
+            and _COMING not in self._words[_HIGHEST_SLOT + 1 : _ENDING]
         )
 
     def _at_rest(self, read: Callable[[], _T]) -> _T | None:

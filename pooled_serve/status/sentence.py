@@ -59,8 +59,24 @@ def recent_routes(
     return [(name, its, its["held_seconds"] / total if total else None) for name, its in found]
 
 
+def usual_hold(stats: Mapping[str, Any]) -> float:
+    """Returns for how long a connection is held on average, on the route where that is longest, in
+    the time for which :func:`recent_routes` has numbers.
+
+    Without what views do between statements; and without what was held while all statements hung:
+    else a lock that is held again and again would seem to be usual.
+    """
+    lost = lost_seconds(stats)
+
+    def used(its: Mapping[str, Any]) -> float:
+        return float(its["held_seconds"] - (its.get("idle_seconds") or 0.0) - lost)
+
+    routes = recent_routes(stats)
+    return max((max(0.0, used(its)) / its["leases"] for _, its, _ in routes), default=0.0)
+
+
 def lost_seconds(stats: Mapping[str, Any]) -> float:
-    """Returns for how long connections were held while a database could not be used, of the time
+    """Returns for how long connections were held while a database did not answer, of the time
     for which :func:`recent_routes` has numbers."""
     pools = (stats.get("pools") or {}).values()
     return sum((pool.get("recent") or {}).get("lost_held_seconds") or 0.0 for pool in pools)

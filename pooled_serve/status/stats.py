@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pooled_serve.pool import metrics
@@ -56,27 +57,36 @@ def as_stats(
 
 
 def with_history(
-    stats: dict[str, Any], snapshots: Iterable[Snapshot], history: History, now: float
+    stats: dict[str, Any],
+    snapshots: Iterable[Snapshot],
+    history: History,
+    now: float,
+    ending: Collection[int] = (),
 ) -> dict[str, Any]:
     """Returns stats with what has happened lately, and the sentences about all of it.
 
     :param stats: with all other keys of ``/stats.json``.
     :param snapshots: what they were made of.
+    :param ending: slots of workers that finish what they have begun.
     """
     snapshots = list(snapshots)
+    held = max((route["longest_held_seconds"] for route in stats["routes"]), default=0.0)
+    longest = held or math.inf
     for alias, pool in stats["pools"].items():
         row = metrics.total(snapshot.row for snapshot in snapshots if snapshot.alias == alias)
         base = history.before(alias, now)
         seconds = stats["uptime_seconds"] if base is None else now - base.at
         former = None if base is None else base.row
-        pool["recent"] = recent(row, former, round(seconds, 3), history.lately(alias, now), now)
+        lately = history.lately(alias, now)
+        pool["recent"] = recent(row, former, round(seconds, 3), lately, now, longest)
         pool["recent"]["lost_held_seconds"] = history.lost_held(alias, now)
         pool["peaks"] = history.peaks(alias, now)
         if host := (stats.get("hosts") or {}).get(alias):
             # Each worker's gauge is from another moment: what one has lent another, both count.
             pool["in_use"] = min(pool["in_use"], host["limit"])
     stats["routes"] = history.recent_routes(stats["routes"], now)
-    found, advised = findings(stats), advice(stats)
+    found = findings(stats, ending)
+    advised = advice(stats, found)
     sure = [each for each in advised if is_sure(stats["pools"][each.pool])]
     stats["findings"] = as_json(banner(found, sure))
     stats["advice"] = as_json(advised)

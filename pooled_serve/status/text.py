@@ -11,7 +11,17 @@ from pooled_serve.status.advice import no_advice
 from pooled_serve.status.load import BLOCKED_SECONDS
 from pooled_serve.status.remedies import total_cap
 from pooled_serve.status.sentence import recent_routes
-from pooled_serve.status.words import NONE, count, duration, percent, plural, rate, span, unusable
+from pooled_serve.status.words import (
+    NONE,
+    at_most,
+    count,
+    duration,
+    percent,
+    plural,
+    rate,
+    span,
+    unusable,
+)
 
 COLUMNS = 80
 ROUTES = 5
@@ -46,7 +56,7 @@ def advice_page(stats: Mapping[str, Any]) -> str:
         for sentence in said:
             lines += _wrapped(f"{_MARKS[sentence['level']]} ", sentence)
         if not said:
-            lines.append(no_advice(pool))
+            lines.append(no_advice(stats, alias))
     lines += _routes(stats)
     return "".join(f"{line}\n" for line in lines)
 
@@ -54,7 +64,8 @@ def advice_page(stats: Mapping[str, Any]) -> str:
 def _head(stats: Mapping[str, Any]) -> Iterator[str]:
     workers = plural(len(stats["workers"]), "worker")
     cpu = f" · CPU {_cpu(stats['workers'][0])}" if len(stats["workers"]) == 1 else ""
-    facts = f"{workers}{cpu} · up {span(stats['uptime_seconds'])}"
+    mode = f" · {stats['pool_mode']} mode" if stats.get("pool_mode") else ""
+    facts = f"{workers}{cpu}{mode} · up {span(stats['uptime_seconds'])}"
     name = f"pooled-serve {stats['version']}  {stats['app'] or ''}"
     room = COLUMNS - len(facts) - 2
     yield f"{_clean(name)[:room]:{room}}  {facts}"
@@ -88,9 +99,10 @@ def _wrapped(mark: str, sentence: Mapping[str, Any]) -> Iterator[str]:
 
 def _title(alias: str, pool: Mapping[str, Any]) -> str:
     known = [pool["engine"], pool["server"]]
-    why = unusable(pool.get("login_refused"), pool.get("stuck"))
+    why = unusable(*map(pool.get, ("login_refused", "stuck", "connect_error")))
+    # First: the end of a long line is cut off.
     lost = [why] if pool["reachable"] is False else []
-    return _clean(f"{alias}  {' · '.join([text for text in known if text] + lost)}")
+    return _clean(f"{alias}  {' · '.join(lost + [text for text in known if text])}")
 
 
 def _pool(
@@ -112,8 +124,7 @@ def _pool(
     )
     yield (
         f"waited {percent(recent['waited_share'])}"
-        f"   wait {_pair(recent, 'wait')}   hold {_pair(recent, 'held')} (p50 · p95)"
-        f""
+        f"  wait {_mean(recent, 'wait')}  hold {_mean(recent, 'held')}"
     )
     for key, name in (("in_use", "in use"), ("waiting", "waiting")):
         values = charts.get(key) or []
@@ -130,9 +141,11 @@ def _pool(
     yield from _workers(stats, alias)
 
 
-def _pair(recent: Mapping[str, Any], what: str) -> str:
-    p50, p95 = (duration(recent[f"{what}_{name}_seconds"]) for name in ("p50", "p95"))
-    return f"{p50} · {p95}"
+def _mean(recent: Mapping[str, Any], what: str) -> str:
+    """The average, and what 95 % did not exceed."""
+    p95 = recent.get(f"{what}_p95_at_most_seconds")
+    mean = duration(recent.get(f"{what}_mean_seconds"))
+    return f"mean {mean}" + (f", 95 % {at_most(p95)}" if p95 is not None else "")
 
 
 def _open(pool: Mapping[str, Any]) -> int:
@@ -166,9 +179,9 @@ def _peaks(pool: Mapping[str, Any]) -> Iterator[str]:
     def of(key: str, words: Callable[[float], str]) -> str:
         return " · ".join(words(peaks[key]) for peaks in pool["peaks"].values())
 
-    yield f"most     in use {of('in_use', count)}   waiting {of('waiting', count)}"
     windows = " · ".join(pool["peaks"])
-    yield f"         wait {of('wait_seconds', duration)}   (in the last {windows})"
+    yield f"most     in use {of('in_use', count)}   waiting {of('waiting', count)}   in {windows}"
+    yield f"         wait {of('wait_seconds', duration)}   (without outages and hangs)"
 
 
 def _workers(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
@@ -176,6 +189,13 @@ def _workers(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
     if len(rows) < 2:
         return
     for worker, its in rows[:WORKERS]:
+        if (ago := worker.get("seen_ago_seconds") or 0.0) >= BLOCKED_SECONDS:
+            # What it has noted of its pools is as old as that.
+            yield (
+                f"worker {worker['slot']!s:>3} {worker['pid']!s:>8} CPU {_cpu(worker):>7}"
+                f" for {duration(ago)}, its numbers are not known meanwhile"
+            )
+            continue
         cap = its["max_outstanding"]
         used = f"{count(its['in_use'])} of {'∞' if cap is None else count(cap)}"
         yield (
@@ -200,13 +220,18 @@ def _routes(stats: Mapping[str, Any]) -> Iterator[str]:
     if not routes:
         return
     yield ""
-    yield f"{'held by, in the last 5 min':41}{'share':>6} {'leases':>9} {'each':>11} {'waits':>8}"
+    head = f"{'held by, in the last 5 min':31}{'share':>6} {'leases':>9} {'each':>11}"
+    yield f"{head} {'queries':>8} {'waits':>8}"
     for name, its, share in routes:
         text = _clean(name)
-        shown = text if len(text) <= 40 else f"{text[:39]}…"
+        shown = text if len(text) <= 30 else f"{text[:29]}…"
         each = duration(its["held_seconds"] / its["leases"])
-        numbers = f" {count(its['leases']):>9} {each:>11} {count(its.get('waited')):>8}"
-        yield f"{shown:41}{percent(share):>6}{numbers}"
+        requests = its.get("requests")
+        queries = rate((its.get("statements") or 0) / requests) if requests else NONE
+        numbers = (
+            f" {count(its['leases']):>9} {each:>11} {queries:>8} {count(its.get('waited')):>8}"
+        )
+        yield f"{shown:31}{percent(share):>6}{numbers}"
 
 
 def _clean(text: str) -> str:

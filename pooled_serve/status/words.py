@@ -34,6 +34,11 @@ def plural(number: float, singular: str, many: str = "") -> str:
     return f"{count(number)} {singular if number == 1 else many or singular + 's'}"
 
 
+def times(number: float) -> str:
+    """Returns how often something was: once, 2 times."""
+    return "once" if number == 1 else f"{count(number)} times"
+
+
 def listed(words: list[str]) -> str:
     """Returns the words as a list in a sentence: a, b and c."""
     return ", ".join(words) if len(words) < 2 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -60,11 +65,24 @@ def duration(seconds: float | None) -> str:
     return _parts(seconds, 86_400, "d", 3600, "h")
 
 
-def unusable(login_refused: float | None, stuck: float | None) -> str:
-    """Returns what is the matter with a database that is not ``reachable``."""
+def at_most(seconds: float) -> str:
+    """Returns a bound: ≤ 250 ms, < 1 ms, ≤ 1 ms for that very bound."""
+    if seconds == 0.001:
+        return "≤ 1 ms"
+    text = duration(seconds)
+    return text if text.startswith("<") else f"≤ {text}"
+
+
+def unusable(login_refused: float | None, stuck: float | None, error: float | None = None) -> str:
+    """Returns what is the matter with a database that is not ``reachable``.
+
+    :param error: the number of the last error, if there was one.
+    """
     if login_refused:
         return "refuses the login"
-    return "does not answer" if stuck else "cannot be reached"
+    if stuck:
+        return "does not answer"
+    return f"cannot be reached: error {error:.0f}" if error else "cannot be reached"
 
 
 def _parts(seconds: float, large: int, its_name: str, small: int, name: str) -> str:

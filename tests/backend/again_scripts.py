@@ -155,6 +155,98 @@ def after_a_read_timeout_nothing_runs_again() -> None:
     assert_sound()
 
 
+SEVEN_DAYS = "SELECT TIMEDIFF('2026-01-09 00:00:00', '2026-01-02 00:00:00')"
+
+
+def unconverted() -> None:
+    """Django takes a TIME for one of a day."""
+    try:
+        run(SEVEN_DAYS)
+    except ValueError:
+        return
+    raise AssertionError("it could be converted")
+
+
+def after_a_value_that_cannot_be_converted_all_goes_on() -> None:
+    with request():
+        run(CREATE)
+    with request():
+        unconverted()
+        used = leased()
+        assert rows() == 0
+        with transaction.atomic():
+            run(INSERT)
+            unconverted()
+            run(INSERT)
+            with transaction.atomic():
+                unconverted()
+                run(INSERT)
+        assert rows() == 3
+        assert leased() is used or leased() is None  # in the other mode
+    assert retried() == 0
+    assert pool().stats()["closed_total"] == {}
+    assert_sound()
+
+
+def a_connection_closed_by_its_own_side_is_replaced_and_says_why(how: str) -> None:
+    with request():
+        run(CREATE)
+
+    def interrupt(statement: Callable[[], object]) -> None:
+        if how == "kill":
+            me = gevent.getcurrent()
+            gevent.spawn_later(0.2, me.kill, gevent.GreenletExit, block=False)
+        if how.endswith("timeout"):
+            leased()._read_timeout = 0.2
+            fails(statement)
+            return
+        try:
+            with gevent.Timeout(0.2 if how == "Timeout" else None):
+                statement()
+        except (gevent.Timeout, gevent.GreenletExit):
+            return
+        raise AssertionError("it was not interrupted")
+
+    def user() -> None:
+        with request():
+            run("SELECT 1")
+            interrupt(lambda: run("SELECT SLEEP(5)"))
+            run(INSERT)
+
+    gevent.spawn(user).get(timeout=60)
+    stats = pool().stats()
+    assert stats["closed_total"].pop("killed") == 1
+    assert set(stats["closed_total"]) <= {"surplus"}
+    assert stats["retried_total"] == 0, "it was not found dead"
+    with request():
+        assert rows() == 1
+    assert_sound()
+
+
+def what_the_program_handles_meanwhile_is_no_tcp_reset() -> None:
+    """Somebody's KILL of a statement holds, also while another service's error is handled."""
+    with request():
+        run("SELECT 1")
+
+    def user() -> None:
+        with request():
+            run("SELECT 1")
+            try:
+                raise ConnectionResetError
+            except ConnectionResetError:
+                fails(lambda: run("SELECT SLEEP(30)"))
+
+    victim = gevent.spawn(user)
+    settle(lambda: pool()._leased)
+    gevent.sleep(0.3)
+    (entry,) = pool()._leased.values()
+    with admin() as other, other.cursor() as cursor:
+        cursor.execute(f"KILL {entry.conn.thread_id()}")
+    victim.get(timeout=20)
+    assert retried() == 0
+    assert_sound()
+
+
 def who_is_killed_while_a_fresh_one_is_leased_leaves_nothing() -> None:
     # PyMySQL leaves the socket of an interrupted connect to the garbage collector.
     warnings.simplefilter("ignore", ResourceWarning)

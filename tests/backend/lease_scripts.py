@@ -63,7 +63,7 @@ def attributes_of_the_connection_can_be_read_and_written() -> None:
     assert not c.open
     connection.close()
     settle(lambda: pool().stats()["in_use"] == 0)
-    assert pool().stats()["closed_total"] == {"lost": 1, "direct use": 1}
+    assert pool().stats()["closed_total"] == {"killed": 1, "direct use": 1}
     assert_sound()
 
 

@@ -41,6 +41,23 @@ def test_who_is_killed_while_a_fresh_one_is_leased_leaves_nothing(folder: Any) -
     run_function(folder, SCRIPTS, "who_is_killed_while_a_fresh_one_is_leased_leaves_nothing")
 
 
+def test_after_a_value_that_cannot_be_converted_all_goes_on(folder: Any) -> None:
+    run_function(folder, SCRIPTS, "after_a_value_that_cannot_be_converted_all_goes_on")
+
+
+@pytest.mark.parametrize("how", ["Timeout", "kill", "read_timeout"])
+def test_a_connection_closed_by_its_own_side_is_replaced_and_says_why(
+    folder: Any, how: str
+) -> None:
+    function = "a_connection_closed_by_its_own_side_is_replaced_and_says_why"
+    run_function(folder, SCRIPTS, function, how)
+
+
+def test_what_the_program_handles_meanwhile_is_no_tcp_reset(folder: Any) -> None:
+    function = "what_the_program_handles_meanwhile_is_no_tcp_reset"
+    run_function(folder, SCRIPTS, function)
+
+
 def test_listeners_are_told(folder: Any) -> None:
     (told,) = run_function(folder, SCRIPTS, "listeners_are_told")
     assert told == "(2006, 'the server has closed the connection')"

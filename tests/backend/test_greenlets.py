@@ -52,7 +52,7 @@ def test_forty_that_end_in_the_middle_of_a_query_close_their_connection(
 ) -> None:
     stats = forty("forty_that_end_in_the_middle_of_a_query_close_their_connection", end)
     # Others took their places, and more of these than are kept may have become idle.
-    assert stats["closed_total"].pop("lost") == 40
+    assert stats["closed_total"].pop("killed") == 40
     assert set(stats["closed_total"]) <= {"surplus"}
     assert stats["timeouts_total"] == 0
 

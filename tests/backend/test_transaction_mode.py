@@ -169,7 +169,15 @@ def test_both_modes_do_what_plain_django_does(
         for scene in plain:
             with subtests.test(scene, mode=mode):
                 assert plain[scene]
-                assert pooled[scene] == plain[scene]
+                assert pooled[scene] == as_with_mysqlclient(plain[scene])
+
+
+def as_with_mysqlclient(seen: Any) -> Any:
+    """What plain Django on PyMySQL has seen, but for the error of a closed connection, which is
+    mysqlclient's here."""
+    if seen == ["InterfaceError", 0]:
+        return ["OperationalError", 2006]
+    return [as_with_mysqlclient(each) for each in seen] if isinstance(seen, list) else seen
 
 
 def test_nothing_of_a_block_survives_its_connection(script: Any, mariadb: Server) -> None:
@@ -273,6 +281,10 @@ def test_a_question_inside_a_block_gets_the_right_answer(script: Any, either: Da
 
 def test_a_block_cannot_read_what_another_request_inserted(script: Any) -> None:
     script("a_block_cannot_read_what_another_request_inserted")
+
+
+def test_what_no_statement_has_done_was_on_no_other_connection(script: Any) -> None:
+    script("what_no_statement_has_done_was_on_no_other_connection")
 
 
 def test_whose_number_is_known_is_not_another_s(script: Any, either: Database) -> None:

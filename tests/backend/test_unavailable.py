@@ -31,3 +31,10 @@ def test_a_refused_login_is_a_500_that_is_logged_like_an_outage(script: Any) -> 
         "a_refused_login_is_a_500_that_is_logged_like_an_outage",
         views=Path(__file__).with_name("unavailable_views.py"),
     )
+
+
+def test_a_view_or_a_middleware_can_answer_in_its_own_words(script: Any) -> None:
+    script(
+        "a_view_or_a_middleware_can_answer_in_its_own_words",
+        views=Path(__file__).with_name("unavailable_views.py"),
+    )

@@ -21,7 +21,6 @@ from django.db import (
     connection,
     transaction,
 )
-from django.db.utils import InterfaceError
 from gevent.event import Event
 from pymysql.cursors import SSCursor
 
@@ -130,7 +129,7 @@ def greenlets_that_are_killed_lose_no_slot() -> None:
 
     def work(n: Any) -> None:
         # Killed at its COMMIT, a block of Django's ends in an error instead.
-        with suppress(InterfaceError):
+        with suppress(OperationalError):
             while True:
                 works[n % 4]()
 
@@ -303,6 +302,27 @@ def a_block_cannot_read_what_another_request_inserted() -> None:
         run("SELECT n FROM t")
         key = one("SELECT LAST_INSERT_ID()")
         assert one("SELECT n FROM t WHERE id = %s", key) == 4
+
+
+def what_no_statement_has_done_was_on_no_other_connection() -> None:
+    asked = "LAST_INSERT_ID() asks about an earlier statement, and none has generated a key"
+    run("SELECT 1")  # on a lease of its own, as that of a middleware
+    run("SET @a = 1")  # kept from here
+    said = refused(ProgrammingError, run, "SELECT @a, LAST_INSERT_ID()")
+    remedy = "run the INSERT first, and both inside one transaction.atomic()"
+    assert said.endswith(f"{asked} on this connection: {remedy}"), said
+    with transaction.atomic():
+        said = refused(ProgrammingError, run, "SELECT @a, LAST_INSERT_ID()")
+        assert said.endswith(f"{asked} in this atomic() block: run the INSERT in the same block")
+        said = refused(ProgrammingError, run, "SELECT LASTVAL(q)")
+        assert said.endswith(
+            "none has drawn a number from a sequence in this atomic() block: draw it in the same "
+            "block"
+        ), said
+        run("INSERT INTO t (n) VALUES (1)")
+        run("SELECT n FROM t")
+        assert one("SELECT LAST_INSERT_ID()") > 0
+    connection.close()
 
 
 def whose_number_is_known_is_not_another_s() -> None:

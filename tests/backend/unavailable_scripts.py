@@ -13,15 +13,17 @@ from django.db import OperationalError, connections, transaction
 from django.test import Client, override_settings
 
 from pooled_serve.errors import PoolTimeout
-from pooled_serve.status import pool_log
+from pooled_serve.pool import metrics
+from pooled_serve.status import repeats
 from support.inside import assert_sound, patch, pool, run, settle
 
 
-def django_sees_a_pool_timeout_as_an_operational_error() -> None:
-    def hold() -> None:
-        run("SELECT 1")
-        gevent.sleep(3600)
+def hold() -> None:
+    run("SELECT 1")
+    gevent.sleep(3600)
 
+
+def django_sees_a_pool_timeout_as_an_operational_error() -> None:
     holders = [gevent.spawn(hold) for _ in range(4)]
     settle(lambda: pool().stats()["in_use"] == 4 if patch._databases else False)
     pool().timeout = 0.1
@@ -72,6 +74,7 @@ def a_refused_login_is_a_500_that_is_logged_like_an_outage() -> None:
         assert answer.status_code == 500, answer
         assert b"<h1>Server Error (500)</h1>" in answer.content
     assert len(told) == 20, "it is an error, as for any other"
+    assert metrics.by_name(pool().row, 0.0)["failed_total"] == 20
     settle(lambda: len(keep.lines) >= 2)  # one is written in a greenlet of its own
     assert not mails
     assert all(not line.exc_info for line in keep.lines), keep.lines
@@ -89,7 +92,7 @@ def a_refused_login_is_a_500_that_is_logged_like_an_outage() -> None:
 
 
 def only_a_pool_timeout_becomes_a_503() -> None:
-    pool_log.PAUSES_SECONDS = (0.0, 3600.0, 3600.0, 3600.0)
+    repeats.PAUSES_SECONDS = (0.0, 3600.0, 3600.0, 3600.0)
     client = Client(raise_request_exception=False)
 
     def hold() -> None:
@@ -118,4 +121,19 @@ def only_a_pool_timeout_becomes_a_503() -> None:
     answer = client.get("/bad")
     assert answer.status_code == 500, answer
     patch.end_request()
+    assert_sound()
+
+
+@override_settings(MIDDLEWARE=["mysite.views.Middleware"])
+def a_view_or_a_middleware_can_answer_in_its_own_words() -> None:
+    holders = [gevent.spawn(hold) for _ in range(4)]
+    settle(lambda: pool().stats()["in_use"] == 4 if patch._databases else False)
+    pool().timeout = 0.1
+    client = Client(raise_request_exception=False)
+    busy = client.get("/one")
+    assert (busy.status_code, busy["Retry-After"]) == (503, "1")
+    assert client.get("/catching").content.startswith(b"pool 'default': no connection within")
+    assert client.get("/one?middleware").content == b"by the middleware"
+    gevent.killall(holders)
+    pool().timeout = 30
     assert_sound()

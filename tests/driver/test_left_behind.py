@@ -10,7 +10,7 @@ import pytest
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import conversions
 from pymysql.cursors import SSCursor
-from pymysql.err import InterfaceError, MySQLError, ProgrammingError
+from pymysql.err import MySQLError, OperationalError, ProgrammingError
 
 from pooled_serve.driver.connection import MySQLConnection
 from pooled_serve.driver.error_codes import GONE
@@ -175,7 +175,7 @@ def test_unread_results_are_noticed(connect: Connect) -> None:
     assert cursor.fetchone() == (1,)
     assert half_read.condition() == "unread"
     half_read.close()
-    with pytest.raises(InterfaceError, match="before all rows were read"):
+    with pytest.raises(OperationalError, match="before all rows were read"):
         cursor.fetchone()  # not None, which would mean the end
 
 
@@ -219,7 +219,7 @@ def test_after_some_errors_it_is_gone(connect: Connect) -> None:
             run(connection, signal(code))
         assert error.value.args[0] == code
         assert connection.condition() == "lost", code
-        with pytest.raises(InterfaceError):
+        with pytest.raises(OperationalError):
             run(connection, "SELECT 1")
 
 

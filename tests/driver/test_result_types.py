@@ -237,5 +237,5 @@ def test_a_greenlet_killed_among_the_rows_leaves_a_closed_connection(
             gevent.sleep(0.01)
     greenlet.kill()
     assert not connection.open
-    assert connection.condition() == "lost"
+    assert connection.condition() == "killed"
     assert not connection.alive()

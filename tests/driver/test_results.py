@@ -16,7 +16,7 @@ from pymysql.constants import FIELD_TYPE
 from pymysql.cursors import Cursor, DictCursor, SSCursor, SSDictCursor
 from pymysql.err import MySQLError
 
-from pooled_serve.driver import results
+from pooled_serve.driver import buffer, results
 from pooled_serve.driver.columns import Columns, KnownColumns
 from pooled_serve.driver.results import BulkConnection
 from support.responses import (
@@ -402,13 +402,13 @@ def test_many_small_pieces_are_not_copied_over_and_over(monkeypatch: pytest.Monk
     wire = Wire(data, 1000)
     connection = play(BulkConnection, wire)
     fills = []
-    fill = results.ReadBuffer.fill
+    fill = buffer.ReadBuffer.fill
 
     def counted(self: Any, size: int) -> None:
         fills.append(size)
         fill(self, size)
 
-    monkeypatch.setattr(results.ReadBuffer, "fill", counted)
+    monkeypatch.setattr(buffer.ReadBuffer, "fill", counted)
     connection._read_query_result()
     assert len(connection._result.rows[0][0]) == 4_000_000
     assert wire.receives > 4000

@@ -79,7 +79,7 @@ class Container:
     ) -> None:
         if os.geteuid() != 0:
             pytest.skip("a read-only file system takes root")
-        self.ports = {"8000": free_port(), "9100": free_port()}
+        self.ports = {"8000": free_port(), "8001": free_port()}
         names = image_variables()
         self.env = {
             **dict(zip(names, self._here(names.values()), strict=True)),
@@ -116,7 +116,7 @@ class Container:
         return self.status(path) == 200
 
     def status(self, path: str) -> int:
-        with Client(("127.0.0.1", self.ports["9100"])) as client:
+        with Client(("127.0.0.1", self.ports["8001"])) as client:
             return client.get(path).status
 
     def is_healthy(self) -> bool:
@@ -259,8 +259,8 @@ def test_the_sums_in_the_comments_are_those_of_the_plan(
 ) -> None:
     web = compose()["services"]["web"]["environment"]
     numbers = {k: v for k, v in web.items() if k.startswith(("POOLED_SERVE_", "WEB_"))}
-    assert re.search(r"2 × 20 = 40 +151", plan(myproject, {**env, **numbers}))
-    assert "2 workers x 20 connections = 40 " in text("compose.yaml")
+    assert re.search(r" 40 per host +151", plan(myproject, {**env, **numbers}))
+    assert "together have 40 connections at most; MySQL allows 151" in text("compose.yaml")
 
     (container,) = the_pod()["containers"]
     numbers = {
@@ -268,8 +268,8 @@ def test_the_sums_in_the_comments_are_those_of_the_plan(
         for pair in container["env"]
         if pair["name"].startswith(("POOLED_SERVE_", "WEB_"))
     }
-    assert re.search(r"6 × 2 × 10 = 120 +151", plan(myproject, {**env, **numbers}))
-    assert "2 x 3 pods x 2 workers x 10 connections = 120" in text("kubernetes.yaml")
+    assert re.search(r"6 × 20 per host = 120 +151", plan(myproject, {**env, **numbers}))
+    assert "2 x 3 pods x 20 connections = 120" in text("kubernetes.yaml")
     deployment = kubernetes()["Deployment"]["spec"]
     assert 2 * deployment["replicas"] == int(numbers["POOLED_SERVE_REPLICAS"])
 
@@ -336,14 +336,14 @@ class Activated:
         activate = shutil.which("systemd-socket-activate")
         if activate is None:
             pytest.skip("there is no systemd-socket-activate here")
-        self.env = dict(env)
+        numbers = dict(line.split("=", 1) for line in unit("Service")["Environment"])
+        self.env = {**numbers, **env, "WEB_CONCURRENCY": "1"}
         self.status = ("127.0.0.1", free_port())
         self._there = {
             "/run/pooled-serve.sock": str(scratch / "http.sock"),
-            "127.0.0.1:9100": f"127.0.0.1:{self.status[1]}",
+            "127.0.0.1:8001": f"127.0.0.1:{self.status[1]}",
             "/srv/venv/bin/": f"{BIN}/",
             "myproject": "mysite",
-            "-w 3": "-w 1",
         }
         sockets = unit("Socket", "pooled-serve.socket")["ListenStream"]
         listen = [option for address in sockets for option in ("-l", self.here(address))]
@@ -353,8 +353,8 @@ class Activated:
             app,
             *args,
             cwd=folder,
-            env=env,
-            command=[activate, *listen, *(f"-E{name}" for name in environment(env)), program],
+            env=self.env,
+            command=[activate, *listen, *(f"-E{name}" for name in environment(self.env)), program],
             address=self.here("/run/pooled-serve.sock"),
             bind=False,
         )
@@ -424,10 +424,20 @@ def test_the_unit_on_sockets_of_systemd(
         assert Path(str(server.address)).is_socket()
 
 
+def test_the_unit_has_each_number_once() -> None:
+    settings = unit("Service")
+    known = {option.variable for option in OPTIONS} | {"WEB_CONCURRENCY"}
+    assert {line.partition("=")[0] for line in settings["Environment"]} <= known
+    for name in ("ExecStartPre", "ExecStart", "ExecReload"):
+        assert not re.search(r" -w\b| --(workers|pool-size)\b", " ".join(settings[name]))
+
+
 def test_the_unit_names_the_addresses_of_its_sockets() -> None:
     started = unit("Service")["ExecStart"][0]
     for address in unit("Socket", "pooled-serve.socket")["ListenStream"]:
         assert address in started
+        # Prometheus leaves the ports from 9090 on to its own servers and exporters
+        assert not re.search(r":9\d{3}$", address)
     # what it refuses to try again is what a person must correct
     assert unit("Service")["RestartPreventExitStatus"] == ["2 4 5"]
     codes = (ROOT / "README.md").read_text().partition("\nExit codes: ")[2].partition("\n\n")[0]

@@ -16,11 +16,12 @@ import pytest
 from gunicorn.config import Keepalive
 
 from conftest import StartServe
+from pooled_serve.serve.config import Config
 from support.deploy import POOL_TIMEOUT, installed, seconds, text, unit
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
-from support.servers import tied_to_us
+from support.servers import ROOT, tied_to_us
 
 
 def nginx_seconds(name: str) -> list[float]:
@@ -31,8 +32,16 @@ def test_nginx_waits_for_longer_than_pooled_serve() -> None:
     assert min(nginx_seconds("proxy_read_timeout")) > POOL_TIMEOUT
     (idle,) = nginx_seconds("keepalive_timeout")
     started = shlex.split(unit("Service")["ExecStart"][0])
-    assert idle < int(started[started.index("--keep-alive") + 1])
+    keep = int(started[started.index("--keep-alive") + 1])
+    assert idle < keep
     assert idle > Keepalive.default  # or the option would not be needed
+    # What the other places recommend is the same.
+    written = f"`--keep-alive {keep}`, and `keepalive_timeout {idle:.0f}s` in nginx"
+    assert written in (ROOT / "README.md").read_text()
+    config = Config()
+    config.set("keepalive", 75)
+    notes = [note.message for note in config.notes([])]
+    assert any(f"({keep} s, keepalive_timeout {idle:.0f}s in nginx)" in note for note in notes)
 
 
 @pytest.fixture

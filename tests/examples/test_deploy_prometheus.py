@@ -50,12 +50,16 @@ METRICS = {
 # The histograms say the same, or others say more.
 UNUSED = {
     *(f"peak_{key}" for key in PEAK_METRICS.keys() - {"in_use", "waiting"}),
-    *("waited_total", "opened_total", "connecting", "closing"),
-    *("uptime_seconds", "route_longest_held_seconds", "login_refused"),
+    *("waited_total", "opened_total", "connecting", "closing", "failed_total"),
+    *("uptime_seconds", "route_longest_held_seconds", "route_idle_seconds_total", "login_refused"),
     *(
         "asking",
         "last_outage_seconds",
+        "lost_seconds",
+        "connect_error",
         "worker_loop_delay_seconds",
+        "worker_no_descriptor_ago_seconds",
+        "worker_urls_failed",
         "worker_cpu_seconds_total",
         "cpus",
         "stopping",
@@ -84,6 +88,15 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
+def test_the_lines_for_prometheus_are_a_configuration_of_it(tmp_path: Path) -> None:
+    (lines,) = re.findall(
+        r"^#     (scrape_configs:\n(?:# {5,}.*\n)+)", text("prometheus-rules.yaml"), re.M
+    )
+    (tmp_path / "prometheus.yml").write_text(re.sub(r"^# {5}", "", lines, flags=re.M))
+    promtool = installed("promtool", "prometheus")
+    subprocess.run([promtool, "check", "config", tmp_path / "prometheus.yml"], check=True)
+
+
 def test_rules_and_dashboard_name_metrics_that_there_are() -> None:
     name = rf"\b(?:{NAME}|pooled_serve_)\w+"
     dashboard_names = set(re.findall(name, "\n".join(queries())))
@@ -108,6 +121,7 @@ def test_every_rule_is_tested() -> None:
         cases = [c for t in tests for c in t["alert_rule_test"] if c["alertname"] == rule["alert"]]
         assert {bool(case.get("exp_alerts")) for case in cases} == {True, False}, rule["alert"]
         assert rule["annotations"].keys() == {"summary", "description"}
+    assert f"| {len(rules())} alerts, each" in text("README.md")
 
 
 def promtool(*args: str) -> None:

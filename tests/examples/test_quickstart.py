@@ -204,6 +204,31 @@ def test_workers_share_the_connections(checkout: Path) -> None:
         assert metrics.status == 200
 
 
+def test_other_options_go_to_pooled_serve(checkout: Path) -> None:
+    status_port = free_port()
+    advised = "--max-outstanding", "20"
+    with quickstart(checkout, *advised, "--status-port", str(status_port)) as running:
+        running.wait_until_open()
+        assert "They share 10 connections" not in running.output
+        with Client(("127.0.0.1", status_port)) as client:
+            assert running.get("/bench/one")[0] == 200
+            assert client.get("/stats.json").json()["pools"]["default"]["max_outstanding"] == 20
+
+
+def test_a_misspelt_option_of_its_own_does_not(checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/quickstart.py", "--no-instal", "--venv", "nowhere"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "there is no option --no-instal: did you mean --no-install?" in done.stderr
+    assert done.returncode == 2
+    assert not (checkout / "nowhere").exists()
+
+
 def test_what_it_installs_serves_metrics(checkout: Path, tmp_path: Path) -> None:
     pip = tmp_path / "venv" / "bin" / "python"
     pip.parent.mkdir(parents=True)
@@ -235,6 +260,7 @@ def test_every_option_has_a_help(checkout: Path) -> None:
     _, _, told = done.stdout.partition("options:\n")
     helps = re.split(r"^  (?=-)", told, flags=re.MULTILINE)[1:]
     assert len(helps) > 7
+    assert "All other options go to pooled-serve, as in --max-outstanding 20." in told
     assert [text for text in helps if not re.search(r"(\n|\S)  +\S", text)] == []
 
 

@@ -265,3 +265,25 @@ def test_a_failed_connect_takes_what_came_back_meanwhile(
     assert user.get(timeout=MAX_WAIT_SECONDS) is first
     pool._open = connect_well
     pool.release(first)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_who_has_not_listened_does_not_blame_the_server(
+    make_pool: MakePool, driver: FakeDriver, *, busy: bool
+) -> None:
+    """A view computes, and each turn of the loop takes long: a login takes several."""
+    pool = make_pool(timeout=1.0)
+    driver.always["connect"] = NEVER
+
+    def compute() -> None:
+        while True:
+            time.sleep(0.3)
+            gevent.sleep(0.001)
+
+    view = gevent.spawn(compute) if busy else None
+    with pytest.raises(PoolTimeout):
+        pool.acquire()
+    if view:
+        view.kill()
+    driver.always.clear()
+    assert pool.stats()["connect_errors_total"] == (0 if busy else 1)

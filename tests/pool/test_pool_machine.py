@@ -214,6 +214,11 @@ class PoolMachine(RuleBasedStateMachine):
         elif harm == "dead":
             connection.alive = False
 
+    @rule()
+    def somebody_looks_for_dead_ones(self) -> None:
+        self.pool.drop_dead()
+        assert all(entry.conn.alive for entry in self.pool._idle)
+
     @rule(step=strategies.sampled_from([*FakeDriver().plan]), what=trouble)
     def the_driver_gets_in_trouble(self, step: str, what: Any) -> None:
         if what == "stall":

@@ -298,3 +298,15 @@ def test_the_rule() -> None:
     assert outage.is_long(31.0, 10.0, [], connecting=False)
     outage.end()
     assert not outage.is_long(12.0, 10.0, [], connecting=True)
+
+
+def test_an_inquiry_that_is_answered_ends_it(make: Callable[..., Pool], driver: FakeDriver) -> None:
+    """Else the next request would be refused, after a line that the database is back."""
+    pool = make()
+    go_through(pool, driver, Unreachable("refused"))
+    driver.always.clear()
+    assert pool.inquire(1.0) is True
+    assert not pool.out
+    with leased(pool):
+        pass
+    assert pool.stats()["timeouts_total"] == 3

@@ -15,7 +15,7 @@ from gevent.event import Event
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import ConnectionPool, tokens
 from pooled_serve.pool.tokens import LOOK_SECONDS, TRADE_SECONDS, Turn
-from support.driver import DriverError, FakeConnection, FakeDriver, settle
+from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, settle
 from support.greenlets import join_all
 from support.hosts import Left, Worker, trace, workers
 from support.pools import count_calls, hold
@@ -446,3 +446,41 @@ def test_it_makes_few_system_calls_to_connect(
     for connection in held:
         one.release(connection)
     workers[1].die()
+
+
+# --- Whether the server answers ----------------------------------------------------------------
+
+
+def test_an_inquiry_of_one_worker_is_one_of_all(make: MakePool, driver: FakeDriver) -> None:
+    one, other = make(0), make(1)
+    with one.lease(), other.lease():
+        driver.plan["connect"] = [go_on := Event()]
+        first = gevent.spawn(one.inquire, 10.0)
+        settle(lambda: driver.calls["connect"] == LIMIT + 1)
+        assert other.inquire(0.1) is False
+        second = gevent.spawn(other.inquire, 10.0)
+        gevent.sleep(0)
+        go_on.set()
+        assert first.get() is True
+        settle(second.ready)
+        assert second.get() is True
+    assert driver.peak == LIMIT + 1
+
+
+def test_connections_of_a_dead_worker_keep_nobody_from_asking(
+    make: MakePool, driver: FakeDriver, workers: list[Worker]
+) -> None:
+    """They are to be ended first, by logins that have no answer, one after the other."""
+    dead = workers[2].area("default")
+    for token in range(LIMIT):
+        dead.take(LIMIT, search=False)
+        dead.write_trace(token, b"%d" % (100 + token))
+    workers[2].die()
+    one, other = make(0), make(1)
+    driver.always["connect"] = NEVER
+    waiter = gevent.spawn(use, one)
+    settle(lambda: driver.calls["connect"] == 1)
+    assert one.inquire(0.2) is False
+    assert other.inquire(0.2) is False
+    waiter.kill()
+    settle(lambda: not one._replacing)

@@ -230,9 +230,43 @@ def test_there_is_only_one_inquiry_at_a_time(pool_of_two: Pool, driver: FakeDriv
     driver.plan["connect"] = [go_on]
     first = gevent.spawn(pool_of_two.inquire, 10.0)
     gevent.sleep(0)
-    assert pool_of_two.inquire(1.0) is None
+    assert pool_of_two.inquire(0.1) is False, "the first has no answer, either"
+    assert driver.calls["connect"] == 1
+    second = gevent.spawn(pool_of_two.inquire, 10.0)
+    gevent.sleep(0)
     go_on.set()
-    assert first.get() is True
+    assert (first.get(), second.get()) == (True, True)
+
+
+def test_a_login_that_is_to_end_a_statement_is_an_inquiry_too(
+    pool_of_two: Pool, driver: FakeDriver
+) -> None:
+    """Or with one abandoned statement after the other nobody would ever find out."""
+    users = [pool_of_two.acquire() for _ in range(2)]
+    driver.plan["connect"] = [NEVER] * 2
+    for user in users:
+        user.fault, user.at_work = "killed", True
+        pool_of_two.release(user)
+    settle(lambda: driver.calls["connect"] == 3)
+    assert pool_of_two.inquire(0.1) is False
+    assert driver.calls["connect"] == 3
+    settle(lambda: not pool_of_two._replacing)
+    assert pool_of_two.inquire(1.0) is True
+
+
+def test_a_login_that_began_a_moment_ago_says_nothing(
+    pool_of_two: Pool, driver: FakeDriver
+) -> None:
+    driver.plan["connect"] = [NEVER]
+    first = gevent.spawn(pool_of_two.inquire, 10.0)
+    gevent.sleep(0)
+    second = gevent.spawn(pool_of_two.inquire, 0.2)
+    gevent.sleep(0.1)
+    pool_of_two._asked[0] = (
+        pool_of_two._clock()
+    )  # as by another worker, after one that was given up
+    assert second.get() is None
+    first.kill()
 
 
 def test_one_that_is_killed_gives_up_its_right(pool_of_two: Pool, driver: FakeDriver) -> None:

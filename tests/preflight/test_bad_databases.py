@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import MakeProject, StartServe
 from pooled_serve.driver.connection import MySQLConnection
-from pooled_serve.preflight.runner import connect_problem
+from pooled_serve.preflight.servers import connect_problem
 from support.command import EXIT_DATABASE, EXIT_PLAN, run
 from support.django_project import PASSWORD, SQLITE, mysql_at
 from support.ports import free_port
@@ -48,6 +49,21 @@ SERVERS = {
         "name of no-such-host",
         NAME,
     ),
+    **{
+        f"host {host}": (
+            partial(mysql_at, host),
+            "PS302",
+            "host name of ",
+            f"→ write {meant} in",
+        )
+        for host, meant in {
+            "no-such-host.invalid:21010": 'HOST = "no-such-host.invalid", PORT = "21010"',
+            "mysql://no-such-host.invalid": 'HOST = "no-such-host.invalid"',
+            f"mysql://app:{PASSWORD}@10.0.0.300:3307/app": 'HOST = "10.0.0.300", PORT = "3307"',
+            "tcp://[::1]:3307": 'HOST = "::1", PORT = "3307"',
+        }.items()
+    },
+    "IPv6 address that is none": (lambda: mysql_at("fe80::xyz"), "PS302", "[fe80::xyz]", NAME),
     "password in the host": (
         lambda: mysql_at(f"app:{PASSWORD}@no-such-host.invalid"),
         "PS302",
@@ -57,7 +73,9 @@ SERVERS = {
 }
 
 
-@pytest.mark.parametrize("case", SERVERS.values(), ids=SERVERS.keys())
+@pytest.mark.parametrize(
+    "case", SERVERS.values(), ids=[f"{case[1]} {name}" for name, case in SERVERS.items()]
+)
 def test_unreachable_server(
     project: MakeProject, case: tuple[Callable[[], dict[str, Any]], str, str, str]
 ) -> None:
@@ -102,6 +120,42 @@ def test_wrong_password(project: MakeProject, mariadb: Server) -> None:
     done = check(project, database, PASSWORD=PASSWORD)
     done.assert_one_problem("PS303", EXIT_DATABASE, "Access denied", "USER and PASSWORD")
     assert PASSWORD not in done.output
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("PASSWRD", "PASSWORD"),
+        ("PASSWD", "PASSWORD"),
+        ("password", "PASSWORD"),
+        ("HSOT", "HOST"),
+        ("CONN-MAX-AGE", "CONN_MAX_AGE"),
+        ("TIMEZONE", "TIME_ZONE"),
+    ],
+)
+def test_a_key_that_is_nearly_one(
+    project: MakeProject, mariadb: Server, key: str, near: str
+) -> None:
+    done = check(project, mariadb.create_database(), **{key: PASSWORD})
+    says = f"DATABASES has a key {key!r}, which Django does not know"
+    done.assert_one_problem("WARN  PS110 default", 0, says, f"did you mean {near!r}?")
+    assert PASSWORD not in done.output
+
+
+def test_keys_of_an_engine_are_its_own(project: MakeProject, mariadb: Server) -> None:
+    keys = dict.fromkeys(("SCHEMA", "REPLICAS", "POOL", "MAX_AGE", "PREFIX", "LABEL"), PASSWORD)
+    done = check(project, mariadb.create_database(), "--strict", **keys)
+    assert done.code == 0, done.output
+
+
+def test_account_for_another_host(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    mariadb.admin.query(f"CREATE USER far@'10.0.0.1' IDENTIFIED BY '{PASSWORD}'")
+    done = check(project, database, USER="far", PASSWORD=PASSWORD)
+    done.assert_one_problem(
+        "PS303", EXIT_DATABASE, "'far'", "which depends on the client's host, too"
+    )
+    mariadb.admin.query("DROP USER far@'10.0.0.1'")
 
 
 def test_expired_password(project: MakeProject, mysql: Server) -> None:
@@ -213,6 +267,44 @@ def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None
     assert "\n" not in problem.message
 
 
+def fail(error: Exception) -> Exception:
+    """Returns the error as it is after Python code has raised it."""
+    try:
+        raise error
+    except Exception as raised:
+        return raised
+
+
+def test_a_failure_of_code_is_not_called_the_servers_answer() -> None:
+    # 1045 is a key here, and not "Access denied".
+    problem = connect_problem(fail(KeyError(1045)), "db:3306", 5.0)
+    assert problem.code == "PS308"
+    said = f"db:3306: Python code fails in the connect: KeyError: 1045 ({__file__}, line "
+    assert problem.message.startswith(said)
+    assert "(error" not in problem.message
+    assert "error log" not in problem.hint
+    assert "OPTIONS" in problem.hint
+
+
+def test_rows_that_turn_out_to_be_no_tuples(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    folder = project(
+        databases={"default": database.django()},
+        settings="""
+            from pymysql.cursors import Cursor
+
+            class Rows(Cursor):
+                def fetchone(self):
+                    return dict(enumerate(super().fetchone()))
+
+            DATABASES["default"]["OPTIONS"] = {"cursorclass": Rows}
+        """,
+    )
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    says = "OPTIONS['cursorclass'] of the database 'default' is <class 'mysite.settings.Rows'>, not"
+    done.assert_one_problem("PS110", EXIT_DATABASE, says, "none, or another class")
+
+
 def test_no_password_is_seen(project: MakeProject, serve: StartServe, mariadb: Server) -> None:
     database = mariadb.create_database()
     folder = project(
@@ -317,7 +409,7 @@ PLANS: dict[str, tuple[list[str], dict[str, object], str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.parametrize("plan", PLANS.values(), ids=[f"{p[2]} {n}" for n, p in PLANS.items()])
 def test_plan(project: MakeProject, short_tempered: Server, plan: Any) -> None:
     args, settings, code, says, remedy = plan
     database = short_tempered.create_database()
@@ -342,6 +434,12 @@ def test_limit_of_the_user(project: MakeProject, mariadb: Server) -> None:
     done.assert_one_problem("PS201", EXIT_PLAN, "= 7, the server allows 6", "raise max_user_conn")
 
 
+def test_a_project_without_a_database_to_select(project: MakeProject, mariadb: Server) -> None:
+    database = mariadb.create_database()
+    done = check(project, database, NAME="")
+    done.assert_one_problem("WARN  PS110 default", 0, "NAME is empty", "write the name")
+
+
 # --- The port ----------------------------------------------------------------------------------
 
 
@@ -358,3 +456,14 @@ def test_port_in_use(project: MakeProject, serve: StartServe) -> None:
     assert said in ended.value.log
     assert ended.value.log.count("PS501") == 1  # the other one was to be had
     assert "→ stop that process, or listen elsewhere with -b HOST:PORT" in ended.value.log
+
+
+def test_a_check_beside_a_running_instance_only_notes_its_port(project: MakeProject) -> None:
+    folder = project(databases=SQLITE)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = run("mysite.wsgi", "--check", "--strict", "-b", taken, cwd=folder)
+    said = f"note {taken} is in use: a running instance may hold it"
+    assert said in " ".join(done.stdout.split())
+    assert done.code == 0, done.output
+    assert "is in use" not in run("mysite.wsgi", "--check", "-b", taken, cwd=folder).output

@@ -9,7 +9,8 @@ import pytest
 
 from conftest import MakeProject
 from pooled_serve.options import OPTIONS
-from support.command import EXIT_PLAN, EXIT_USAGE, Here, run
+from pooled_serve.serve import app as server
+from support.command import EXIT_PLAN, EXIT_PROJECT, EXIT_USAGE, Here, run
 from support.option_values import bad_values
 
 
@@ -39,9 +40,35 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
     },
     "size as an alias": (["a", "--pool", "4"], "PS401", "--pool: ", "→ use --pool-size 4"),
     "port alone": (["a", "--status", "24211"], "PS401", "--status: ", "→ use 127.0.0.1:24211"),
+    **{
+        f"bind {text}": (["a", "-b", text], "PS401", f"--bind: {says}", remedy)
+        for text, says, remedy in (
+            ("8000", "8000 is a port without a host", "use 127.0.0.1:8000, or :8000"),
+            ("tcp://8000", "tcp://8000 is a port", "use 127.0.0.1:8000"),
+            ("::1:8301", "must be HOST:PORT, unix:PATH or fd://N, not", "use [::1]:8301"),
+            ("[::1]x:8301", "must be HOST:PORT", "for example 127.0.0.1:8000"),
+            ("127.0.0.1:80:81", "must be HOST:PORT", "for example 127.0.0.1:8000"),
+        )
+    },
+    "status without brackets": (["a", "--status", "::1:8301"], "PS401", "--status", "[::1]:8301"),
     "unknown short option": (["a", "-X"], "PS402", "-X", "--help"),
     "option without its value": (["a", "--pool-size"], "PS401", "--pool-size", "--help"),
-    "two applications": (["a", "b"], "PS401", "b", "--help"),
+    "two applications": (["a", "b"], "PS401", "after the application a: b", "--help"),
+    **{
+        f"command {' '.join(args)}": (
+            args,
+            "PS401",
+            f"no command '{word}'",
+            f"pooled-serve {meant}",
+        )
+        for args, word, meant in (
+            (["check", "a.wsgi"], "check", "a.wsgi --check"),
+            (["a.wsgi", "check", "--pool-size", "4"], "check", "a.wsgi --check"),
+            (["run", "a.wsgi"], "run", "a.wsgi"),
+            (["serve", "a.wsgi", "--check"], "serve", "a.wsgi"),
+            (["start", "a.wsgi", "-w", "2"], "start", "a.wsgi"),
+        )
+    },
     "gunicorn's number": (
         ["a", "-w", "many"],
         "PS401",
@@ -168,6 +195,8 @@ def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) ->
         ("workers = 'x'", "PS401", "py: workers: "),
         ("workers = 0", "PS401", "py: workers: must be a whole number above 0"),
         ("bind = '127.0.0.1:70000'", "PS401", "py: bind: there is no port 70000"),
+        ("bind = 8000", "PS401", "py: bind: 8000 is a port without a host"),
+        ("bind = ['127.0.0.1:8000', 8001]", "PS401", "py: bind: 8001 is a port without a host"),
         ("pool_status = '127.0.0.1:8000'", "PS401", "py: pool_status: 127.0.0.1:8000 is where"),
         ("wsgi_app = 4", "PS401", "wsgi_app: "),
         ("worker_class = 'sync'", "PS404", "'sync'"),
@@ -178,6 +207,30 @@ def test_bad_values_of_other_types_in_the_file(
 ) -> None:
     here.conf(source)
     here.run("a").assert_one_problem(code, EXIT_USAGE, says)
+
+
+@pytest.mark.parametrize(
+    ("source", "says", "remedy"),
+    [
+        (
+            "workers = 3,",
+            "py: workers: must not be a tuple, as (3,) is",
+            "a comma too many? use workers = 3",
+        ),
+        ("proc_name = 'shop',", "as ('shop',) is", "a comma too many? use proc_name = 'shop'"),
+        ("preload_app = True,", "as (True,) is", "a comma too many? use preload_app = True"),
+        ("pool_size = 4,", "as (4,) is", "a comma too many? use pool_size = 4"),
+        # With a comma or without.
+        ("workers = 'x',", "workers: must be a whole number, not ('x',)", "use a whole number"),
+        ("pool_size = 'x',", "pool_size: must be a whole number above 0", "for example pool_size"),
+        ("timeout = [30]", "timeout: must be a whole number, not [30]", "use a whole number"),
+        ("workers = 2.5", "workers: must be a whole number, not 2.5", "use a whole number"),
+        ("backlog = None", "backlog: must be a whole number, not None", "use a whole number"),
+    ],
+)
+def test_values_that_are_no_number(here: Here, source: str, says: str, remedy: str) -> None:
+    here.conf(source)
+    here.run("a").assert_one_problem("PS401", EXIT_USAGE, says, f"→ {remedy}")
 
 
 def test_a_stronger_source_than_the_file_is_named_as_it_was_written(here: Here) -> None:
@@ -196,6 +249,27 @@ NEARLY = {
     "pool_sise = 4": "pool_size",
     "pool_max_outstanding = 4": "max_outstanding",
     "pool = ['default:4']": "pool_aliases",
+    "max_request = 1000": "max_requests",
+    "keep_alive = 5": "keepalive",
+    "graceful_timout = 30": "graceful_timeout",
+    "worker_conections = 100": "worker_connections",
+    "worker = 3": "workers",
+    "timeou = '60'": "timeout",
+    "timeotu = 60": "timeout",
+    "bnid = '127.0.0.1:24211'": "bind",
+    "bimd = '127.0.0.1:24211'": "bind",
+    "spww = True": "spew",
+    "chdri = '/tmp'": "chdir",
+    "preload = True": "preload_app",
+    "preload_ap = True": "preload_app",
+    "access_logfile = '-'": "accesslog",
+    "log_level = 'info'": "loglevel",
+    "access_log = '-'": "accesslog",
+    "post_worker_int = lambda worker: None": "post_worker_init",
+    "def when_redy(server): pass": "when_ready",
+    # beside the setting
+    "workerss = 7\nworkers = 2": "workers, which the file has, too",
+    "timeuot = 3\ntimeout = 60": "timeout, which the file has, too",
 }
 
 
@@ -206,17 +280,36 @@ def test_a_setting_of_the_file_that_is_nearly_one(
     folder = project(databases={})
     (folder / "gunicorn.conf.py").write_text(source)
     done = run("mysite.wsgi", "--check", cwd=folder)
-    name = source.partition(" ")[0]
+    name = source.removeprefix("def ").split(" ")[0].split("(")[0]
     says = f"gunicorn.conf.py: there is no setting {name}"
     done.assert_one_problem("PS402", 0, says, f"did you mean {meant}?")
 
 
-def test_other_names_in_the_file_are_the_users_own(project: MakeProject) -> None:
+OWN = (
+    "import os as replicas\nstatus = 'starting'\nsettings = 1\n_pool_sise = 4\nport = 8000\n"
+    "def pool_hook(): ...\ndef strict(): ...\ncheck = True\nsize = 'big'\nhosts = ['a']\n",
+    # never read
+    "cpu_count = 2\nworkers_per_core = 1\nmax_workers = 4\nhost = 'h'\nport = 1\nusers = ['a']\n"
+    "web_concurrency = 2\nuse_loglevel = 'info'\naccesslog_var = '-'\nerrorlog_var = '-'\n",
+    "log_dir = '/tmp'\nversion = '1'\ndebug = True\napp_name = 'shop'\ncores = 4\n"
+    "graceful_timeout_str = '120'\nbind_env = None\nthreads_per_worker = 2\ndjango_settings = 1\n",
+    "def number_of_workers(): ...\ndef ready(server): ...\ndef post_request_log(worker): ...\n",
+    # near, and read
+    "size = 4\nreplicas = 2\nworkers = size * replicas\nlog_level = 'info'\n"
+    "loglevel = log_level\nkeep_alive = 5\ndef when_ready(server):\n    print(keep_alive)\n",
+    # near, and not good for it
+    "worker = 'first'\ntimouts = {'a': 1}\nkeep_alive = 'never'\n",
+    "kind = 'web'\nbindings = 'x'\ngrouped = True\n",
+    # another word for one that the file has
+    "proc_name = name = 'shop'\npidfile = pid = 'shop.pid'\n",
+    Path(__file__).with_name("image_conf.py").read_text(),
+)
+
+
+@pytest.mark.parametrize("source", OWN)
+def test_other_names_in_the_file_are_the_users_own(project: MakeProject, source: str) -> None:
     folder = project(databases={})
-    (folder / "gunicorn.conf.py").write_text(
-        "import os as replicas\nstatus = 'starting'\nsettings = 1\n_pool_sise = 4\nport = 8000\n"
-        "def pool_hook(): ...\ndef strict(): ...\ncheck = True\nsize = 'big'\nhosts = ['a']\n"
-    )
+    (folder / "gunicorn.conf.py").write_text(source)
     done = run("mysite.wsgi", "--check", "--strict", cwd=folder)
     assert done.code == 0, done.output
     assert "PS402" not in done.output
@@ -236,6 +329,42 @@ def test_configuration_file_that_fails(here: Here, source: str, line: int, error
     done = here.run("a")
     done.assert_one_problem("PS403", EXIT_USAGE, "gunicorn.conf.py", "correct it")
     assert f'gunicorn.conf.py", line {line}: {error}' in done.output
+
+
+@pytest.mark.parametrize(
+    ("cwd", "hint"),
+    [
+        (
+            "..",
+            "cd project1 first, and use mysite.wsgi there, so that its gunicorn.conf.py is read",
+        ),
+        ("mysite", "run it in the folder above, where manage.py and gunicorn.conf.py are"),
+    ],
+)
+def test_a_hint_leads_to_where_the_configuration_file_is_read(
+    project: MakeProject, cwd: str, hint: str
+) -> None:
+    folder = project(databases={})
+    for name in ("manage.py", "gunicorn.conf.py"):
+        (folder / name).touch()
+    done = run("mysite.wsgi", "--check", cwd=folder / cwd)
+    done.assert_one_problem("PS101", EXIT_PROJECT, "no module 'mysite'", f"→ {hint}")
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_configuration_file_where_chdir_leads_is_not_read(
+    project: MakeProject, tmp_path: Path, check: bool
+) -> None:
+    folder = project(databases={}, settings="ALLOWED_HOSTS = []")  # so that it does not start
+    file = folder / "gunicorn.conf.py"
+    file.write_text("workers = 3\n")
+    args = ("mysite.wsgi", "--chdir", str(folder), "--check" if check else "--strict")
+    note = f"note --chdir {file} is not read, because the command was run in another folder"
+    assert note in " ".join(run(*args, cwd=tmp_path).output.split())
+    for cwd, option in ((tmp_path, f"-c{file}"), (folder, "--reload")):
+        done = run(*args, option, cwd=cwd)
+        assert "is not read" not in done.output
+        assert not check or "3 workers ×" in done.output
 
 
 def test_what_the_configuration_file_prints_is_seen(here: Here) -> None:
@@ -261,8 +390,14 @@ def test_a_status_page_for_this_machine(project: MakeProject, address: str) -> N
     folder = project(databases={})
     done = run("mysite.wsgi", "--check", "--strict", "--status", address, cwd=folder)
     assert done.code == 0, done.output
-    if address == ":24211":
-        assert "Status    http://127.0.0.1:24211/" in done.output
+    shown = address if address.startswith("unix:") else "http://127.0.0.1:24211/"
+    assert f"Status    {shown}\n" in done.output
+
+
+@pytest.mark.parametrize("address", ["localhost", "[::1]", "[::1]:24212", ":24212", "tcp://h:1"])
+def test_addresses_as_gunicorn_has_them(here: Here, address: str) -> None:
+    here.conf(f"wsgi_app, bind = 'a', {address!r}")
+    server.Application([]).cfg.check_bind()
 
 
 # --- The environment ---------------------------------------------------------------------------

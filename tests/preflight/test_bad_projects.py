@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from conftest import MakeProject, StartServe
-from support.command import EXIT_PLAN, EXIT_PROJECT, run
+from conftest import MakeProject
+from support.command import EXIT_PLAN, EXIT_PROJECT, EXIT_USAGE, run
 from support.django_project import PASSWORD, SQLITE, WSGI, mysql_at
-from support.servers import Server
-from support.text import find
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,48 @@ PROJECTS = {
     ),
     "manage.py": Case("PS107", "'manage.py'", "use mysite.wsgi", args=("manage.py",)),
     "manage": Case("PS103", "manage", "use mysite.wsgi", args=("manage",), files=MANAGE),
+    **{
+        f"command of {words[0]}": Case(
+            "PS401",
+            "there is no command 'runserver'",
+            f"→ use pooled-serve {meant}",
+            exit_code=EXIT_USAGE,
+            args=words,
+            files=MANAGE,
+        )
+        for words, meant in (
+            (("manage.py", "runserver"), "mysite.wsgi"),
+            (("runserver", "manage.py"), "mysite.wsgi"),
+            (("mysite/wsgi.py:application", "runserver"), "mysite.wsgi:application"),
+        )
+    },
+    "no application": Case(
+        "PS405",
+        "no application was given",
+        "use pooled-serve mysite.wsgi, or set wsgi_app",
+        exit_code=EXIT_USAGE,
+        args=(),
+        files=MANAGE,
+    ),
+    "slash after a module": Case(
+        "PS107", "'mysite.wsgi/'", "use mysite.wsgi", args=("mysite.wsgi/",)
+    ),
+    "dot and slash before a module": Case(
+        "PS107", "'./mysite.wsgi'", "use mysite.wsgi", args=("./mysite.wsgi",)
+    ),
+    "settings misspelt": Case(
+        "PS105",
+        "no settings module 'mysite.settinx'",
+        "did you mean mysite.settings?",
+        args=("mysite.wsgi", "--settings", "mysite.settinx"),
+    ),
+    "settings in a package misspelt": Case(
+        "PS105",
+        "no settings module 'mysite.config.prd'",
+        "did you mean mysite.config.prod?",
+        args=("mysite.wsgi", "--settings", "mysite.config.prd"),
+        files={"mysite/config/__init__.py": "", "mysite/config/prod.py": ""},
+    ),
     "path of settings": Case(
         "PS107",
         "'mysite/settings.py' is a file path; settings are named as a module",
@@ -145,6 +183,56 @@ PROJECTS = {
         "PS102",
         settings='import os\nos.environ["NO_SUCH"]',
         output="KeyError: 'NO_SUCH'",
+    ),
+    **{
+        f"{setting} with {value}": Case(
+            "PS102",
+            "mysite.wsgi exists",
+            f"→ correct {setting} of mysite.settings, or install what it names; for all",
+            settings=f"INSTALLED_APPS = ['notes']\n{settings}",
+            files={
+                "notes/__init__.py": "",
+                "notes/models.py": "from django.db import models\n\n"
+                "class Note(models.Model):\n    text = models.TextField()\n",
+            },
+            output=f"\n  {setting} of mysite.settings, '{value}': {error}",
+        )
+        for setting, value, settings, error in (
+            (
+                "ENGINE in DATABASES",
+                "django.db.backends.mysqll",
+                "DATABASES['default']['ENGINE'] = 'django.db.backends.mysqll'",
+                "django.core.exceptions.ImproperlyConfigured: 'django.db.backends.mysqll' isn't an "
+                "available database backend or couldn't be imported. To use one",
+            ),
+            (
+                "INSTALLED_APPS",
+                "no_framework",
+                "INSTALLED_APPS += ['no_framework']",
+                "ModuleNotFoundError: No module named 'no_framework'\n",
+            ),
+            (
+                "MIDDLEWARE",
+                "no_headers.Middleware",
+                "MIDDLEWARE = ['no_headers.Middleware']",
+                "ModuleNotFoundError: No module named 'no_headers'\n",
+            ),
+        )
+    },
+    "app of the project's that fails": Case(
+        "PS102",
+        "mysite.wsgi exists",
+        "→ correct the error above",
+        settings="INSTALLED_APPS = ['notes.apps.NotesConfig']",
+        files={"notes/__init__.py": "", "notes/apps.py": "\nimport no_such_thing"},
+        output="notes/apps.py\", line 2: ModuleNotFoundError: No module named 'no_such_thing'\n",
+    ),
+    "error of several lines": Case(
+        "PS102",
+        "PyMySQL cannot use the settings of the database 'default'",
+        "correct DATABASES",
+        databases=mysql_at("127.0.0.1", OPTIONS={"isolation_level": "serialisable"}),
+        output="Invalid transaction isolation level 'serialisable' specified. Use one of ",
     ),
     "application that ends the process": Case(
         "PS102",
@@ -250,7 +338,7 @@ PROJECTS = {
     "broken URLs": Case(
         "PS109",
         "mysite.urls fails while it is imported",
-        "manage.py check",
+        "correct the error; for all of its traceback",
         sources={"urls": "import no_such_thing"},
         output="urls.py\", line 1: ModuleNotFoundError: No module named 'no_such_thing'",
     ),
@@ -356,6 +444,78 @@ PROJECTS = {
         "usually 3306",
         databases=mysql_at("127.0.0.1", "mysql"),  # type: ignore[arg-type]
     ),
+    "port that would be another": Case(
+        "PS110",
+        "PORT of the database 'default' is '73926', not a number from 1 to 65535",
+        "usually 3306",
+        databases=mysql_at("127.0.0.1", "73926"),  # type: ignore[arg-type]
+    ),
+    "port below all": Case(
+        "PS110",
+        "PORT of the database 'default' is -1, not a number from 1 to 65535",
+        databases=mysql_at("127.0.0.1", -1),
+    ),
+    **{
+        f"{name} that is {value!r}": Case(
+            "PS110",
+            f"OPTIONS['{name}'] of the database 'default' is {says}",
+            remedy,
+            databases=mysql_at("127.0.0.1", OPTIONS={name: value}),
+        )
+        for name, value, says, remedy in (
+            ("connect_timeout", "5", "'5', not a number", "int(...) around"),
+            ("read_timeout", PASSWORD, "of type str, not a number", "int(...) around"),
+            ("write_timeout", -1, "-1, not from 0 to 31536000", "in between"),
+            ("port", "3306", "'3306', not a number", "without quotes"),
+            ("port", 73926, "73926, not from 0 to 65535", "in between"),
+            ("max_allowed_packet", "64", "'64', not a number", "without quotes"),
+            ("local_infile", "False", "'False', not True or False", "without quotes"),
+            ("cursorclass", "DictCursor", "of type str, not a class", "without quotes"),
+        )
+    },
+    **{
+        f"rows that are dicts, {name}": Case(
+            "PS110",
+            f"OPTIONS['cursorclass'] of the database 'default' is <class '{name}'>, not one with "
+            "rows that are tuples",
+            "use none, or another class",
+            settings=f"{before}from {module} import {name.rpartition('.')[2]} as Rows\n"
+            "DATABASES['default']['OPTIONS'] = {'cursorclass': Rows}",
+            databases=mysql_at("127.0.0.1"),
+        )
+        for module, name, before in (
+            ("MySQLdb.cursors", "MySQLdb.cursors.DictCursor", ""),
+            (
+                "MySQLdb.cursors",
+                "MySQLdb.cursors.SSDictCursor",
+                "import pymysql\npymysql.install_as_MySQLdb()\n",
+            ),
+        )
+    },
+    "cursors of mysqlclient's": Case(
+        "PS110",
+        "is <class 'MySQLdb.cursors.Cursor'>, not one of PyMySQL's cursor classes",
+        "use none, or another class",
+        settings="class BaseCursor: ...\nBaseCursor.__module__ = 'MySQLdb.cursors'\n"
+        "class Cursor(BaseCursor): ...\nCursor.__module__ = 'MySQLdb.cursors'\n"
+        "DATABASES['default']['OPTIONS'] = {'cursorclass': Cursor}",
+        databases=mysql_at("127.0.0.1"),
+    ),
+    "class that is no cursor": Case(
+        "PS110",
+        "is <class 'list'>, not one of PyMySQL's cursor classes",
+        settings="DATABASES['default']['OPTIONS'] = {'cursorclass': list}",
+        databases=mysql_at("127.0.0.1"),
+    ),
+    "rows that are dicts": Case(
+        "PS110",
+        "OPTIONS['cursorclass'] of the database 'default' is <class 'pymysql.cursors.DictCursor'>,"
+        " not one with rows that are tuples, as Django needs",
+        "use none, or another class",
+        settings="from pymysql.cursors import DictCursor\n"
+        "DATABASES['default']['OPTIONS'] = {'cursorclass': DictCursor}",
+        databases=mysql_at("127.0.0.1"),
+    ),
     "age that is a text": Case(
         "PS110",
         "CONN_MAX_AGE of the database 'default' is '60', not a number",
@@ -400,7 +560,7 @@ PROJECTS = {
     "mysqlclient": Case(
         "PS502",
         "mysqlclient",
-        "remove the import of MySQLdb from the configuration file, or from what runs before",
+        "remove the import of MySQLdb from the configuration file and what that imports, or from",
         files={"MySQLdb/__init__.py": "", "gunicorn.conf.py": "import MySQLdb"},
     ),
     "the ancestor's patch": Case(
@@ -413,7 +573,10 @@ PROJECTS = {
 }
 
 
-@pytest.mark.parametrize("case", PROJECTS.values(), ids=PROJECTS.keys())
+# The codes are for those who choose by them, with -k PS113.
+@pytest.mark.parametrize(
+    "case", PROJECTS.values(), ids=[f"{case.code} {name}" for name, case in PROJECTS.items()]
+)
 def test_project(project: MakeProject, case: Case) -> None:
     folder = project(databases=case.databases, settings=case.settings, **case.sources)
     for name, source in case.files.items():
@@ -426,114 +589,9 @@ def test_project(project: MakeProject, case: Case) -> None:
     assert ("Ready. Nothing was started." in done.output) == (done.code == 0)
 
 
-def test_a_project_that_imports_mysqldb_gets_pymysql(project: MakeProject) -> None:
-    folder = project(
-        databases=SQLITE, settings="import MySQLdb\nassert MySQLdb.__name__ == 'pymysql'"
-    )
-    (folder / "MySQLdb.py").write_text("raise ImportError('this is mysqlclient')")
-    assert run("mysite.wsgi", "--check", cwd=folder).code == 0
-
-
-def test_values_that_count_for_something_else(project: MakeProject, mariadb: Server) -> None:
-    settings = mariadb.create_database().django(CONN_MAX_AGE=True, ATOMIC_REQUESTS="False")
-    folder = project(databases={"default": settings})
-    done = run("mysite.wsgi", "--check", cwd=folder)
-    assert "CONN_MAX_AGE is True, which counts as 1s" in done.output
-    assert "ATOMIC_REQUESTS is 'False', a string, which counts as True" in done.output
-    assert done.output.count("PS110 default") == 2
-
-
-@pytest.mark.parametrize("name", ["mysite/wsgi.py", "mysite", "mysite/wsgi.py:application"])
-@pytest.mark.parametrize("here", [True, False])
-def test_absolute_path(project: MakeProject, tmp_path: Path, name: str, here: bool) -> None:
-    folder = project(databases=SQLITE)
-    (folder / "manage.py").touch()
-    done = run(f"{folder}/{name}", "--check", cwd=folder if here else tmp_path)
-    remedy = "use mysite.wsgi" + ("" if here else f" --chdir {folder}")
-    done.assert_one_problem("PS107", EXIT_PROJECT, "is a file path", remedy)
-    assert done.output.rstrip().endswith(remedy)
-    assert run(*remedy.split()[1:], "--check", cwd=tmp_path if not here else folder).code == 0
-
-
-def test_without_hosts_a_debugging_site_answers(project: MakeProject) -> None:
-    folder = project(databases=SQLITE, settings="DEBUG = True\nALLOWED_HOSTS = []")
-    assert "PS113" not in run("mysite.wsgi", "--check", cwd=folder).output
-
-
-def test_migrations_that_are_not_applied(project: MakeProject, mariadb: Server) -> None:
-    database = mariadb.create_database()
-    apps = "INSTALLED_APPS = ['django.contrib.contenttypes', 'django.contrib.auth']"
-    folder = project(databases={"default": database.django()}, settings=apps)
-    done = run("mysite.wsgi", "--check", "--strict", cwd=folder)
-    assert done.code == 0, done.output
-    found = find(
-        r"note  default +(\d+) migrations are not applied, the first is (\S+): run", done.output
-    )
-    assert int(found.group(1)) > 10
-    assert found.group(2) in ("auth.0001_initial", "contenttypes.0001_initial")
-    tables = f"SELECT 1 FROM information_schema.tables WHERE table_schema = '{database.name}'"
-    assert mariadb.admin.query(tables) == []  # it only looks
-
-
-@pytest.mark.parametrize("age", [0, -1, 1.5, float("inf"), None, 60])
-def test_ages_that_django_takes(project: MakeProject, mariadb: Server, age: float | None) -> None:
-    settings = mariadb.create_database().django()
-    written = "float('inf')" if age == float("inf") else repr(age)
-    folder = project(
-        databases={"default": settings},
-        settings=f"DATABASES['default']['CONN_MAX_AGE'] = {written}",
-    )
-    done = run("mysite.wsgi", "--check", cwd=folder)
-    assert "Traceback" not in done.output
-    assert "PS110" not in done.output
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ancestor_applied_in_settings(project: MakeProject, when: str) -> None:
     folder = project(databases=SQLITE, settings="import db_pooling\ndb_pooling.apply_patch()")
     (folder / "db_pooling.py").write_text(dedent(ANCESTOR))
     done = run("mysite.wsgi", *(["--check"] if when == "before" else ["--preload"]), cwd=folder)
     done.assert_one_problem("PS503", EXIT_PROJECT, "db_pooling", "remove the call")
-
-
-def test_the_calls_of_pooling_do_not_count_under_the_command(project: MakeProject) -> None:
-    calls = """
-        from pooled_serve import pooling
-        pooling.set_pool_size(50, max_outstanding=100)
-        pooling.apply_patch()
-    """
-    folder = project(wsgi=dedent(WSGI) + dedent(calls))
-    done = run("mysite.wsgi", "--check", "--pool-size", "3", cwd=folder)
-    done.assert_one_problem("PS207", 0, "pooled_serve.pooling", "delete the calls")
-    assert re.search(r"/\w+ +3 +9 ", done.stdout), done.stdout
-
-
-# --- Without MySQL -----------------------------------------------------------------------------
-
-
-def test_sqlite_is_left_alone(project: MakeProject, serve: StartServe) -> None:
-    folder = project(
-        """
-        from django.db import connection
-        from django.http import HttpResponse
-
-        def ask(request):
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT sqlite_version()")
-                return HttpResponse(cursor.fetchone()[0])
-        """,
-        databases=SQLITE,
-    )
-    server = serve(folder, "--strict")
-    assert server.get("/ask").text.startswith("3.")
-    assert "SQLite is not pooled" in server.log
-
-
-def test_no_databases(project: MakeProject, serve: StartServe) -> None:
-    folder = project(
-        "from django.http import HttpResponse\ndef hello(r):\n    return HttpResponse('hello')",
-        databases={},
-    )
-    server = serve(folder, "--strict")
-    assert server.get("/hello").text == "hello"
-    assert "no database: nothing to pool" in server.log

@@ -16,44 +16,7 @@ from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.budget import spared
 from pooled_serve.preflight.plan import Plan, make_plan
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
-
-
-def facts(
-    *, wait_timeout: int = 28800, limit: int = 151, of_user: int = 0, in_use: int = 0, own: int = 0
-) -> ServerFacts:
-    return ServerFacts("MariaDB 10.11.19", wait_timeout, limit, of_user, in_use, 0.001, own)
-
-
-def database(
-    alias: str = "default",
-    *,
-    server: str = "db:3306",
-    age: float | None = 0,
-    found: ServerFacts | None = None,
-    **more: Any,
-) -> DatabaseReport:
-    return DatabaseReport(
-        alias, True, "MySQL", f"{server}/{alias}", server, age, found or facts(**more)
-    )
-
-
-def plan_for(
-    *databases: DatabaseReport, workers: int = 1, connections: int = 1000, **written: Any
-) -> Plan:
-    report = ProjectReport(app="mysite.wsgi:application", databases=databases or (database(),))
-    return make_plan(
-        PoolOptions(**written), report, workers=workers, worker_connections=connections
-    )
-
-
-def the(plan: Plan, level: Level) -> Finding:
-    (finding,) = (f for f in plan.findings if f.level is level)
-    return finding
-
-
-def levels(plan: Plan) -> set[Level]:
-    return {finding.level for finding in plan.findings}
-
+from support.plans import database, facts, levels, plan_for, the
 
 # --- Sizes -------------------------------------------------------------------------------------
 
@@ -300,83 +263,57 @@ def test_a_default_cap_yields_to_a_written_one_on_the_same_server() -> None:
     assert (plan.pools["a"].cap, plan.pools["b"].cap) == (15, 1)
 
 
-# --- The bound of a host -----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("written", "level", "numbers"),
+    [
+        ({"cap": 120}, Level.OK, ""),
+        ({"cap": 121}, Level.NOTE, "1 worker × 121 connections = 121, which leaves 30 of 151"),
+        ({"size": 140}, Level.WARN, "1 worker × 140 connections = 140, which leaves 11 of 151"),
+        ({"cap": 151}, Level.WARN, "1 worker × 151 connections = 151, which leaves 0 of 151"),
+        (
+            {"per_host": 75, "workers": 8, "replicas": 2},
+            Level.WARN,
+            "2 replicas × 75 connections per host = 150, which leaves 1 of 151",
+        ),
+    ],
+)
+def test_what_is_written_should_leave_something_to_others(
+    written: dict[str, Any], level: Level, numbers: str
+) -> None:
+    plan = plan_for(**written)
+    others = "to others: migrations, cron jobs, backups, administrators"
+    found = [finding for finding in plan.findings if others in finding.message]
+    assert [finding.level for finding in found] == ([] if level is Level.OK else [level])
+    for finding in found:
+        assert finding.message == f"{numbers} {others}"
+        assert finding.code == ("PS208" if level is Level.WARN else "")
+        hint = "which leaves 31 or more to others, or raise max_connections"
+        assert (hint in finding.hint) == (level is Level.WARN)
+    said_well = "max_connections" in {f.label for f in plan.findings}
+    assert said_well == (level is not Level.WARN), "a warning is no success"
 
 
-def test_with_a_bound_of_the_host_workers_do_not_multiply() -> None:
-    plan = plan_for(workers=8, per_host=100)
-    assert (plan.pools["default"].size, plan.pools["default"].cap) == (4, 100)
-    assert plan.pools["default"].per_host == 100
-    assert [row.most for row in plan.budget] == [100]
-    assert levels(plan) == {Level.OK}
-    assert plan.judge(50) == []
-
-
-def test_a_written_cap_still_counts() -> None:
-    plan = plan_for(workers=2, per_host=100, cap=20)
-    assert plan.pools["default"].cap == 20
-    assert [row.most for row in plan.budget] == [40]
-
-
-def test_a_cap_above_the_bound_is_the_bound() -> None:
-    plan = plan_for(workers=2, per_host=10, cap=20)
-    assert plan.pools["default"].cap == 10
+def test_what_other_uses_of_the_account_are_left_is_only_a_note() -> None:
+    """Backups and administrators have their own accounts, and this one may be the site's only."""
+    plan = plan_for(database(of_user=20), workers=2, cap=10)
+    assert Level.WARN not in levels(plan)
     assert the(plan, Level.NOTE).message == (
-        "max-outstanding 20 means 10 here: this host may have no more"
+        "2 workers × 10 connections = 20, which leaves 0 of 20 to whatever else uses this account: "
+        "manage.py, cron jobs"
     )
 
 
-def test_an_unlimited_cap_is_the_bound_of_the_host() -> None:
-    plan = plan_for(workers=2, per_host=10, cap=math.inf)
-    assert plan.pools["default"].cap == 10
-    assert levels(plan) == {Level.OK}
-
-
-def test_a_default_size_yields_to_the_bound() -> None:
-    plan = plan_for(workers=2, per_host=2)
-    assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 2)
-
-
-def test_a_written_size_above_the_bound_is_refused() -> None:
-    finding = the(plan_for(size=5, per_host=4), Level.FAIL)
-    assert finding.message.startswith("max-per-host 4 is smaller than pool-size 5: ")
-    assert finding.hint == "use --pool-size 4, or --max-per-host 5 or more"
-    finding = the(plan_for(aliases=(AliasSize("default", 5),), per_host=4), Level.FAIL)
-    assert finding.hint == "use --pool default:4:4, or --max-per-host 5"
-
-
-def test_a_bound_above_the_budget_is_refused() -> None:
-    plan = plan_for(database(limit=100, in_use=10), workers=8, replicas=2, per_host=60)
-    finding = the(plan, Level.FAIL)
-    assert finding.message == (
-        "2 replicas × 60 connections per host = 120, the server allows 100 (10 in use)"
+def test_a_note_of_the_start_is_nothing_to_warn_of_later_on() -> None:
+    plan = plan_for(workers=3, cap=42)
+    assert the(plan, Level.NOTE).message.startswith(
+        "3 workers × 42 connections = 126, which leaves"
     )
-    assert finding.hint == (
-        "use --max-per-host 40, which leaves 20 or more to others, or raise max_connections"
-    )
-    plan = plan_for(database(limit=100, in_use=10), size=50, replicas=2, per_host=60)
-    assert "use --pool-size 40 --max-per-host 40, which" in the(plan, Level.FAIL).hint
+    assert not plan.judge(3)
+    assert [finding.code for finding in plan.judge(4)] == ["PS201"]
 
 
-def test_each_database_of_a_server_has_the_bound() -> None:
-    plan = plan_for(database("a", limit=100), database("b", limit=100), workers=9, per_host=60)
-    assert [row.most for row in plan.budget] == [120]
-    assert the(plan, Level.FAIL).hint.startswith("use --max-per-host 40, which leaves 20 ")
-
-
-def test_a_smaller_cap_of_one_database_counts_as_it_is() -> None:
-    own = (AliasSize("a", 2, 2),)
-    two = database("a", limit=20), database("b", limit=20)
-    plan = plan_for(*two, workers=2, per_host=12, aliases=own)
-    assert [row.most for row in plan.budget] == [4 + 12]
-    assert Level.FAIL not in levels(plan)
-    assert plan.judge(1) == []
-    assert plan.judge(6)[0].message.startswith("24 connections per host = 24, the server allows 20")
-
-
-def test_no_bound_is_named_that_is_refused() -> None:
-    notes = plan_for(database(limit=5000), workers=2, size=1000).findings
-    assert any("--max-per-host 1024 would" in finding.message for finding in notes)
+def test_of_a_handful_of_connections_one_is_enough_for_others() -> None:
+    assert {f.code for f in plan_for(database(limit=5), cap=4).findings} == {""}
 
 
 # --- What is in use ----------------------------------------------------------------------------
@@ -411,7 +348,7 @@ def test_no_cap_counts_greenlets() -> None:
         "use --max-outstanding 60, or --worker-connections 60, or --max-per-host 120, "
         "which leaves 31 or more to others, or raise max_connections"
     )
-    plan = plan_for(connections=75, workers=2, cap=math.inf)
+    plan = plan_for(connections=60, workers=2, cap=math.inf)
     assert levels(plan) == {Level.OK}
 
 

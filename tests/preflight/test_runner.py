@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,8 @@ READY = """\
 pooled-serve \\S+ · Django \\S+ · gunicorn \\S+ · gevent \\S+ · PyMySQL \\S+ · Python \\S+
 
 Project   mysite.wsgi:application   settings mysite.settings   loaded in \\d+\\.\\d\\ds
-Server    3 workers × 1000 greenlets on http://127.0.0.1:8000
+Server    3 workers × 1000 greenlets on http://{bind}
+Pools     pool-timeout 10s · request mode
 
 Databases
   alias    server +pool  cap  age limit  wait_timeout      answer  encryption
@@ -79,11 +81,12 @@ def test_all_is_well(
         "replica": replica.django(),
         "legacy": SQLITE,
     }
-    done = check(
-        project(databases=databases), "-w", "3", "--pool-size", "4", "--pool", "replica:8:16"
-    )
+    # Not the default: there would be a note if somebody listened there.
+    bind = f"127.0.0.1:{free_port()}"
+    args = "-w", "3", "--pool-size", "4", "--pool", "replica:8:16", "-b", bind
+    done = check(project(databases=databases), *args)
     expected = READY.format(
-        one=database.port, two=replica.port, name=database.name, ms=r"\d+\.\dms"
+        bind=bind, one=database.port, two=replica.port, name=database.name, ms=r"\d+\.\dms"
     )
     assert re.fullmatch(expected, done.stdout), done.stdout
     assert done.stderr == ""
@@ -127,6 +130,14 @@ def test_a_keep_alive_for_which_a_stop_waits_is_worth_a_note(project: MakeProjec
     note = "keepalive  a stop waits for idle clients, up to 75 s"
     assert note in check(folder, "--keep-alive", "75").stdout
     assert "idle clients" not in check(folder, "--keep-alive", "30").stdout
+
+
+def test_more_clients_than_open_files_are_worth_a_note(project: MakeProject) -> None:
+    folder = project(databases={})
+    (files, _) = resource.getrlimit(resource.RLIMIT_NOFILE)
+    note = f"a worker may have {files} clients, and only {files} open files"
+    assert note in check(folder, "--worker-connections", str(files)).stdout
+    assert "open files" not in check(folder, "--worker-connections", str(files - 1)).stdout
 
 
 def test_two_aliases_on_one_server_share_a_row(project: MakeProject, database: Database) -> None:

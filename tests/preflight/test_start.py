@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,9 +18,12 @@ import pytest
 from conftest import MakeProject, StartServe
 from pooled_serve.preflight import child
 from support.command import EXIT_PROJECT, Done, run
+from support.django_project import APP, SQLITE, mysql_at, rewrite
 from support.ports import free_port
 from support.processes import is_running, wait_until
-from support.serve import POOLED_SERVE, STOP_TIMEOUT, ServerExited, environment
+from support.serve import POOLED_SERVE, STOP_TIMEOUT, Serve, ServerExited, end_of, environment
+from support.servers import ROOT
+from support.text import find
 
 HELLO = """
     from django.http import HttpResponse
@@ -114,9 +119,9 @@ def test_a_port_of_the_projects_own_is_free_for_the_worker(
     """
     env = {"OWN_PORT": str(free_port())}
     folder = project_with(project, listen)
-    with pytest.raises(ServerExited) as ended:  # the worker's own child would outlive it
-        serve(folder, "-c", str(_stops_when_ready(folder)), env=env)
-    assert ended.value.returncode == 0, ended.value.log
+    stops = str(_stops_when_ready(folder))  # the worker's own child would outlive it
+    code, log = end_of(lambda: serve(folder, "-c", stops, env=env))
+    assert code == 0, log
 
 
 def _stops_when_ready(folder: Path) -> Path:
@@ -268,6 +273,27 @@ def test_a_plain_start_goes_on_without_urls_a_strict_one_does_not(
     server = serve(folder)
     assert "WARN  PS109" in server.log
     assert server.get("/").status == 500
+    assert server.log.count("PS109") == 1
+
+
+def said(server: Serve, text: str) -> bool:
+    return text in server.log
+
+
+def test_a_reload_with_broken_urls_says_so(project: MakeProject, serve: StartServe) -> None:
+    folder = project(databases={})
+    server = serve(folder)
+    urls = folder / "mysite" / "urls.py"
+    for number in (1, 2):  # also if it was so before
+        rewrite(urls, f"import no_such_thing_{number}")
+        server.signal(signal.SIGHUP)
+        wait_until(partial(said, server, f"no_such_thing_{number}"))
+        assert "[ERROR] PS109 mysite.urls fails while it is imported, so every" in server.log
+        wait_until(lambda: server.get("/").status == 500)
+    rewrite(urls, "urlpatterns = []")
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.get("/").status == 404)
+    assert server.log.count("PS109") == 2
 
 
 @pytest.mark.parametrize(
@@ -386,3 +412,84 @@ def test_what_the_project_says_about_the_servers_loggers_counts(
     server.stop()
     assert "GET /hello" not in server.log
     assert "Worker exiting" not in server.log
+
+
+@pytest.mark.parametrize("named", ["launcher", "option", "variable"])
+def test_settings_that_a_launcher_has_configured_are_not_the_projects(
+    project: MakeProject, tmp_path: Path, named: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "from django.conf import settings\n"
+        "if 'DJANGO_SETTINGS_MODULE' not in os.environ:\n"
+        "    settings.configure()\n"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    env |= {"DJANGO_SETTINGS_MODULE": "mysite.settings"} if named == "variable" else {}
+    options = ["--settings", "mysite.settings"] if named == "option" else []
+    done = run(APP, *options, "--check", cwd=project(databases=SQLITE), env=env)
+    if named == "variable":
+        assert done.code == 0, done.output
+    else:
+        says = "something has called settings.configure() before mysite.wsgi was loaded"
+        done.assert_one_problem(
+            "PS104", EXIT_PROJECT, says, "set DJANGO_SETTINGS_MODULE in the environment"
+        )
+
+
+# --- What is said of it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "code"),
+    [
+        ("models", "mysite.settings", "PS102"),
+        ("other", "mysite.other", "PS102"),
+        ("urls", "mysite.settings", "PS109"),
+    ],
+)
+def test_the_command_for_the_traceback_shows_the_same_error(
+    project: MakeProject, module: str, settings: str, code: str
+) -> None:
+    """Also where `import MySQLdb` fails, and with settings that wsgi.py does not name."""
+    apps = "INSTALLED_APPS = ['django.contrib.contenttypes', 'django.contrib.auth', 'mysite']"
+    folder = project(databases=mysql_at("127.0.0.1"), settings=apps)
+    package = folder / "mysite"
+    (folder / "MySQLdb.py").write_text("raise ImportError('there is no mysqlclient')")
+    (package / "models.py").touch()
+    (package / "other.py").write_text("from mysite.settings import *\n")
+    with (package / f"{module}.py").open("a") as file:
+        file.write("\nx = {}['no such key']\n")
+    done = check(folder, "--settings", settings)
+    assert code in done.output
+    error = "KeyError: 'no such key'"
+    assert error in done.output
+    command = find(r"for all of its traceback: (.+)", done.output).group(1)
+    environ = environment({"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+    shown = subprocess.run(
+        command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert shown.stderr.splitlines()[-1] == error, shown.stderr
+    assert f'{module}.py", line' in shown.stderr
+
+
+def test_the_command_for_the_traceback_finds_the_project_from_where_it_was_asked_for(
+    project: MakeProject, tmp_path: Path
+) -> None:
+    folder, elsewhere, more = project(databases=SQLITE), tmp_path / "else", tmp_path / "a lib"
+    elsewhere.mkdir()
+    more.mkdir()
+    (more / "helper.py").write_text("{}['no such key']\n")
+    with (folder / "mysite" / "settings.py").open("a") as file:
+        file.write("\nimport helper\n")
+    command = r"for all of its traceback: (.+)"
+    there = find(command, run("mysite.wsgi", "--pythonpath", str(more), cwd=folder).output).group(1)
+    assert not there.startswith("cd ")
+    done = run(*("mysite.wsgi", "--chdir", str(folder), "--pythonpath", str(more)), cwd=elsewhere)
+    for line, cwd in ((there, folder), (find(command, done.output).group(1), elsewhere)):
+        environ = environment({"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+        shown = subprocess.run(
+            line, shell=True, cwd=cwd, env=environ, capture_output=True, text=True, timeout=60
+        )
+        assert shown.stderr.splitlines()[-1] == "KeyError: 'no such key'", shown.stderr
+        assert 'helper.py", line 1' in shown.stderr

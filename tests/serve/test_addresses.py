@@ -166,7 +166,9 @@ def test_hup_with_an_address_that_is_in_use_changes_nothing(
     for bad in (f"127.0.0.1:{busy}", "192.0.2.1:8000", f"unix:{site}/none/s"):
         bound.hang_up(bad)
         assert bound.serves()
-        said = bound.server.log.rpartition("Not reloaded, the old configuration stays: PS501 ")[2]
+        said = bound.server.log.rpartition("Not reloaded, the old options stay (")[2]
+        assert said.startswith("the workers are replaced, and load the project anew): PS501 ")
+        said = said.partition("PS501 ")[2]
         assert said.startswith(bad.removeprefix("unix:"))
         assert "→" in said
 

@@ -17,6 +17,7 @@ from conftest import MakeProject, StartServe
 from pooled_serve.serve.balance import MAX_LOOKS
 from support.processes import is_running, wait_until
 from support.serve import Client, Serve
+from support.torture import torture
 
 VIEWS = Path(__file__).with_name("balance_views.py")
 
@@ -52,9 +53,11 @@ def has_more(web: Serve, before: set[int]) -> bool:
 
 
 def accepts(web: Serve, worker: int) -> None:
-    """Wait until this worker has loaded the project and answers."""
+    """Wait until this worker has loaded the project, and has answered and let its client go."""
+    before = connections(web, worker)
     with web.only(worker):
         assert web.get("/pid").json() == worker
+        wait_until(lambda: connections(web, worker) <= before)
 
 
 def come(web: Serve, stack: ExitStack, clients: int) -> list[tuple[int, Client]]:
@@ -90,6 +93,7 @@ def test_what_comes_and_goes_is_counted_out_again(
         web.get("/pid")
         with web.keepalive() as silent:
             silent._connection.connect()
+    wait_until(lambda: not any(connections(web, worker) for worker in web.worker_pids()))
     first = min(web.worker_pids())
     guests = come(web, stack, 8)
     for worker, client in guests:
@@ -110,6 +114,7 @@ def test_a_worker_that_hangs_is_waited_for_once(
         assert web.get("/waits").json() == MAX_LOOKS
 
 
+@torture
 def test_after_it_hung_it_catches_up(folder: Path, serve: StartServe, stack: ExitStack) -> None:
     web = start(serve, folder, 2)
     hung, other = web.worker_pids()

@@ -136,8 +136,10 @@ def test_an_answer_that_was_cut_is_not_followed_by_another(start: StartSite) -> 
         client.sendall(b"GET /fate HTTP/1.1\r\nHost: localhost\r\n\r\n")
         client.shutdown(socket.SHUT_WR)
         answer = b""
-        while piece := client.recv(4096):
-            answer += piece
+        # The second request was not read, and so the kernel may end the connection with a reset.
+        with suppress(ConnectionResetError):
+            while piece := client.recv(4096):
+                answer += piece
     assert answer.endswith(b"6\r\nbegin\n\r\n"), answer
     assert fate(shop) == ["ClientGone"]
     shop.assert_whole()

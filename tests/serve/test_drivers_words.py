@@ -276,6 +276,30 @@ def test_a_command_for_connections_that_is_several(check: Check, server: Server)
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("init_command", "SET no_such_variable = 1", "no_such_variable"),
+        ("init_command", "SET sql_mode = 'NONSENSE'", "NONSENSE"),
+        ("sql_mode", "NONSENSE", "NONSENSE"),
+        ("collation", "nonsense_ci", "nonsense_ci"),
+    ],
+)
+def test_what_the_server_refuses_of_the_options(
+    check: Check, server: Server, name: str, value: str, says: str
+) -> None:
+    done = check(server.create_database(), OPTIONS={name: value})
+    done.assert_one_problem("PS308", EXIT_DATABASE, says, f"correct OPTIONS['{name}']")
+
+
+def test_a_name_that_is_empty_is_said_to_be(check: Check, mariadb: Server) -> None:
+    done = check(mariadb.create_database(), NAME="")
+    done.assert_one_problem("PS110", 0, "NAME is empty", "write the name of the database as NAME")
+    assert "migrations are not applied" not in done.output
+    named = mariadb.create_database()
+    assert "NAME is empty" not in check(named, NAME="", OPTIONS={"db": named.name}).output
+
+
+@pytest.mark.parametrize(
     ("options", "says", "remedy"),
     [
         ({"local_infile_dir": "/tmp"}, "'local_infile_dir'", "use local_infile"),

@@ -176,7 +176,6 @@ def test_in_a_terminal(site: Path, stage: str) -> None:
         )
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if the tests run in the background
         os.chdir(site)
         os.execve(
             POOLED_SERVE[0], [*POOLED_SERVE, "mysite.wsgi", "-b", "127.0.0.1:0"], environment()

@@ -106,7 +106,7 @@ def test_a_query_that_freezes_ends_at_the_read_timeout(
     answer = shop.run("SELECT 1")
     assert answer.status == 500
     assert timeout <= answer.seconds < timeout + SLACK
-    assert shop.pool()["closed_total"] == {"lost": 1}
+    assert shop.pool()["closed_total"] == {"killed": 1}
     proxy.thaw()
     shop.wait_until_served()
     shop.assert_whole()

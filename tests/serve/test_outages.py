@@ -14,7 +14,7 @@ from typing import Any
 import pymysql
 import pytest
 
-from pooled_serve.status.pool_log import CALM_SECONDS
+from pooled_serve.status.repeats import CALM_SECONDS
 from support import servers
 from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome

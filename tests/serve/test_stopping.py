@@ -58,6 +58,33 @@ def test_clients_accepted_before_a_stop_and_begun_after_it_are_served(
     assert "ERROR" not in web.log
 
 
+@pytest.mark.parametrize("more", [(), ("--reuse-port",)])
+def test_clients_that_nobody_has_accepted_before_a_stop_are_served(
+    more: tuple[str, ...], project: MakeProject, serve: StartServe
+) -> None:
+    web = serve(project(BUSY, databases={}), "-w", "2", *more)
+    wait_until(lambda: len(web.worker_pids()) == 2)
+    wait_until(lambda: web.log.count("Booting worker") == 2)
+    for _ in range(8):
+        web.get("/hello")
+    workers = web.worker_pids()
+    with ExitStack() as stack:
+        suspend(workers)
+        try:
+            clients = [stack.enter_context(connect(web.address)) for _ in range(CLIENTS)]
+            for client in clients:
+                client.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            web.signal(signal.SIGTERM)
+            wait_until(lambda: "Handling signal: term" in web.log)
+            time.sleep(1.2)  # they look once a second, and are to do so before they accept
+        finally:
+            resume(workers)
+        for client in clients:
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200"), web.log
+    web.wait()
+    assert "ERROR" not in web.log
+
+
 def test_requests_that_a_stop_may_cut_are_named(project: MakeProject, serve: StartServe) -> None:
     view = """
         import gevent

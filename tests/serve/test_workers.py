@@ -103,8 +103,24 @@ def test_hup_with_more_is_worth_a_warning_or_refused(
     hang_up("workers, max_outstanding = 2, 13\n")  # as many workers, and larger caps
     assert "2 workers × 13 connections = 26, but" in warnings(server)[1]
     hang_up("workers, max_outstanding = 4, 8\n")
-    assert "Not reloaded, the old configuration stays: PS201" in server.log
+    assert (
+        "the old options stay (the workers are replaced, and load the project anew): PS201"
+        in server.log
+    )
     assert re.search(r"4 workers × 8 connections = 32, .* in use at the start", server.log)
+
+
+def test_what_was_a_note_at_the_start_is_no_warning_later_on(
+    project: MakeProject, serve: StartServe, small: Server
+) -> None:
+    folder = project(HELLO, databases={"default": small.create_database().django()})
+    server = serve(folder, "-w", "3", "--max-outstanding", "9")  # which leaves 3 of 30
+    server.signal(signal.SIGHUP)
+    server.wait_for_log("Reloaded")
+    server.wait_for_log("Booting worker", times=6)
+    tell(server, signal.SIGTTOU, 2)
+    assert "WARNING" not in server.log
+    assert "fit the connection budget again" not in server.log, "they always did"
 
 
 def test_the_users_own_hook_runs(project: MakeProject, serve: StartServe) -> None:

@@ -16,6 +16,12 @@ def quick(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+def quick_often(request: HttpRequest) -> HttpResponse:
+    for _ in range(20):
+        _sleep(0.05)
+    return HttpResponse()
+
+
 def report(request: HttpRequest) -> HttpResponse:
     _sleep(0.8)
     return HttpResponse()

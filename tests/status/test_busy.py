@@ -4,6 +4,8 @@ too small, and shown."""
 from __future__ import annotations
 
 import copy
+import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pooled_serve.status import shortage
 from pooled_serve.status.advice import advice
 from pooled_serve.status.findings import findings
 from pooled_serve.status.load import LOAD_BYTES, LoadRow, Meter
@@ -50,6 +53,39 @@ def said(stats: dict[str, Any]) -> list[str]:
 # --- What is said ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("used", "waited", "name"),
+    [
+        (0.1, 0.1, "waiting views"),
+        (0.13, 0.49, "too small a pool"),
+        (0.13, 0.51, "busy processor"),
+    ],
+)
+def test_who_stands_in_line_for_a_processor_waits_for_no_other_service(
+    used: float, waited: float, name: str
+) -> None:
+    worker = {**IDLE, "cpu_share": used, "cpu_wait_share": waited}
+    stats = of(worker, **QUEUE, recent=recent(asking_share=0.3)) | {"pool_mode": "request"}
+    assert [sentence.name for sentence in findings(stats)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "ago", "problem"),
+    [
+        (0, None, "All is well: "),
+        (1, 7.3, "Worker died: one ended 7 s ago without being told to."),
+        (3, 59.0, "Worker died: one ended 59 s ago without being told to, of 3 since the start."),
+        (3, 61.0, "All is well: "),
+    ],
+)
+def test_a_worker_that_died_is_told_of_for_a_minute(
+    deaths: int, ago: float | None, problem: str
+) -> None:
+    died = {"worker_deaths_total": deaths, "worker_death_ago_seconds": ago}
+    (sentence,) = said(of(IDLE) | died)
+    assert sentence.startswith(problem)
+
+
 def test_a_worker_that_is_blocked_at_this_moment() -> None:
     blocked = {**IDLE, "seen_ago_seconds": 15.2, "loop_delay_seconds": 15.0}
     remedy = (
@@ -70,6 +106,10 @@ def test_a_worker_that_is_blocked_at_this_moment() -> None:
 
 def test_a_worker_that_was_blocked_until_a_moment_ago() -> None:
     (sentence,) = said(of({**IDLE, "loop_delay_seconds": 15.0}, **QUEUE))
+    assert sentence.endswith(
+        "move that elsewhere; if it happens again, py-spy dump --pid 4194303 shows where, while it"
+        " lasts"
+    )
     assert sentence.startswith(
         "Blocked worker: worker 1 let no other request run for 15.0 s, a moment ago: 7 requests"
     )
@@ -87,6 +127,30 @@ def test_a_busy_processor_explains_a_queue_and_more_connections_are_no_remedy() 
     ]
     (level,) = {sentence.level for sentence in findings(of(BUSY, **QUEUE))}
     assert level == "warn"
+
+
+@pytest.mark.parametrize("reason", ["lent", "surplus"])
+@pytest.mark.parametrize("refused", [0, 200])
+def test_nothing_beside_it_asks_for_more_connections(reason: str, refused: int) -> None:
+    """Also where refusals hide it: to refuse costs time, too."""
+    worker = {**IDLE, "cpu_share": 0.97, "cpu_wait_share": 0.0}
+    stormy = recent(acquired=100, opened=84, closed={reason: 80}, timeouts=refused)
+    stats = of(worker, worker, **{**QUEUE, "recent": stormy}) | {"pool_mode": "request"}
+    stats["hosts"] = {"default": {"limit": 12, "taken": 12}}
+    found = said(stats)
+    assert "more connections do not help" in found[0]
+    assert not any(re.search("--(max-per-host|max-outstanding|pool-size)", each) for each in found)
+
+
+def test_who_waits_for_a_lock_does_not_wait_for_a_processor() -> None:
+    starved = {**IDLE, "cpu_share": 0.22, "cpu_wait_share": 0.55}
+    silent: dict[str, Any] = {"in_use": 12, "asking": 12, "in_statement": 12}
+    silent |= {"oldest_statement_seconds": 1.9, "last_answer_seconds": 1.9}
+    (sentence,) = said(of(starved, **{**QUEUE, **silent}))
+    assert sentence.startswith("Silent server: ")
+    assert "7 requests wait" in sentence
+    (sentence,) = said(of(starved, **{**QUEUE, **silent, "asking": 11}))
+    assert sentence.startswith("Busy processor: ")
 
 
 def test_a_busy_processor_without_a_queue_is_worth_a_note() -> None:
@@ -153,6 +217,12 @@ def test_no_larger_pool_is_advised_where_the_processor_was_the_cause() -> None:
 # --- What is measured --------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_shortage_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have had one."""
+    monkeypatch.setattr(shortage, "out_of_descriptors_at", 0.0)
+
+
 class Measured:
     """A meter with a clock of its own."""
 
@@ -201,6 +271,21 @@ def test_the_share_is_that_of_the_last_ten_seconds() -> None:
     assert it.row.busy
 
 
+def test_the_log_tells_of_a_blocked_worker_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    row, now = LoadRow(memoryview(bytearray(LOAD_BYTES))), 1000.0
+    meter = Meter(row, 0.25)
+    meter.look(now)
+    for seconds in (6.25, 1.0, 3.25, 60.25):
+        now += seconds
+        meter.look(now)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("this worker let no request run for 6.0s, until now\n  → ")
+    assert f"if it happens again, py-spy dump --pid {os.getpid()}" in first
+    assert " for 60.0s" in second
+
+
 def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> None:
     it = Measured()
     it.run(5)
@@ -209,6 +294,8 @@ def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> 
         "cpu_wait_share": 0.0,
         "loop_delay_seconds": 6.75,
         "seen_ago_seconds": 7.0,
+        "no_descriptor_ago_seconds": None,
+        "urls_failed": None,
     }
     it.pause(15.25, used=1.0)
     assert it.gauges()["loop_delay_seconds"] == pytest.approx(15.0)

@@ -3,6 +3,9 @@ been imported before."""
 
 from __future__ import annotations
 
+import errno
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,7 +13,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from pymysql.err import OperationalError
 
+from pooled_serve.status import shortage
+from pooled_serve.status.shortage import shortage_behind
 from support.client import gate
 from support.processes import wait_until
 from support.serve import Client, connect
@@ -26,6 +32,7 @@ LOGGING = {
     "loggers": {"django": {"handlers": ["console"], "level": "INFO"}},
 }
 """
+NO_CLIENT = "no client can be accepted: this process has no file descriptor left"
 TEMPLATES = """
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": ["."]}]
 """
@@ -118,6 +125,51 @@ def test_a_client_that_comes_now_is_served_later(status: StartStatus) -> None:
     with ThreadPoolExecutor(1) as threads:
         with none_left(it) as (client,):
             late = threads.submit(it.site.server.get, "/pool")
-            it.site.server.wait_for_log("Too many open files")
+            it.site.server.wait_for_log(NO_CLIENT, times=2)
             assert client.get("/ask").text == "no"
+            said = it.stats()["findings"][0]
+            assert (said["level"], said["name"]) == ("bad", "no descriptors"), said
         assert late.result().status == 200
+    log = it.site.server.log
+    assert "Traceback" not in log
+    assert log.count(NO_CLIENT) <= 3, "at once, after a second, after ten"
+    assert f"{NO_CLIENT}, of 256\n  → raise the limit (ulimit -n, " in log
+
+
+def test_a_probe_that_comes_now_is_answered_at_once(status: StartStatus) -> None:
+    """Though others say nothing, and stay; and though many come."""
+    it = status(views=VIEWS)
+    with ExitStack() as stack, none_left(it):
+        for _ in range(3):
+            stack.enter_context(connect(it.address))
+        for _ in range(10):
+            began = time.monotonic()
+            assert it.get("/livez").status == 200
+            assert time.monotonic() - began < 1
+        assert it.get("/").status == 200
+    assert "Traceback" not in it.site.server.log
+
+
+# --- Which errors are of this machine ---
+
+
+def no_address(cause: OSError) -> OperationalError:
+    """As PyMySQL's connect() raises it."""
+    error = OperationalError(2003, "Can't connect to MySQL server")
+    error.original_exception = cause
+    return error
+
+
+def test_a_resolver_that_could_not_open_a_file_is_told_from_a_name_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = no_address(socket.gaierror(socket.EAI_AGAIN, "Temporary failure"))
+    assert shortage_behind(wrong) is None
+    monkeypatch.setattr(shortage, "_error_of_opening", lambda: errno.EMFILE)
+    assert shortage_behind(wrong) is not None
+
+
+def test_an_error_that_is_its_own_cause_ends() -> None:
+    error = OperationalError(2003, "circular")
+    error.original_exception = error
+    assert shortage_behind(error) is None

@@ -11,21 +11,24 @@ import gevent
 import pytest
 
 from pooled_serve.errors import PoolTimeout
-from pooled_serve.pool import LOST, metrics
+from pooled_serve.pool import LOST
 from pooled_serve.status import reachability
-from pooled_serve.status.advice import advice
-from pooled_serve.status.figures import recent as recent_of
 from pooled_serve.status.findings import findings
-from pooled_serve.status.history import History
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
+from pooled_serve.status.sentence import usual_hold
 from support.answers import Answers, a_route, recent
 from support.driver import NEVER, DriverError, FakeDriver, settle
 
 SERVER = "MariaDB 10.11.19 at 127.0.0.1:3306/shop"
 ALIVE = (
-    "see that its process runs and is not stopped, that its disk and the network work, and what"
-    " SHOW PROCESSLIST says; restart it if it stays; requests then go on"
+    "see that the server's process runs and is not stopped, and that its disk and the network "
+    "work; restart it if it stays; requests then go on"
+)
+HOLDS = "who holds the lock of a row: SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits"
+ASKED = (
+    "wait some seconds: it is asked whether it answers at all; if it does, SHOW PROCESSLIST there"
+    f" says what the statements wait for; {HOLDS}"
 )
 SILENT: dict[str, Any] = {
     "in_use": 12,
@@ -76,12 +79,26 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {**SILENT, **QUEUE},
         f"Hanging statements: {SERVER} has answered no statement for 12.0 s, all 12 that run:"
         " 7 requests wait, the longest 9.0 s. → SHOW PROCESSLIST there says what they wait for:"
-        " often a lock, which another statement or an open transaction holds (KILL ends it)",
+        " often a lock, which another statement or an open transaction holds (KILL ends it);"
+        f" {HOLDS}",
+    ),
+    (
+        # Whether it answers anybody is not known yet.
+        {**SILENT, **QUEUE, "asking": 12, "last_answer_seconds": 1.3},
+        f"Silent server: {SERVER} has answered nothing for 1.3 s: 7 requests wait, the longest"
+        f" 9.0 s. → {ASKED}",
+    ),
+    (
+        # No connection was open, and those who open some get no answer.
+        {**SILENT, **QUEUE, "in_use": 0, "in_statement": 0, "asking": 0, "connecting": 12}
+        | {"last_answer_seconds": None, "oldest_statement_seconds": 1.3},
+        f"Silent server: {SERVER} has answered nothing for 1.3 s: 7 requests wait, the longest"
+        f" 9.0 s. → {ASKED}",
     ),
     (
         {"recent": recent(lost_ago_seconds=3.7)},
         "Outage over: the database default could not be used until 4 s ago."
-        " → nothing to do: the log says why, and for how long",
+        " → nothing to do: the log says why",
     ),
     (
         # What is left of it in the numbers has no sentence of its own.
@@ -99,11 +116,70 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
             ),
         },
         "Outage over: the database default could not be used until 0 s ago, 9 refused (7 early,"
-        " in an overload) in the last 10 s. → nothing to do: the log says why, and for how long",
+        " in an overload) in the last 10 s. → nothing to do: the log says why",
     ),
     (
-        {**SILENT, "in_use": 3, "in_statement": 3},
-        "All is well: 3 of 12 connections in use, nobody waits.",
+        # A lock is gone, and what it did is still in the numbers.
+        {
+            **QUEUE,
+            "in_use": 12,
+            "recent": recent(acquired=90, waited_share=0.9, timeouts=9, hung_ago_seconds=3.6),
+        },
+        f"Statements go on: all that ran at {SERVER} hung, and kept requests waiting until 4 s ago,"
+        " 9 refused in the last 10 s. → nothing to do now; if it happens again, SHOW PROCESSLIST"
+        f" there says meanwhile what they wait for; {HOLDS}",
+    ),
+    (
+        {"in_use": 2, "recent": recent(acquired=90, hung_ago_seconds=3.6)},
+        f"Statements go on: all that ran at {SERVER} hung until 4 s ago. → nothing to do now; if it"
+        f" happens again, SHOW PROCESSLIST there says meanwhile what they wait for; {HOLDS}",
+    ),
+    (
+        # Another request has come, whose first statement was answered, and waits for the lock, too.
+        {"in_use": 4, "in_statement": 3, "oldest_statement_seconds": 7.3}
+        | {"last_answer_seconds": 0.4, "recent": recent(acquired=1, hung_ago_seconds=1.0)},
+        f"Hanging statements: 3 statements at {SERVER} hang, the first for 7.3 s. → SHOW"
+        " PROCESSLIST there says what they wait for: often a lock, which another statement or an"
+        f" open transaction holds (KILL ends it); {HOLDS}",
+    ),
+    (
+        # All others go on.
+        {"in_use": 4, "in_statement": 1, "oldest_statement_seconds": 7.3}
+        | {"last_answer_seconds": 0.4, "recent": recent(acquired=90, hung_ago_seconds=1.0)},
+        f"Statements go on: all that ran at {SERVER} hung until 1 s ago, and the first still does,"
+        " for 7.3 s. → nothing to do now; if it happens again, SHOW PROCESSLIST there says"
+        f" meanwhile what they wait for; {HOLDS}",
+    ),
+    (
+        {**SILENT, **QUEUE, "recent": recent(hung_ago_seconds=0.4)},
+        f"Hanging statements: {SERVER} has answered no statement for 12.0 s, all 12 that run:"
+        " 7 requests wait, the longest 9.0 s. → SHOW PROCESSLIST there says what they wait for:"
+        " often a lock, which another statement or an open transaction holds (KILL ends it);"
+        f" {HOLDS}",
+    ),
+    (
+        {**SILENT, "in_use": 2, "in_statement": 2},
+        "All is well: 2 of 12 connections in use, nobody waits.",
+    ),
+    (
+        # Fewer clients than connections: nobody waits for one, and all for the answers.
+        {**SILENT, "in_use": 10, "in_statement": 10},
+        f"Hanging statements: {SERVER} has answered no statement for 12.0 s, all 10 that run."
+        " → SHOW PROCESSLIST there says what they wait for: often a lock, which another statement"
+        f" or an open transaction holds (KILL ends it); {HOLDS}",
+    ),
+    (
+        # A row is locked, and other requests go on.
+        {**SILENT, "in_use": 5, "in_statement": 3, "last_answer_seconds": 0.02},
+        f"Slow statements: 3 statements at {SERVER} have had no answer for a second or more, the"
+        " first for 12.3 s, while others are answered. → SHOW PROCESSLIST there says what they wait"
+        " for: often a lock, which another statement or an open transaction holds (KILL ends it);"
+        f" {HOLDS}",
+    ),
+    (
+        # Two reports beside other requests.
+        {**SILENT, "in_use": 5, "in_statement": 2, "last_answer_seconds": 0.02},
+        "All is well: 5 of 12 connections in use, nobody waits.",
     ),
     (
         # A report that runs for long, and nobody waits.
@@ -116,6 +192,35 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "sentence"), SENTENCES)
 def test_one_sentence_says_how_it_is(changes: dict[str, Any], sentence: str) -> None:
     assert said(**changes) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "usual"),
+    [
+        ({}, 20.0),
+        ({"idle_seconds": 38.0}, 1.0),  # the view slept, or asked another service
+    ],
+)
+def test_only_statements_make_a_hang_usual(numbers: dict[str, Any], usual: float) -> None:
+    route = a_route("row/", held_seconds=40.0, leases=2, **numbers)
+    assert usual_hold(Answers().stats | {"routes": [route]}) == usual
+    (sentence,) = said(route, **{**SILENT, "in_use": 4, "in_statement": 4})
+    assert sentence.startswith("Hanging statements" if usual < 4 else "All is well")
+
+
+def test_what_hung_before_is_not_usual() -> None:
+    """The same row was locked a minute ago, for as long."""
+    route = a_route("row/", held_seconds=76.0, leases=4)
+    stats = Answers(recent=recent(lost_held_seconds=78.0)).stats | {"routes": [route]}
+    assert usual_hold(stats) == 0.0
+
+
+def test_connects_that_work_again_need_nothing() -> None:
+    after = recent(connect_errors=3, connects_again=True)
+    assert said(recent=after, connect_error=1040, idle=9) == [
+        "Connects work again: connecting to default failed 3 times in the last 10 s (error 1040),"
+        " and has worked since. → nothing to do now"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,9 +324,9 @@ class Watched:
         """Look at the gauges as often as a worker does."""
         for _ in range(round(seconds / LOOK_SECONDS)):
             self.pool.refresh_gauges()
-            for _ in range(5):
-                gevent.sleep(0)  # an inquiry runs, if there is one
-            self.clock.now += LOOK_SECONDS
+            for _ in range(10):
+                gevent.sleep(0.0001)  # a turn of the loop: an inquiry runs, if there is one
+                self.clock.now += LOOK_SECONDS / 10
         return self.pool.stats()
 
 
@@ -367,6 +472,18 @@ def test_a_worker_that_was_blocked_has_not_read_its_answers_yet(it: Watched) -> 
     assert it.watch(1.5)["stuck"] == 1
 
 
+@pytest.mark.parametrize("turn", [0.3, 0.9])
+def test_a_worker_whose_loop_is_slow_has_not_read_them_either(it: Watched, turn: float) -> None:
+    """A login takes some turns of the loop, in each of which a view computes."""
+    it.freeze()
+    for _ in range(20):
+        it.pool.refresh_gauges()
+        gevent.sleep(0.0001)  # a turn
+        it.clock.now += turn
+    assert it.pool.stats()["stuck"] == 0
+    assert it.watch(1.5)["stuck"] == 1, "it has time for it now"
+
+
 def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too() -> None:
     it = Watched(time)  # for the deadlines of the event loop
     for connection in it.connections:
@@ -382,139 +499,3 @@ def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too() -> None:
     settle(lambda: not it.reachability.lost)
     assert it.pool.stats()["stuck"] == 0
     it.pool.close()
-
-
-# --- What it leaves behind ---------------------------------------------------------------------
-
-
-class Seconds:
-    """A history of one pool, second by second."""
-
-    def __init__(self) -> None:
-        self.history = History()
-        self.row = metrics.new_row()
-        self.at = 1000.3
-
-    def next(self, seconds: int = 1, **changes: float) -> None:
-        from pooled_serve.status.scoreboard import Snapshot
-
-        retired = [0.0] * metrics.FIRST_GAUGE
-        for _ in range(seconds):
-            for name, value in changes.items():
-                index = getattr(metrics, name.upper())
-                self.row[index] = value + self.row[index] * (index < metrics.FIRST_GAUGE)
-            row = list(self.row)
-            self.history.sample(
-                lambda: [Snapshot(1, 1, "default", "", "", row, retired)],  # noqa: B023
-                self.at,
-            )
-            self.at += 1
-
-    def freeze(self, seconds: int, *, flagged_after: int) -> None:
-        """The server answers nothing from now on; all connections are taken, and requests queue."""
-        began = self.at - 0.4
-        for second in range(seconds):
-            known = second >= flagged_after
-            self.next(
-                in_use=12,
-                waiting=8 * second + 3,
-                oldest_wait=began,
-                oldest_statement=began,
-                last_answer=began - 0.2,
-                stuck=float(known),
-                last_outage=self.at if known else 0.0,
-            )
-        # The queue is served.
-        self.next(
-            waiting=0,
-            oldest_wait=0.0,
-            oldest_statement=0.0,
-            last_answer=self.at,
-            stuck=0.0,
-            waited=8 * seconds,
-            acquired=8 * seconds,
-            longest_wait=float(seconds),
-            in_use=12,
-        )
-        self.next(longest_wait=0.0, in_use=2)
-
-    def peaks(self) -> dict[str, Any]:
-        return self.history.peaks("default", self.at - 0.5)["24h"]
-
-
-def usual() -> Seconds:
-    seconds = Seconds()
-    seconds.next(30, in_use=2, acquired=10, last_answer=1.0)
-    return seconds
-
-
-@pytest.mark.parametrize("more", [0, 10])
-@pytest.mark.parametrize(("lasts", "flagged_after"), [(20, 2), (3, 2), (4, 3)])
-def test_peaks_are_those_of_a_pool_that_can_be_used(
-    lasts: int, flagged_after: int, more: int
-) -> None:
-    """From its first second on, which is known to be one only later."""
-    seconds = usual()
-    seconds.freeze(lasts, flagged_after=flagged_after)
-    seconds.next(more, in_use=2, acquired=10, last_answer=1.0)
-    peaks = seconds.peaks()
-    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (2, 0, 0)
-    assert (peaks["waited"], peaks["refused"], peaks["occasions"]) == (0, 0, 0)
-    stats: dict[str, Any] = Answers(peaks={"24h": peaks, "1h": peaks, "5m": peaks}).stats
-    (sentence,) = advice(stats)
-    assert sentence.name == "too large a pool", "and that is no reason to make it larger"
-
-
-def test_slow_statements_are_left_in_the_peaks() -> None:
-    """While the server answers inquiries, nobody but the statements is at fault."""
-    seconds = usual()
-    seconds.freeze(4, flagged_after=9)
-    peaks = seconds.peaks()
-    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (12, 27, 4)
-    seconds.next(10, in_use=2)
-    assert seconds.peaks()["in_use"] == 12
-
-
-def test_the_time_that_a_freeze_held_connections_is_known() -> None:
-    seconds = usual()
-    assert seconds.history.lost_held("default", seconds.at) == 0
-    seconds.freeze(20, flagged_after=2)
-    held = seconds.history.lost_held("default", seconds.at)
-    assert 19 * 12 <= held <= 23 * 12
-    seconds.next(200, in_use=2)
-    assert seconds.history.lost_held("default", seconds.at) == held
-    seconds.next(200, in_use=2)
-    assert seconds.history.lost_held("default", seconds.at) == 0
-
-
-def test_whole_rows_are_not_read_for_the_minutes_after_an_outage(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each has more than a hundred numbers, and the event loop waits."""
-    seconds = usual()
-    seconds.freeze(20, flagged_after=2)
-    area = seconds.history._area("default")
-    assert area is not None
-    read: list[int] = []
-    monkeypatch.setattr(type(area), "read", lambda self, second: read.append(second))
-    assert seconds.history.lost_held("default", seconds.at) > 0
-    assert read == []
-
-
-def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
-    seconds = usual()
-    seconds.freeze(20, flagged_after=2)
-    thawed = seconds.at - 2  # by then the queue was served
-
-    def ago() -> Any:
-        lately = seconds.history.lately("default", seconds.at)
-        found = recent_of([*seconds.row], None, 10.0, lately, seconds.at)["lost_ago_seconds"]
-        return None if found is None else round(found)
-
-    assert ago() == 3
-    # The queue that it has left behind is served by a worker which notes that.
-    seconds.row[metrics.LAST_OUTAGE] = thawed + 4
-    seconds.next(10, in_use=2)
-    assert ago() == 13, "since it was over; its queue was served four seconds later"
-    seconds.next(6, in_use=2)
-    assert ago() is None

@@ -319,6 +319,20 @@ def test_lately_is_what_has_happened_since() -> None:
     assert 0.005 < found["held_p50_seconds"] <= 0.01
 
 
+def test_what_is_said_of_nearly_all_is_true_of_them() -> None:
+    """Where a percentile is but an estimate: all took two seconds."""
+    pool = Pool()
+    before = list(pool.row)
+    pool.count(acquired=8)
+    observe(pool, "HELD", [2.0] * 8)
+    found = recent(pool.row, before, 10.0)
+    assert found["held_mean_seconds"] == 2.0
+    assert 2.0 <= found["held_p95_at_most_seconds"] <= 2.5
+    assert found["wait_p95_at_most_seconds"] <= 0.001
+    nothing = recent(before, before, 10.0)
+    assert nothing["held_mean_seconds"] is nothing["held_p95_at_most_seconds"] is None
+
+
 def observe(pool: Pool, histogram: str, durations: list[float]) -> None:
     total = getattr(metrics, f"{histogram}_SECONDS")
     for seconds in durations:
@@ -343,6 +357,12 @@ def test_no_percentile_is_above_the_longest() -> None:
     charts = history.charts(1004)["pools"]["default"]
     assert charts["wait_p95"][-1] == round(found["wait_p95_seconds"], 5)
     assert charts["held_p95"][-1] == round(found["held_p95_seconds"], 5)
+    # The average is exact, and a bound is one: the end of a bucket, or the longest of all.
+    assert found["held_mean_seconds"] == pytest.approx(10.35)
+    assert found["wait_p95_at_most_seconds"] == 10.0004
+    known = recent(pool.row, before, 4.0, longest_hold=10.5)
+    assert known["held_p95_at_most_seconds"] == 10.5
+    assert known["wait_p95_at_most_seconds"] <= 10.01
     # A worker was blocked, and the longest is not among the samples.
     missed = recent(pool.row, before, 4.0, history.lately("default", 1013.5), 1013.5)
     assert 10 <= missed["wait_p95_seconds"] <= 10.01

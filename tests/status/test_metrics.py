@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pooled_serve.options import OPTIONS
+from pooled_serve.pool import metrics
+from pooled_serve.pool.metric import Kind
 from support.metrics import samples_in
 from support.netproxy import NetProxy
 from support.processes import wait_until
-from support.servers import Server
+from support.servers import ROOT, Server
 from support.status import StartStatus
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -110,6 +113,10 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
                     assert abs(of_worker - worker[name]) < 30
         elif key == "stopping":
             assert value("pooled_serve_stopping") == number == 0
+        elif key == "worker_death_ago_seconds":
+            assert number is None, "none has; Prometheus knows when the number of them has risen"
+        elif key == "worker_deaths_total":
+            assert value("pooled_serve_worker_deaths_total") == number == 0
         elif key == "cpus":
             assert value("pooled_serve_cpus") == number == len(os.sched_getaffinity(0))
         elif key == "hosts":
@@ -130,9 +137,9 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
             assert_pool_is_told(number["default"], value)
     assert stats["pools"]["default"]["pinned_total"] == {"variable": 1}
     unexpected = {name for name, _ in samples.keys() - told if not name.endswith("_created")}
-    assert unexpected == {f"db_client_connection_{kind}_time_seconds_count" for kind in TIMES}, (
-        "and the JSON has all that they have"
-    )
+    counts = {f"db_client_connection_{kind}_time_seconds_count" for kind in TIMES}
+    # None in the JSON, where 0 could be taken for an error's number.
+    assert unexpected == {*counts, "pooled_serve_connect_error"}, "the JSON has all that they have"
 
 
 def assert_pool_is_told(pool: dict[str, Any], value: Callable[..., float]) -> None:
@@ -149,7 +156,7 @@ def assert_pool_is_told(pool: dict[str, Any], value: Callable[..., float]) -> No
     states = {"in_use": "used", "idle": "idle"}
     for key, number in pool.items():
         name = f"db_client_connection_{names[key]}" if key in names else f"pooled_serve_{key}"
-        if key in ("recent", "budget"):
+        if key in ("recent", "budget", "atomic_requests"):
             continue  # Prometheus derives its own; what the servers allowed at the start
         if key == "peaks":
             for window, highest in number.items():
@@ -171,7 +178,7 @@ def assert_pool_is_told(pool: dict[str, Any], value: Callable[..., float]) -> No
         elif "oldest" in key:
             assert value(name) == number == 0
         elif number is None:
-            assert key == "last_outage_seconds", "there was none"
+            assert key in ("last_outage_seconds", "connect_error"), "there was none"
         elif key == "last_answer_seconds":
             # Each worker has its own, and the JSON the latest.
             assert value(name) >= number > 0
@@ -277,3 +284,62 @@ def test_with_a_server_that_never_answers_nothing_is_in_use(
         assert waits["1"] == 0
         assert waits["+Inf"] >= 3, "and those of the probe"
         proxy.thaw()
+
+
+# --- What is declared is counted ---------------------------------------------------------------
+
+
+def declared() -> Iterator[tuple[str, set[str]]]:
+    """The keys of pool/metrics.py, each with the names of the places that it has in a row."""
+    for node in ast.parse(Path(metrics.__file__).read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            texts = [arg.value for arg in node.value.args if isinstance(arg, ast.Constant)]
+            if texts and texts[0] in KEYS:
+                yield str(texts[0]), {name for target in node.targets for name in names_in(target)}
+
+
+KEYS = {metric.key for metric in metrics.METRICS}
+
+
+def names_in(node: ast.AST) -> Iterator[str]:
+    """CLOSED of CLOSED[reason], and WAITED of metrics.WAITED."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Attribute):
+            yield part.attr
+
+
+def counted() -> set[str]:
+    """What the package counts or stores: count(metrics.WAITED), row[metrics.IDLE] = 3."""
+    found: set[str] = set()
+    for path in (ROOT / "pooled_serve").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                found |= set(names_in(node.slice))
+            elif isinstance(node, ast.Call) and {"count", "_observe"} & set(names_in(node.func)):
+                found |= {name for argument in node.args for name in names_in(argument)}
+    return found
+
+
+def test_no_number_is_declared_in_vain() -> None:
+    places, used = dict(declared()), counted()
+    assert set(places) == KEYS
+    for key, names in places.items():
+        if names.isdisjoint(used):
+            name = min(names)
+            way = f"where it happens, self.count(metrics.{name}) or row[metrics.{name}] = ..."
+            pytest.fail(f"nothing counts {key} of pool/metrics.py: {way}", pytrace=False)
+
+
+DASHBOARD_TEST = "test_deploy_prometheus.py"
+
+
+def test_each_counter_has_a_test() -> None:
+    # Not that of the dashboard, which lists what it does not show.
+    paths = [each for each in (ROOT / "tests").rglob("*.py") if each.name != DASHBOARD_TEST]
+    tests = "".join(path.read_text() for path in paths)
+    for metric in metrics.METRICS:
+        if metric.kind is Kind.COUNTER and not re.search(rf"\b{metric.key}\b", tests):
+            way = "make happen what it counts, and look for its key in it.pool()"
+            pytest.fail(f"no test names {metric.key}: {way}", pytrace=False)

@@ -149,12 +149,13 @@ def test_under_load_it_shows_what_the_server_counts(open_page: OpenPage, shop: S
                 for name in ("in_use", "idle", "waiting", "max_outstanding"):
                     assert page.cell(slot, name) == str(its[name])
                 assert re.fullmatch(r"\d+(\.\d)? (s|ms)", page.cell(slot, "oldest_held"))
+            # All wait for the same lock, and in the first seconds it may also be the server.
             assert re.match(
-                rf"Too small a pool: all {in_use} connections are in use: {waiting} requests wait,"
+                rf"(Silent server|Hanging statements): .+: {waiting} requests wait,"
                 r" the longest \d+(\.\d)? m?s",
                 page.sentence,
             )
-            assert page.remedy.startswith(f"--max-per-host {in_use + waiting} instead of --max-out")
+            assert "SHOW PROCESSLIST" in page.remedy
             assert f"waiting: now {waiting}," in page.chart("waiting")
         assert [request.result() for request in requests] == [200] * len(requests)
 
@@ -209,13 +210,13 @@ def test_it_says_that_the_database_is_down_and_when_it_is_back(
     try:
         assert shop.run("SELECT 1") == 503
         wait_until(
-            lambda: page.sentence.startswith("Outage: the database default cannot be reached")
+            lambda: page.sentence.startswith("Outage: the database default has been out of reach")
         )
-        assert page.value("server").endswith("cannot be reached")
+        assert "cannot be reached: error 2003" in page.value("server")
     finally:
         mariadb.start()
     # Nobody has to ask for anything: the worker that has lost it looks for it.
-    wait_until(lambda: not page.value("server").endswith("cannot be reached"))
+    wait_until(lambda: "cannot be reached" not in page.value("server"))
     wait_until(lambda: "1 refused" in page.sentence)
     assert page.sentence.startswith("Outage over: the database default could not be used until ")
     assert page.tab.locator('[data-total="waited for the database"] dd').inner_text() == "1"
@@ -265,26 +266,37 @@ def test_with_a_bound_of_the_host_that_is_the_cap(open_page: OpenPage) -> None:
     assert page.value("host") == "2 of this host's 12 taken · no worker lacks any · lent once"
 
 
+def test_a_blocked_worker_has_no_numbers_of_now(open_page: OpenPage) -> None:
+    answers = Answers(2, in_use=7)
+    answers.stats["pool_mode"] = "transaction"
+    answers.stats["workers"][0]["seen_ago_seconds"] = 5.3
+    page = open_page(answers)
+    shown = [page.cell(1, name) for name in ("cpu", "in_use", "waiting", "oldest_held")]
+    assert shown == ["blocked 5 s", "–", "–", "–"]
+    assert page.cell(2, "in_use") == "7"
+    assert " · transaction mode · " in page.tab.locator('[data-value="facts"]').inner_text()
+
+
 def test_rates_and_percentiles_are_those_of_the_server(open_page: OpenPage) -> None:
     answers = Answers(acquired_total=1000, timeouts_total=7)
     page = open_page(answers)
-    assert page.value("rate") == page.value("wait_p50") == page.value("held_p95") == "–"
+    assert page.value("rate") == page.value("wait_mean") == page.value("held_p95") == "–"
     lately = {
         "acquired_per_second": 20.0,
         "waited_share": 0.005,
-        "wait_p50_seconds": 0.01,
-        "wait_p95_seconds": 0.0911,
-        "held_p50_seconds": 0.0004,
-        "held_p95_seconds": 0.55,
+        "wait_mean_seconds": 0.01,
+        "wait_p95_at_most_seconds": 0.0911,
+        "held_mean_seconds": 0.0004,
+        "held_p95_at_most_seconds": 0.001,
     }
     answers.set(recent=recent(**lately))
     page.after(1)
     assert page.value("rate") == "20"
     assert page.value("waited_share") == "< 1 %"
-    assert page.value("wait_p50") == "10 ms"
-    assert page.value("wait_p95") == "91 ms"
-    assert page.value("held_p50") == "< 1 ms"
-    assert page.value("held_p95") == "550 ms"
+    assert page.value("wait_mean") == "10 ms"
+    assert page.value("wait_p95") == "95 % ≤ 91 ms"
+    assert page.value("held_mean") == "< 1 ms"
+    assert page.value("held_p95") == "95 % ≤ 1 ms"
     assert (page.value("refused"), page.value("timeouts")) == ("0", "7")
     answers.set(recent=recent(**lately | {"acquired_per_second": 50.0}))
     page.after(1)
@@ -367,6 +379,8 @@ def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
         ["5 min", "7", "3", "250 ms", "10 %"],
         ["24 h", "9", "3", "250 ms", "25 %"],
     ]
+    caption = page.tab.locator("caption[data-term=peaks]")
+    assert caption.inner_text() == "Peaks, without outages and hangs"
     assert page.value("advice") == said["text"]
     assert page.tab.locator(".advice code").inner_text() == "--max-outstanding 10"
     day["seconds"] = 3599

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from pymysql.err import OperationalError
 
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import LOGIN_REFUSED, NO, REACHABLE, YES
-from pooled_serve.status import pool_log, reachability
-from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog, Repeats
-from pooled_serve.status.reachability import Reachability, shortage_behind
+from pooled_serve.status import pool_log, reachability, repeats, shortage
+from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog
+from pooled_serve.status.reachability import Reachability
+from pooled_serve.status.remedies import STUCK_REMEDY
 from support.driver import FakeDriver, settle
+from support.torture import torture
 
 OVER = "the pressure is over"
 LOST = "cannot be reached"
@@ -57,6 +58,9 @@ class Watched(logging.Handler):
     def with_text(self, text: str) -> list[Line]:
         return [line for line in self.lines if text in line.text]
 
+    def wait_for(self, text: str, times: int) -> None:
+        settle(lambda: len(self.with_text(text)) == times)
+
     def use(self, seconds: float) -> None:
         with self.pool.lease():
             gevent.sleep(seconds)
@@ -83,6 +87,7 @@ def it() -> Iterator[Watched]:
     pool_log.log.addHandler(watched)
     pool_log.log.setLevel(logging.INFO)
     yield watched
+    settle()  # what is logged in a greenlet is this test's, not the next one's
     pool_log.log.removeHandler(watched)
     pool_log.log.setLevel(before)
     if watched.log._watcher:
@@ -90,20 +95,10 @@ def it() -> Iterator[Watched]:
     watched.pool.close()
 
 
-# --- How often ---------------------------------------------------------------------------------
-
-
-def test_a_line_is_repeated_ever_more_rarely() -> None:
-    repeats = Repeats()
-    written = [now for now in range(300) if repeats.due(float(now))]
-    assert written == [0, 1, 11, 71, 131, 191, 251]
-    assert repeats.due(251 + 121.0)
-    assert repeats.due(251 + 122.0), "anew, after it was not needed for so long"
-
-
 # --- Pressure ----------------------------------------------------------------------------------
 
 
+@torture
 def test_short_queues_and_then_a_long_wait_are_no_relief(it: Watched) -> None:
     end = time.monotonic() + 2.5
 
@@ -174,7 +169,7 @@ def test_refusals_under_overload_are_told_from_timeouts(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.5)
-    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.1))
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.1))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
     it.log.refused("too late")
     for _ in range(3):
@@ -189,7 +184,7 @@ def test_refusals_under_overload_are_told_from_timeouts(
 def test_a_pool_is_called_overloaded_while_it_is(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.1))
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.1))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.1)
     users = [gevent.spawn(it.use, 4 * LONG_WAIT_SECONDS) for _ in range(2)]
     settle(lambda: bool(it.with_text("is at its cap")))
@@ -201,6 +196,27 @@ def test_a_pool_is_called_overloaded_while_it_is(
     it.use_all(2, 2 * LONG_WAIT_SECONDS)
     assert "is at its cap" in it.lines[-1].text
     assert len(it.with_text("is overloaded")) == told
+
+
+def test_a_second_overload_has_its_lines_at_once(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.5)
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.3, 0.3, 3600.0))
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
+    denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
+    told = []
+    for _ in range(2):
+        for _ in range(4):  # the fourth line of each kind would come an hour after the third
+            it.log.refused("too late")
+            it.log.failed(denied)
+            it.use_all(2, 2 * LONG_WAIT_SECONDS)
+        kinds = "is at its cap", "503 Service Unavailable: too late", "500 Internal Server Error: "
+        told.append([len(it.with_text(kind)) for kind in kinds])
+        settle(lambda: not it.log._watcher)
+    assert told[1] == [2 * times for times in told[0]]
+    assert told[0] == [3, 3, 3]
+    assert [line.text[-3:] for line in it.with_text(OVER)] == [": 4", ": 4"]
 
 
 # --- The database ------------------------------------------------------------------------------
@@ -259,13 +275,102 @@ def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
     assert it.pool.row[REACHABLE] == YES
     # One that stays away is told even so, as soon as a line is due.
     told = len(it.with_text(LOST))
-    monkeypatch.setattr(pool_log, "PAUSES_SECONDS", (0.0, 0.2))
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.2))
     it.connect(NO_SERVER)
     gevent.sleep(0.2)
     it.connect(NO_SERVER)
     it.connect(NO_SERVER)
     assert len(it.with_text(LOST)) == told + 1
     assert it.reachability.lost
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NO_SERVER, LOST),
+        (OperationalError(1045, "Access denied"), "refuses the login"),
+        (OSError(errno.EMFILE, "Too many open files"), "no file descriptor left"),
+    ],
+)
+def test_a_second_outage_has_its_line_at_once(
+    it: Watched, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "CALM_SECONDS", 0.3)
+    monkeypatch.setattr(reachability, "CALM_SECONDS", 0.3)
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 3600.0))
+    monkeypatch.setattr(repeats, "FORGET_SECONDS", 7200.0)
+    for times in (1, 2, 3):
+        it.connect(error)
+        it.log.refused("no connection")
+        it.connect(None)
+        gevent.sleep(0.4)
+        it.connect(None)
+        it.wait_for(text, times)
+
+
+def test_a_second_hang_has_its_line_at_once(it: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "CALM_SECONDS", 0.1)
+    monkeypatch.setattr(pool_log, "hang", lambda *_: True)
+    it.reachability.probing = True
+    monkeypatch.setattr(type(it.pool), "inquire", lambda *_: True)  # it answers others
+    holder = gevent.spawn(it.use, 30.0)
+    waiter = gevent.spawn(it.use, 0.0)
+    gevent.sleep(0)
+    for times in (1, 2, 3, 4):
+        it.reachability._ask_again_at = 0.0
+        it.reachability.unanswered(6.0)
+        it.wait_for("statements hang", times)
+        it.log.answered()
+        it.reachability.answered()
+        gevent.sleep(0.2)
+    gevent.killall([holder, waiter])
+
+
+@pytest.mark.parametrize(("hanging", "told"), [(2, False), (3, True)])
+def test_statements_hang_though_nobody_waits_for_a_connection(
+    it: Watched, hanging: int, told: bool
+) -> None:
+    it.pool.row[metrics.IN_USE] = it.pool.row[metrics.IN_STATEMENT] = hanging
+    assert not it.pool.waiting
+    assert it.log.hanging(6.0) == told
+
+
+def test_a_worker_with_one_of_many_that_hang_tells_of_it(it: Watched) -> None:
+    it.pool.row[metrics.IN_USE] = it.pool.row[metrics.IN_STATEMENT] = 1
+    it.log.all_hang = lambda alias: alias == "default"
+    assert not it.log.hanging(4.0), "its own has just begun"
+    assert it.log.hanging(6.0)
+
+
+def test_statements_do_not_go_on_while_the_first_hangs(
+    it: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another request has come: its first statement was answered, the next waits for the lock."""
+    row = it.pool.row
+    row[metrics.IN_USE] = row[metrics.IN_STATEMENT] = 3
+    row[metrics.OLDEST_STATEMENT] = 1000.0
+    it.reachability.probing = True
+    monkeypatch.setattr(type(it.pool), "inquire", lambda *_: True)  # it answers others
+    it.reachability.unanswered(6.0)
+    it.wait_for("statements hang", 1)
+    it.reachability.answered()
+    it.reachability.unanswered(2.0)
+    settle()
+    assert not it.with_text("statements go on")
+    row[metrics.OLDEST_STATEMENT] = 0.0
+    it.reachability.answered()
+    it.wait_for("statements go on, none had been answered for 6.0s", 1)
+
+
+def test_what_hangs_is_judged_as_on_the_page(it: Watched) -> None:
+    """By the busiest route: three exports of ten seconds are usual where there are such."""
+    it.pool.row[metrics.IN_USE] = it.pool.row[metrics.IN_STATEMENT] = 3
+    it.log.usual_hold = lambda: 10.0
+    assert not it.log.hanging(6.0)
+    assert not it.log.hanging(29.0)
+    settle()
+    assert it.lines == []
+    assert it.log.hanging(30.0)
 
 
 def test_a_refused_login_is_no_outage(it: Watched) -> None:
@@ -302,25 +407,106 @@ def test_an_error_that_is_no_outage_is_logged_with_what_helps(it: Watched) -> No
     )
 
 
+def test_a_failure_of_code_in_a_connect_is_not_called_an_outage(it: Watched) -> None:
+    it.connect(KeyError(0))
+    settle(lambda: bool(it.lines))
+    (line,) = it.lines
+    assert line.text.startswith(
+        "database 'default': Python code fails in the connect: KeyError: 0 ("
+    )
+    assert "--check" not in line.text
+
+
+def test_a_server_that_answers_nothing_is_logged_with_what_helps(it: Watched) -> None:
+    it.log.database_stuck(5.0)
+    settle(lambda: bool(it.lines))
+    assert it.lines[0].text == (
+        "database 'default' does not answer: no statement and no inquiry had an answer in 5.0s\n"
+        f"  → {STUCK_REMEDY}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (1045, "correct USER, PASSWORD and NAME in DATABASES"),
+        (1040, "close idle connections"),
+        (2013, "see that the server runs"),
+    ],
+)
+def test_a_failed_connect_beside_open_connections_has_its_own_remedy(
+    it: Watched, code: int, remedy: str
+) -> None:
+    with it.pool.lease():
+        it.reachability.connect_failed(OperationalError(code, "no"))
+        settle(lambda: bool(it.with_text("cannot open another connection: no")))
+    (line,) = it.with_text("cannot open another connection")
+    assert f"no ({code})\n  → {remedy}" in line.text
+
+
 def test_requests_that_fail_are_counted_in_one_line_a_second(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_log, "CALM_SECONDS", 1.0)
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 3.0)
     denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
     for _ in range(500):
         it.log.failed(denied)
+    assert it.pool.row[metrics.FAILED] == 500
     text = "500 Internal Server Error"
     settle(lambda: len(it.with_text(text)) == 2)
     first, second = it.with_text(text)
     problem = ": database 'default': Access denied for user 'shop'@'app' (1045)"
     assert first.text == f"{text}{problem}"
-    assert second.text == f"{text}, 499 times{problem}"
+    told = rf"{text}, 499 times, until \d\.\ds ago{re.escape(problem)}"
+    assert re.fullmatch(told, second.text), "it was true then, and may be no longer"
     assert second.at - first.at >= 0.9
     it.log.failed(denied)
     settle(lambda: not it.log._watcher)
-    assert it.lines[-1].text == f"{text}{problem}", "none is left uncounted"
+    told = rf"{text}, until \d\.\ds ago{re.escape(problem)}"
+    assert re.fullmatch(told, it.lines[-1].text), "none is left uncounted"
     assert {line.level for line in it.lines} == {logging.ERROR}
     assert not it.with_text(OVER), "nobody has waited"
+
+
+def test_a_worker_that_ends_tells_what_it_has_counted(it: Watched) -> None:
+    denied = OperationalError(1045, "Access denied")
+    for number in range(4):
+        it.log.failed(denied)
+        it.log.refused("too late")
+        it.log.retried(OperationalError(2013, f"lost {number}"))
+        it.log.client_gone(f"GET /{number}")
+    it.connect(NO_SERVER)
+    it.log.refused("no connection")
+    it.log.refused("no connection")
+    settle()
+    it.lines.clear()
+    it.log.log_rest()
+    assert [line.text for line in it.lines] == [
+        "503 Service Unavailable, 3 times: too late",
+        "503 Service Unavailable: no connection",
+        "500 Internal Server Error, 3 times: database 'default': Access denied (1045)",
+        "pool 'default': a statement found its connection dead, and runs on a fresh one, 3 times: "
+        "lost 3 (2013)",
+        "pool 'default': a client has hung up, and its request was ended, 3 times: GET /3",
+    ]
+    it.log.log_rest()
+    assert len(it.lines) == 5, "once"
+
+
+@pytest.mark.parametrize("name", ["retried", "client_gone"])
+def test_lines_about_what_was_counted_long_ago_say_since_when(
+    it: Watched, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "TOLD_AS_NOW_SECONDS", 0.2)
+    tell = getattr(it.log, name)
+    for _ in range(4):
+        tell(OperationalError(2013, "lost"))
+    gevent.sleep(1.1)
+    tell(OperationalError(2013, "lost"))
+    settle()
+    first, second = it.lines
+    assert " times" not in first.text
+    assert re.search(r", 4 times since \d\d:\d\d:\d\d: ", second.text)
 
 
 @pytest.mark.parametrize("idle", [0, 1])
@@ -330,6 +516,9 @@ def test_a_probe_is_no_use_of_the_pool(it: Watched, idle: int) -> None:
     class Uses:
         def returned(self, conn: Any, seconds: float) -> None:
             used.append(seconds)
+
+        def idled(self, conn: Any, seconds: float) -> None:
+            pass
 
         def waited(self, seconds: float, *, served: bool) -> None:
             used.append(seconds)
@@ -353,7 +542,7 @@ def pymysql_error(cause: OSError) -> OperationalError:
     return error
 
 
-@pytest.mark.parametrize("code", reachability.SHORTAGES)
+@pytest.mark.parametrize("code", shortage.SHORTAGES)
 def test_what_this_machine_lacks_is_no_outage(
     it: Watched, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +552,7 @@ def test_what_this_machine_lacks_is_no_outage(
         it.connect(None)  # a descriptor was free for a moment
     (line,) = it.lines
     assert line.level == logging.ERROR
-    assert reachability.SHORTAGES[code].problem in line.text
+    assert shortage.SHORTAGES[code].problem in line.text
     assert "\n  → " in line.text
     assert it.pool.row[REACHABLE] == YES
     gevent.sleep(0.3)
@@ -371,18 +560,3 @@ def test_what_this_machine_lacks_is_no_outage(
     settle(lambda: len(it.lines) == 2)
     assert "can open connections again after" in it.lines[-1].text
     assert it.lines[-1].text.endswith("failed attempts: 10")
-
-
-def test_a_resolver_that_could_not_open_a_file_is_told_from_a_name_that_is_wrong(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    wrong = pymysql_error(socket.gaierror(socket.EAI_AGAIN, "Temporary failure"))
-    assert shortage_behind(wrong) is None
-    monkeypatch.setattr(reachability, "_error_of_opening", lambda: errno.EMFILE)
-    assert shortage_behind(wrong) is not None
-
-
-def test_an_error_that_is_its_own_cause_ends() -> None:
-    error = OperationalError(2003, "circular")
-    error.original_exception = error
-    assert shortage_behind(error) is None

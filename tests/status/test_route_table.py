@@ -50,6 +50,7 @@ def test_a_route_has_what_was_counted_for_it() -> None:
     table.usage("shop/<slug:slug>/", "GET").waited(2.0, served=True)
     table.usage("shop/<slug:slug>/", "GET").waited(4.0, served=False)
     table.usage("shop/<slug:slug>/", "GET").requested(statements=7)
+    table.usage("shop/<slug:slug>/", "GET").idled(0.75)
     table.usage("", "GET").returned(3.0)
     table.outside.returned(0.125)
     assert as_routes(table.read()) == [
@@ -63,11 +64,12 @@ def test_a_route_has_what_was_counted_for_it() -> None:
             "longest_held_seconds": longest,
             "requests_total": requests,
             "statements_total": statements,
+            "idle_seconds_total": idle,
         }
-        for route, method, leases, held, waited, wait, longest, requests, statements in (
-            ("", "GET", 1, 3.0, 0, 0.0, 3.0, 0, 0),
-            ("shop/<slug:slug>/", "GET", 3, 1.75, 1, 6.0, 1.0, 1, 7),
-            ("outside requests", "", 1, 0.125, 0, 0.0, 0.125, 0, 0),
+        for route, method, leases, held, waited, wait, longest, requests, statements, idle in (
+            ("", "GET", 1, 3.0, 0, 0.0, 3.0, 0, 0, 0.0),
+            ("shop/<slug:slug>/", "GET", 3, 1.75, 1, 6.0, 1.0, 1, 7, 0.75),
+            ("outside requests", "", 1, 0.125, 0, 0.0, 0.125, 0, 0, 0.0),
         )
     ]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pooled_serve.driver import statements as sql
 from pooled_serve.pool import metrics
+from pooled_serve.pool.metric import Kind
 from pooled_serve.status import scoreboard as module
 from pooled_serve.status.load import LoadRow
 from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
@@ -220,10 +221,17 @@ def test_the_live_rows_add_up() -> None:
         row[metrics.OLDEST_HELD] = 100.0 - n
     rows[1][metrics.REACHABLE], rows[2][metrics.REACHABLE] = metrics.NO, metrics.YES
     rows[0][metrics.OLDEST_HELD] = 0.0  # nobody holds one there
+    rows[0][metrics.LOST], rows[2][metrics.LOST] = 88.0, 93.0
+    for row, code, at in zip(rows, (2003, 1040, 1045), (50.0, 60.0, 40.0), strict=True):
+        row[metrics.CONNECT_ERROR], row[metrics.CONNECT_ERROR + 1] = code, at
     summed = metrics.by_name(metrics.total(rows), now=100.0)
     assert summed["acquired_total"] == summed["in_use"] == 6
     assert summed["oldest_held_seconds"] == 3.0
     assert summed["reachable"] is False
+    assert summed["lost_seconds"] == 12.0
+    assert summed["connect_error"] == 1040, "the latest"
+    nothing = metrics.by_name([0.0] * metrics.ROW_LENGTH, now=100.0)
+    assert nothing["connect_error"] is None
 
 
 @given(
@@ -252,7 +260,7 @@ def test_counters_come_before_gauges_and_nothing_overlaps() -> None:
     """A worker that dies leaves the first part of its row, and loses the second."""
     rows = [n for m in metrics.METRICS for n in range(m.start, m.start + m.width)]
     assert rows == list(range(metrics.ROW_LENGTH))
-    lasting = {metrics.Kind.COUNTER, metrics.Kind.HISTOGRAM}
+    lasting = {Kind.COUNTER, Kind.HISTOGRAM}
     for metric in metrics.METRICS:
         assert (metric.kind in lasting) == (metric.start < metrics.FIRST_GAUGE), metric.key
     assert len({metric.key for metric in metrics.METRICS}) == len(metrics.METRICS)
@@ -262,7 +270,8 @@ def test_every_reason_has_a_place() -> None:
     reasons = sql.REASONS | {
         *("several statements", "several results", "unbuffered cursor", "direct use", "unknown")
     }
-    assert reasons <= set(metrics.PIN_REASONS)
+    for reason in sorted(reasons - set(metrics.PIN_REASONS)):
+        pytest.fail(f"PIN_REASONS in pool/metrics.py lacks {reason!r}: add it", pytrace=False)
 
 
 def test_a_pool_row_is_whole_words() -> None:
@@ -291,6 +300,17 @@ def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
     assert scoreboard.stopping, "it was told while it loaded the project"
     scoreboard.retire(fourth)
     assert scoreboard.stopping
+
+
+def test_a_worker_that_nobody_told_to_end_has_died() -> None:
+    scoreboard = Scoreboard()
+    for deaths, died in enumerate([False, True, False], 0):
+        slot = _allocated(scoreboard)
+        scoreboard.register(slot)
+        scoreboard.mark_stopping(slot, died=died)
+        assert scoreboard.stopping, "whatever the reason"
+        scoreboard.retire(slot)
+        assert scoreboard.deaths == min(deaths, 1)
 
 
 def test_it_is_stopping_from_when_the_master_is_told() -> None:

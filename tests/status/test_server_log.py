@@ -14,6 +14,7 @@ from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
 from support.client import gate
 from support.load import hammer
 from support.processes import wait_until
+from support.site import VIEWS
 from support.status import SLEEP, StartStatus
 from support.torture import torture
 
@@ -24,6 +25,7 @@ TAKEN = re.compile(
     r"\(.+\); it was taken here, the innermost call first:\n((?:  .*\n)+)"
 )
 TAKEN_BY_ANY = re.compile(r"it was taken here, the innermost call first:\n((?:  .*\n)+)")
+INCIDENTS = Path(__file__).with_name("incidents_views.py")
 LEAKS_VIEWS = Path(__file__).with_name("leaks_views.py")
 TEMPLATES = 'TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]'
 
@@ -173,6 +175,24 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
     assert long or "pressure" not in log
 
 
+def test_a_worker_that_ends_has_told_of_every_503(status: StartStatus) -> None:
+    it = status("--pool-timeout", "0.3", cap=1)
+
+    def refuse(many: int) -> None:
+        with ThreadPoolExecutor(1 + many) as threads, gate(it.site.database) as statement:
+            threads.submit(it.site.run, statement)
+            it.wait_for(lambda stats: stats["pools"].get("default", {}).get("in_use"))
+            answers = [threads.submit(it.site.run, "SELECT 1") for _ in range(many)]
+            assert {answer.result().status for answer in answers} == {503}
+
+    refuse(6)
+    it.site.server.wait_for_log("503 Service Unavailable", times=2)
+    refuse(6)  # a third line would come ten seconds after the second
+    assert it.site.server.stop() == 0
+    told = re.findall(r"503 Service Unavailable(?:, (\d+) times)?", it.site.server.log)
+    assert sum(int(many or 1) for many in told) == 12
+
+
 def test_without_file_descriptors_the_log_says_so_and_the_database_is_not_to_blame(
     status: StartStatus, tmp_path: Path
 ) -> None:
@@ -194,3 +214,31 @@ def test_without_file_descriptors_the_log_says_so_and_the_database_is_not_to_bla
     ) in log
     assert "cannot be reached" not in log
     assert "is back" not in log
+
+
+@torture
+def test_exports_that_are_usual_do_not_hang(status: StartStatus) -> None:
+    """The mean of all holds is short: that of the busiest route counts, as on the page."""
+    it = status(views=(VIEWS, INCIDENTS), cap=4)
+    assert it.site.server.get(SLEEP.format(3)).status == 200
+    for _ in range(25):
+        it.site.server.get("/quick")
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: it.site.server.get(SLEEP.format(7)), range(3)))
+    assert [answer.status for answer in answers] == [200] * 3
+    assert "statements hang" not in it.site.server.log
+
+
+@torture
+def test_a_worker_that_computes_does_not_call_the_database_lost(status: StartStatus) -> None:
+    """A report runs, so no statement has an answer; and inquiries take some turns of a loop in each
+    of which a view computes."""
+    it = status("--pool-size", "1", views=(VIEWS, INCIDENTS), cap=4)
+    with ThreadPoolExecutor(1) as threads:
+        report = threads.submit(it.site.server.get, SLEEP.format(12))
+        hammer(it.site.server.port, "/block?seconds=0.3", clients=2, seconds=9)
+        assert report.result().status == 200
+    pool = it.pool()
+    assert (pool["outages_total"], pool["stuck"], pool["last_outage_seconds"]) == (0, 0, None)
+    assert pool["recent"]["lost_ago_seconds"] is None
+    assert not re.search("does not answer|answered nothing", it.site.server.log)

@@ -29,6 +29,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(stats) == {
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
         *("findings", "advice", "cpus", "pool_mode", "stopping"),
+        *("worker_deaths_total", "worker_death_ago_seconds"),
     }
     assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"
@@ -37,6 +38,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(worker) == {
         *("slot", "pid", "pools", "cpu_seconds_total", "blocked_seconds_total", "cpu_share"),
         *("cpu_wait_share", "loop_delay_seconds", "seen_ago_seconds"),
+        *("no_descriptor_ago_seconds", "urls_failed"),
     }
     assert worker["slot"] == 1
     assert {worker["pid"]} == it.site.server.worker_pids()
@@ -52,12 +54,15 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("longest_wait_seconds", "login_refused", "recent", "peaks"),
         *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
         *("unanswered_total", "outages_total", "last_outage_seconds", "asking", "budget"),
+        *("lost_seconds", "connect_error", "atomic_requests"),
     }
     assert set(pool["recent"]) == {
         *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
         *("shed", "wait_p50_seconds", "wait_p95_seconds", "held_p50_seconds", "held_p95_seconds"),
         *("opened", "connect_errors", "unanswered", "lost_ago_seconds", "lost_held_seconds"),
-        *("leaked", "closed", "pinned", "asking_share"),
+        *("leaked", "closed", "pinned", "asking_share", "hung_ago_seconds"),
+        *("wait_mean_seconds", "wait_p95_at_most_seconds"),
+        *("held_mean_seconds", "held_p95_at_most_seconds", "failed", "connects_again"),
     }
     assert set(pool["peaks"]) == set(WINDOWS)
     assert all(set(peaks) == set(PEAK_KEYS) for peaks in pool["peaks"].values())
@@ -75,14 +80,14 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(route) == {
         *("route", "method", "leases_total", "held_seconds_total", "waited_total"),
         *("wait_seconds_total", "longest_held_seconds", "requests_total", "statements_total"),
-        *("recent", "lately"),
+        *("idle_seconds_total", "recent", "lately"),
     }
     assert (route["route"], route["method"], route["leases_total"]) == ("run", "GET", 1)
     assert (route["requests_total"], route["statements_total"]) == (1, 1)
     assert {k: v for k, v in worker["pools"]["default"].items() if "oldest" not in k} == {
         k: v
         for k, v in pool.items()
-        if "oldest" not in k and k not in ("recent", "peaks", "budget")
+        if "oldest" not in k and k not in ("recent", "peaks", "budget", "atomic_requests")
     }
 
 
@@ -177,6 +182,7 @@ def test_a_worker_that_ends_by_max_requests_leaves_its_counters(status: StartSta
     (worker,) = stats["workers"]
     assert worker["slot"] <= 2
     assert stats["pools"]["default"]["acquired_total"] == 40
+    assert stats["worker_deaths_total"] == 0, "it was told to end, by its own count"
 
 
 def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:

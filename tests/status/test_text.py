@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,30 @@ def test_nothing_is_wider_than_a_terminal() -> None:
     assert " " * 8 + "▃" * 42 in text, "of the first 50 seconds nothing is known"
 
 
+def test_the_numbers_of_a_blocked_worker_are_not_shown_as_those_of_now() -> None:
+    stats = full(in_use=7)
+    stats["workers"][0] |= {"seen_ago_seconds": 5.3}
+    (row,) = (line for line in page(stats, {}).splitlines() if line.startswith("worker   1 "))
+    assert row.endswith("CPU blocked for 5.3 s, its numbers are not known meanwhile")
+    (row,) = (line for line in page(stats, {}).splitlines() if line.startswith("worker   2 "))
+    assert " 7 of 12 " in row
+
+
+def test_routes_have_their_queries_and_times_their_average() -> None:
+    lately = {"wait_mean_seconds": 0.0004, "wait_p95_at_most_seconds": 0.001}
+    lately |= {"held_mean_seconds": 2.0, "held_p95_at_most_seconds": 2.5}
+    stats = full(recent=recent(acquired_per_second=1.0, waited_share=0.1, **lately))
+    stats["pool_mode"] = "transaction"
+    stats["routes"] = [a_route("list/", leases=4, held_seconds=8.0, requests=4, statements=50)]
+    lines = page(stats, {}).splitlines()
+    assert " · transaction mode · up 17 min" in lines[0]
+    times = "wait mean < 1 ms, 95 % ≤ 1 ms  hold mean 2.0 s, 95 % ≤ 2.5 s"
+    assert f"waited 10 %  {times}" in lines
+    head, row = lines[-2:]
+    assert head.split()[-5:] == ["share", "leases", "each", "queries", "waits"]
+    assert row.split() == ["GET", "list/", "100", "%", "4", "2.0", "s", "12", "0"]
+
+
 def test_what_projects_name_is_no_command_for_a_terminal() -> None:
     stats = full(server="\x1b[2Jhost")
     stats["routes"] = [a_route("a\x1b]0;title\x07\r/", leases=1, held_seconds=1.0)]
@@ -146,6 +172,19 @@ def test_advise_asks_a_running_instance(status: StartStatus) -> None:
         assert re.search(r"no advice yet: watched for \d+ s of the 20 s", done.stdout)
 
 
+def test_beside_the_peaks_it_says_what_they_leave_out() -> None:
+    stats = full()
+    stats["pools"]["default"]["peaks"] = dict.fromkeys(WINDOWS, dict.fromkeys(PEAK_KEYS, 196.0))
+    lines = [
+        "most     in use 196 · 196 · 196   waiting 196 · 196 · 196   in 5m · 1h · 24h",
+        "         wait 3 min 16 s · 3 min 16 s · 3 min 16 s   (without outages and hangs)",
+    ]
+    for text in (page(stats, {}), advice_page(stats)):
+        told = text.splitlines()
+        assert all(line in told for line in lines), text
+        assert max(map(len, lines)) <= COLUMNS
+
+
 def test_advise_says_nothing_twice() -> None:
     stats = full()
     said = Sentence("note", "too small a pool", "default", "Too small a pool: so it is", "more")
@@ -168,14 +207,28 @@ def test_advise_takes_a_unix_socket(site: StartSite, tmp_path: Path) -> None:
     assert "All is well" in done.stdout
 
 
+NO_ADDRESS = "PS401 --advise: must be HOST:PORT or unix:PATH"
+
+
 @pytest.mark.parametrize(
     ("address", "code", "problem"),
     [
         ("127.0.0.1:{free}", 1, "PS505 no instance answers at 127.0.0.1:{free}: "),
         ("unix:/no/such/socket", 1, "PS505 no instance answers at unix:/no/such/socket: "),
-        ("https://127.0.0.1:8001", 2, "PS401 --advise: 'https://127.0.0.1:8001' is no address"),
-        ("", 2, "PS401 --advise: '' is no address of a status page"),
-        ("127.0.0.1:port", 2, "PS401 --advise: '127.0.0.1:port' is no address"),
+        (
+            "https://127.0.0.1:8001",
+            2,
+            "PS401 --advise: must be HOST:PORT, http://HOST:PORT or unix:PATH, not 'https://127.0.0.1:8001'",
+        ),
+        ("", 2, f"{NO_ADDRESS}, not ''"),
+        (
+            "127.0.0.1:port",
+            2,
+            f"{NO_ADDRESS}, not '127.0.0.1:port'\n  → for example --advise 127.0.0.1:8001",
+        ),
+        ("8201", 2, f"{NO_ADDRESS}, not '8201'\n  → use 127.0.0.1:8201"),
+        ("::1:8201", 2, f"{NO_ADDRESS}, not '::1:8201'\n  → use [::1]:8201"),
+        ("http://127.0.0.1:port", 2, "PS401 --advise: "),
     ],
 )
 def test_advise_without_an_instance(address: str, code: int, problem: str) -> None:
@@ -185,6 +238,38 @@ def test_advise_without_an_instance(address: str, code: int, problem: str) -> No
     assert done.stderr.startswith(problem.format(free=free))
     assert "\n  → " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("greeting", "problem"),
+    [
+        (
+            b"d\x00\x00\x00\x0a5.5.5-10.11.19-MariaDB\x00\x1b[31m",
+            "something else answers at {}, and",
+        ),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "something else answers at {}, and not in HTTP\n  → give the"),
+        (b"HTTP/1.1 200 OK\r\n" + b"x" * 70000, "something else answers at {}, and not in HTTP"),
+        (b"", "no instance answers at {}: "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "no instance answers at {}: "),
+    ],
+)
+def test_advise_asks_who_speaks_otherwise(greeting: bytes, problem: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(greeting)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = advise(address)
+        thread.join()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"PS505 {problem.format(address)}")
+    assert done.stderr.replace("\n", "").isprintable()
 
 
 def test_advise_asks_the_site_itself(site: StartSite) -> None:

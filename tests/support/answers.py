@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from pooled_serve.status.findings import findings
@@ -73,3 +74,13 @@ def a_route(route: str, **lately: float) -> dict[str, Any]:
         "recent": {"waited": 0, **lately},
         "lately": {"waited": 0, **lately},
     }
+
+
+FULL: dict[str, Any] = {"in_use": 12, "idle": 0}
+QUEUE: dict[str, Any] = {**FULL, "waiting": 7, "oldest_wait_seconds": 0.25}
+
+
+def of(*routes: dict[str, Any], workers: int = 1, **pool: Any) -> dict[str, Any]:
+    stats: dict[str, Any] = copy.deepcopy(Answers(workers, **pool).stats)
+    stats["routes"] = list(routes)
+    return stats

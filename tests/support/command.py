@@ -82,6 +82,10 @@ class Here:
         # gunicorn's default is the current directory at the time of its import.
         monkeypatch.setattr(Chdir, "default", str(folder))
         monkeypatch.setattr(sys, "path", sys.path[:])
+        # Other tests may have imported Django, which the command refuses before gevent has patched.
+        monkeypatch.delitem(sys.modules, "django.conf", raising=False)
+        # Two files of one size, written in the same second, would have the same bytecode.
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
         for name in set(os.environ) - set(environment()):
             monkeypatch.delenv(name)
 

@@ -42,7 +42,10 @@ BAD_VALUES: dict[str, tuple[str, ...]] = {
     "pool_client_check": ("0", "-1", "never"),
     "pool_replicas": ("0", "two"),
     "pool_leak_threshold": ("0", "-1", "long"),
-    "pool_status": ("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
+    "pool_status": (
+        *("9100", "here", "localhost:", "localhost:x", "localhost:0", "unix:", ":99999"),
+        *("::1:8001", "::1", "[::1:8001", "[::1]x:8001", "localhost:80:81"),
+    ),
     "pool_strict": ("maybe",),
 }
 

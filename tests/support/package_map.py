@@ -2,7 +2,8 @@
 
     python tests/support/package_map.py
 
-writes it anew; tests/test_architecture.py fails while it is not what the modules say.
+writes it anew, in the checkout that this file is in; tests/test_contributing.py fails while it is
+not what the modules say.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "pooled_serve"
 README = ROOT / "tests" / "README.md"
+WRITER = "python tests/support/package_map.py"
 BEGIN, END = "<!-- tests/support/package_map.py writes this -->\n", "<!-- end of the map -->\n"
 
 
@@ -39,7 +41,14 @@ def written() -> str:
 
 def write() -> None:
     readme = README.read_text()
-    README.write_text(readme.replace(BEGIN + written(), BEGIN + package_map(folders())))
+    rewrite(README, readme.replace(BEGIN + written(), BEGIN + package_map(folders())))
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Says what it has done, so that nobody takes one checkout for another."""
+    before = path.read_text()
+    path.write_text(text)
+    print(f"{path}: {'nothing to do' if text == before else 'written'}")
 
 
 def _line(path: Path, name: str) -> str:

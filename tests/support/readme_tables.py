@@ -2,21 +2,27 @@
 
     python tests/support/readme_tables.py
 
-writes them anew, in the environment with the package; tests/test_readme_tables.py fails while they
-are not what the code says.
+writes them anew, in the checkout that this file is in, with the environment of any;
+tests/test_readme_tables.py fails while they are not what the code says.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from pooled_serve import cli, options, problems
-from pooled_serve.driver import parameters
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # not the package of another checkout, which the environment may have
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-README = Path(__file__).parents[2] / "README.md"
+from pooled_serve import cli, options, problems  # noqa: E402
+from pooled_serve.driver import parameters  # noqa: E402
+from support.package_map import rewrite  # noqa: E402
+
+README = ROOT / "README.md"
 WRITER = "python tests/support/readme_tables.py"
 
 
@@ -59,14 +65,17 @@ def written(table: str) -> str:
     """What README.md has of a table, which is found by its head."""
     head = table.partition("\n")[0]
     _, found, rest = README.read_text().partition(f"\n\n{head}\n")
-    assert found, f"README.md has no table with the head {head}"
+    if not found:
+        sys.exit(f"README.md has no table with the head {head}: write that line as it was")
     return head + "\n" + rest.partition("\n\n")[0]
 
 
 def write() -> None:
+    text = README.read_text()
     for make in TABLES.values():
         table = make()
-        README.write_text(README.read_text().replace(written(table), table))
+        text = text.replace(written(table), table)
+    rewrite(README, text)
 
 
 if __name__ == "__main__":

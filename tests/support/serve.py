@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,16 @@ class ServerExited(Exception):
         super().__init__(f"exit code {returncode}\n{log}")
         self.returncode = returncode
         self.log = log
+
+
+def end_of(start: Callable[[], Serve]) -> tuple[int, str]:
+    """Returns exit code and log of a server that ends by itself; its last act may be to answer who
+    had come already."""
+    try:
+        server = start()
+    except ServerExited as ended:
+        return ended.returncode, ended.log
+    return server.wait(STOP_TIMEOUT), server.log
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,15 @@ class Site:
         """Nothing is lost: no slot, no waiter, no connection; the full cap can be taken."""
         self.server.get("/tune?timeout=20")  # by a busy machine, too, if not by --pool-timeout
         self.fill()
-        wait_until(self._is_quiet)
+        try:
+            wait_until(self._is_quiet)
+        except AssertionError:
+            stats, known = self.pool(), sorted(self.connection_ids())
+            numbers = {key: stats[key] for key in ("in_use", "waiting", "idle")}
+            raise AssertionError(
+                f"the pool has {numbers}, and the server that site() was given, by default "
+                f"MariaDB, knows {known} of {self.database.user}; site(server=...) takes another"
+            ) from None
 
     def _is_quiet(self) -> bool:
         stats = self.pool()

@@ -16,7 +16,8 @@ def tell_stories(machine: type[RuleBasedStateMachine], monkeypatch: pytest.Monke
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=100 if TORTURE else 30,
+            # A story costs more than an example of another test; a quick run has few of both.
+            max_examples=100 if TORTURE else min(30, settings().max_examples // 3),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

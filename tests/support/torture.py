@@ -8,4 +8,4 @@ TORTURE = bool(os.environ.get("TORTURE"))
 """Whether to run all of what the everyday run takes a sample of, as CI does."""
 
 torture = pytest.mark.slow
-"""Tests that take minutes; without TORTURE=1, conftest.py skips them."""
+"""Tests that take long, some of them minutes; without TORTURE=1, conftest.py skips them."""

@@ -5,6 +5,7 @@ import platform
 import time
 from importlib import metadata
 
+from django.core.handlers.wsgi import WSGIRequest
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
@@ -37,7 +38,7 @@ def about(request: HttpRequest) -> JsonResponse:
     )
 
 
-def probe(request: HttpRequest) -> HttpResponse:
+def probe(request: WSGIRequest) -> HttpResponse:
     """Whatever behaviour.py wants to happen in a request."""
     return HttpResponse(repr(request.environ["probe"]()))
 

@@ -36,7 +36,7 @@ def random_id() -> int:
     return random.randint(1, last_product_id())
 
 
-def random_product() -> dict[str, object]:
+def random_product() -> object:
     return get_object_or_404(Product.objects.values("id", "name", "stock"), pk=random_id())
 
 

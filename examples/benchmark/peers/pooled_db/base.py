@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import MySQLdb
 from dbutils.pooled_db import PooledDB
 from django.db.backends.mysql import base
 
@@ -16,7 +17,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
             if self.alias not in _pools:
                 bound = self.settings_dict["CONNECTIONS"]
                 _pools[self.alias] = PooledDB(
-                    base.Database,
+                    MySQLdb,
                     maxcached=bound,
                     maxconnections=bound,
                     blocking=True,

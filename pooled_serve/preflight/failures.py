@@ -1,0 +1,153 @@
+"""What has failed in a project: the error in a line, the setting that is behind it, and how to see
+all of its traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
+
+_STARTED_IN, _PATH_BEFORE = os.getcwd(), tuple(sys.path)
+"""From before --chdir and --pythonpath."""
+_SEARCHED = os.environ.get("PATH")  # from before --env
+
+
+def where(error: BaseException) -> str:
+    """Returns the error with file and line of the project's own code, instead of a traceback."""
+    text = _in_a_line(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f'  File "{error.filename}", line {error.lineno}: {text}'
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    if not own:
+        return f"  {text}"
+    return f'  File "{own[-1].filename}", line {own[-1].lineno}: {text}'
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Returns the error, and those that it names as its causes, with a colon between them."""
+    text, told = _alone(error), {id(error)}
+    while (cause := error.__cause__) is not None and id(cause) not in told:
+        told.add(id(cause))
+        if not str(cause) or str(cause) not in text:  # else its words are there already
+            text = f"{text.rstrip('.')}: {_alone(cause)}"
+        error = cause
+    return text
+
+
+def _alone(error: BaseException) -> str:
+    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    return text.replace(" Check the above exception.", "")  # Django's; none is above
+
+
+def _is_own(file: str) -> bool:
+    """Whether code is the project's."""
+    stdlib, package = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parents[1]) + os.sep
+    # Debian's system packages live in "dist-packages", outside of the venv's folders
+    return not file.startswith((stdlib, package, "<")) and "-packages" + os.sep not in file
+
+
+def blame(error: BaseException, settings: str) -> tuple[str, str] | None:
+    """Returns a remedy and the error in a line, if a setting names what cannot be imported, or what
+    imports it; None if none does.
+
+    :param settings: the name of their module.
+    """
+    if (behind := _setting_behind(error)) is None:
+        return None
+    setting, value = behind
+    remedy = ""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not _is_in(missing, value):  # what it names is there, and imports something else
+        named = _setting_that_names(missing)
+        if named is None:
+            remedy = f"install {missing}, which {value!r} imports"
+        else:
+            setting, value = named
+    return (
+        remedy or f"correct {setting} of {settings}, or install what it names",
+        f"  {setting} of {settings}, {value!r}: {_in_a_line(error)}",
+    )
+
+
+def _is_in(module: str, name: object) -> bool:
+    """Whether a name of a module, or of something in one, begins with a module's."""
+    return f"{name}.".startswith(f"{module}.")
+
+
+def _setting_that_names(module: str) -> tuple[str, str] | None:
+    """Returns the first setting that names a module, or something in it, and that name."""
+    conf: Any = sys.modules.get("django.conf")
+    configured = conf is not None and conf.settings.configured
+    for setting in filter(str.isupper, dir(conf.settings) if configured else ()):
+        value = None
+        with contextlib.suppress(Exception):  # Django refuses to give some that are empty
+            value = getattr(conf.settings, setting)
+        for text in _texts(value):
+            if _is_in(module, text):
+                return setting, text
+    return None
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+_READ_A_SETTING = {
+    ("django.apps.config", "create"): ("INSTALLED_APPS", "entry"),
+    ("django.core.handlers.base", "load_middleware"): ("MIDDLEWARE", "middleware_path"),
+    ("django.db.utils", "load_backend"): ("ENGINE in DATABASES", "backend_name"),
+}
+"""Functions of Django that import what a setting names: the setting, and their variable for it."""
+
+
+def _setting_behind(error: BaseException) -> tuple[str, Any] | None:
+    """Returns the setting that names what cannot be imported, and that name; None if the error is
+    not about one, or comes from the project's code behind it. The line of the project that has led
+    Django there is as innocent as it can be."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        place = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if place in _READ_A_SETTING:
+            setting, variable = _READ_A_SETTING[place]
+            found = setting, frame.f_locals.get(variable)
+        elif _is_own(frame.f_code.co_filename):
+            found = None
+    return None if isinstance(error, SyntaxError) else found
+
+
+def traceback_command(statements: str, settings: str) -> str:
+    """Returns the words for how to see all of an error, where the command was started, and also if
+    Django finds no mysqlclient."""
+    here = os.getcwd()
+    found = f"cd {shlex.quote(here)} && " if here != _STARTED_IN else ""
+    # Those of --chdir are where Python looks by itself.
+    own = {*_PATH_BEFORE, here, _STARTED_IN}
+    paths = [p for p in sys.path if isinstance(p, str) and not own & {p, os.path.realpath(p)}]
+    found += f"PYTHONPATH={shlex.quote(os.pathsep.join(paths))} " if paths else ""
+    found += f"{SETTINGS_VARIABLE}={settings} " if settings else ""
+    brought = "import pymysql; pymysql.install_as_MySQLdb()"
+    return f'for all of its traceback: {found}{_python()} -c "{brought}; {statements}"'
+
+
+def _python() -> str:
+    """Returns what a shell calls the Python that runs this: an environment's has that name only
+    while it is activated."""
+    own, found = sys.executable, shutil.which("python", path=_SEARCHED)
+    # The file is not enough: environments have links to one that they share.
+    beside = found and os.path.dirname(os.path.abspath(found)) == os.path.dirname(own)
+    if found and beside and os.path.samefile(found, own):
+        return "python"
+    return shlex.quote(own) if own else "python"

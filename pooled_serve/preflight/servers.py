@@ -1,0 +1,335 @@
+"""Ask the database servers of the project for their limits, all at once, and say what is wrong with
+those that do not answer.
+
+Runs in the child of the preflight, which has real threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pooled_serve.driver import error_codes as codes
+from pooled_serve.errors import Finding, Level, StartupError, startup_error
+from pooled_serve.preflight import databases, failures
+from pooled_serve.preflight.reports import DatabaseReport, ServerFacts
+
+ANSWER_TIMEOUT_SECONDS = 5.0
+"""Seconds for all database servers together."""
+
+
+@contextlib.contextmanager
+def usable(problem: str) -> Iterator[None]:
+    """Turn errors in the body, which wrong DATABASES cause, into a StartupError.
+
+    :raises StartupError: PS102, with the problem and the original error.
+    """
+    hint = "correct DATABASES in the settings, or install what it needs"
+    try:
+        yield
+    except StartupError:
+        raise
+    except UnicodeError as error:  # its text shows what could not be encoded
+        raise startup_error("PS102", f"{problem}: a password that is not latin-1", hint) from error
+    except Exception as error:
+        raise startup_error("PS102", problem, hint, failures.where(error)) from error
+
+
+class Question(NamedTuple):
+    """A database, and how to ask its server."""
+
+    report: DatabaseReport
+    connection: Any = None  # not connected yet; None for engines that cannot be pooled
+    has_authority: bool = True  # for the server's certificate
+    option_file: str | None = None  # that names the socket
+
+
+def describe(alias: str, settings: Mapping[str, Any]) -> Question:
+    """Returns a database as the settings describe it, and how to ask its server.
+
+    :raises StartupError: PS102, PS110, PS112: the settings cannot be used.
+    """
+    from django.db import connections
+
+    from pooled_serve.backend import patch
+
+    engine = settings["ENGINE"]
+    with usable(f"the engine {engine!r} of the database {alias!r} cannot be loaded"):
+        wrapper = connections[alias]
+    if not patch.is_poolable(type(wrapper)):
+        label = wrapper.display_name if wrapper.vendor != "mysql" else engine
+        return Question(DatabaseReport(alias, pooled=False, label=label))
+    from pooled_serve.driver import parameters
+    from pooled_serve.driver.connection import MySQLConnection
+
+    databases.check(alias, settings)
+    with usable(f"PyMySQL cannot use the settings of the database {alias!r}"):
+        given = wrapper.get_connection_params()
+        try:
+            params = parameters.translate(given)
+            parameters.check_tls_files(params)
+        except parameters.UnsupportedOption as error:
+            text = f"OPTIONS of the database {alias!r}: {error.problem}"
+            raise startup_error("PS112", text, error.hint) from None
+        seconds = min(params.get("connect_timeout", 10), ANSWER_TIMEOUT_SECONDS)
+        params |= {"connect_timeout": seconds, "defer_connect": True}
+        try:
+            connection = MySQLConnection(**params)
+        except ssl.SSLError as error:
+            text = f"OPTIONS of the database {alias!r}: no TLS with these files ({error.reason})"
+            hint = "correct OPTIONS['ssl']: PEM files, and the key that belongs to the certificate"
+            raise startup_error("PS112", text, hint) from None
+    report = DatabaseReport(
+        alias,
+        pooled=True,
+        label="MySQL",
+        # From the connection: OPTIONS and option files may name the server, too.
+        address=connection.address,
+        server=connection.server,
+        conn_max_age=settings["CONN_MAX_AGE"],
+        atomic_requests=bool(settings["ATOMIC_REQUESTS"]),
+        problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
+    )
+    authority = parameters.has_authority(params)
+    return Question(report, connection, authority, parameters.file_with_socket(given))
+
+
+def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
+    """Returns the reports with all answers that arrive within ANSWER_TIMEOUT_SECONDS."""
+    reports = {question.report.alias: question.report for question in found}
+
+    def ask(question: Question) -> None:
+        report, connection, has_authority, option_file = question
+        try:
+            answer = replace(report, facts=_ask(connection), problem=None)
+        except databases.WrongRows:
+            problem = databases.wrong_rows(report.alias, connection.cursorclass)
+            answer = replace(report, problem=problem)
+        except Exception as error:
+            problem = connect_problem(
+                error,
+                report.server,
+                connection.connect_timeout,
+                has_authority=has_authority,
+                option_file=option_file,
+                option=databases.option_behind(connection, error),
+            )
+            answer = replace(report, problem=problem)
+        reports[report.alias] = answer
+
+    threads = [
+        threading.Thread(target=ask, args=(question,), daemon=True)
+        for question in found
+        if question.connection is not None
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + ANSWER_TIMEOUT_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return tuple(reports.values())
+
+
+def _ask(connection: Any) -> ServerFacts:
+    connection.connect()
+    began = time.monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT @@wait_timeout, @@max_connections, @@max_user_connections, "
+            "SUBSTRING_INDEX(USER(), '@', 1), "
+            "CONCAT_WS(':', @@hostname, @@port, @@socket, @@server_id), @@port"
+        )
+        row = cursor.fetchone()
+        if not isinstance(row, tuple | list):
+            raise databases.WrongRows
+        wait_timeout, most, most_of_user, user, identity, port = row
+        seconds = time.monotonic() - began
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        connected = int(cursor.fetchone()[1])
+        cursor.execute("SHOW PROCESSLIST")  # without the privilege: only this user's
+        own = sum(row[1] == user for row in cursor.fetchall())
+    tls = _tls(connection)
+    connection.close()
+    return ServerFacts(
+        engine=connection.engine,
+        wait_timeout=int(wait_timeout),
+        max_connections=int(most),
+        max_user_connections=int(most_of_user),
+        in_use=connected - 1,
+        in_use_by_user=own - 1,
+        behind_router=connection.behind_router,
+        identity=identity,
+        tls=tls,
+        port=int(port),
+        answer_seconds=seconds,
+    )
+
+
+def _tls(connection: Any) -> str:
+    """Returns how the connection is encrypted; nothing for one that no network carries."""
+    if connection.server.startswith("/"):
+        return ""
+    context = connection.tls
+    if context is None:
+        return "no TLS"
+    return "TLS, verified" if context.verify_mode is ssl.CERT_REQUIRED else "TLS, not verified"
+
+
+def _no_answer(server: str, seconds: float) -> Finding:
+    return Finding(
+        Level.WARN,
+        "PS307",
+        "",
+        f"{server} did not answer within {seconds:g}s",
+        "it may be frozen, or a firewall drops packets; try: mysqladmin -h HOST -P PORT ping",
+    )
+
+
+# OpenSSL's codes for a certificate that is good, but for another host name or address.
+_OTHER_NAME = (62, 64)
+
+# Those for one that no known authority has signed.
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+
+
+# HOST:PORT, or a URL; not an IPv6 address, which has more colons.
+_MORE_THAN_HOST = re.compile(
+    r"\[(?P<scheme>\w+://)?(?P<host>[\w.-]+|\[[\da-f:.]+\])(:(?P<port>\d+))?(?P<path>/.*)?\]:\d+",
+    re.I,
+)
+
+
+def _apart(server: str) -> str:
+    """Returns the settings that were meant by one HOST with a port in it, or by a URL; empty if it
+    is neither. What follows the host of a URL is not shown: it may hold a password."""
+    found = _MORE_THAN_HOST.fullmatch(server)
+    if found is None or not any(found[part] for part in ("scheme", "port", "path")):
+        return ""
+    host = f'HOST = "{found["host"].strip("[]")}"'
+    return f'{host}, PORT = "{found["port"]}"' if found["port"] else host
+
+
+def _is_late(text: str) -> bool:
+    return "timed out" in text or "handshake" in text
+
+
+def connect_problem(
+    error: Exception,
+    server: str,
+    timeout: float,
+    *,
+    has_authority: bool = True,
+    option_file: str | None = None,
+    option: str | None = None,
+) -> Finding:
+    """Returns the finding for a failed connect. Contains no password.
+
+    :param timeout: the seconds that the server had.
+    :param has_authority: whether the settings name one for the server's certificate.
+    :param option_file: that in which the socket is named.
+    :param option: the one of OPTIONS whose statement has failed.
+    """
+    # Not above: --help does without PyMySQL.
+    from pooled_serve.driver.error_classes import CODE_REMEDY, failure_of_code
+
+    number = codes.code_of(error)
+    text = " ".join(str(error.args[1] if len(error.args) > 1 else error).split())
+    cause = getattr(error, "original_exception", None)
+    problem = f"{server}: {text}"
+    match number:
+        case codes.ACCESS_DENIED_ERROR | codes.ACCESS_DENIED_NO_PASSWORD_ERROR:
+            code = "PS303"
+            hint = (
+                "correct USER and PASSWORD in DATABASES, or the account, which depends on the "
+                "client's host, too; if it requires TLS or a client certificate, also set "
+                "OPTIONS['ssl']"
+            )
+        case codes.DBACCESS_DENIED_ERROR | codes.BAD_DB_ERROR:
+            code, hint = "PS304", "create the database, or GRANT the user rights on it"
+        case codes.MUST_CHANGE_PASSWORD | codes.MUST_CHANGE_PASSWORD_LOGIN:
+            code = "PS303"
+            hint = "set a new password with ALTER USER, and correct PASSWORD in DATABASES"
+        case codes.CON_COUNT_ERROR:
+            code = "PS305"
+            hint = "close idle connections (SHOW PROCESSLIST), or raise max_connections"
+        case codes.TOO_MANY_USER_CONNECTIONS | codes.USER_LIMIT_REACHED:
+            code = "PS305"
+            hint = (
+                "close idle connections of this user (SHOW PROCESSLIST), or raise its limit; "
+                "an hourly limit resets by itself"
+            )
+        case _ if "cryptography" in text:
+            code, hint = "PS306", "pip install 'pooled-serve[rsa]', or use TLS"
+            problem = (
+                f"{server}: the login needs the cryptography package (caching_sha2_password "
+                "without TLS)"
+            )
+        case _ if failure := failure_of_code(error):
+            code, hint = "PS308", CODE_REMEDY
+            problem = f"{server}: Python code fails in the connect: {failure}"
+        case _ if number in codes.TLS or isinstance(cause, ssl.SSLError) or "SSL" in text:
+            code, hint = "PS309", "correct OPTIONS['ssl'] and OPTIONS['ssl_mode'] in DATABASES"
+            if getattr(cause, "verify_code", 0) in _OTHER_NAME:
+                hint = (
+                    "use the HOST that the certificate is for, or OPTIONS['ssl_mode'] = "
+                    "'VERIFY_CA', which does not compare it (nor does mysqlclient without ssl_mode)"
+                )
+            elif getattr(cause, "verify_code", 0) in _UNKNOWN_AUTHORITY:
+                hint = "give the authority's file: OPTIONS['ssl'] = {'ca': '/path/of/ca.pem'}"
+                if has_authority:
+                    hint = (
+                        "correct OPTIONS['ssl']['ca'] in DATABASES (or ssl-ca in the option file): "
+                        "the server's certificate is of another authority"
+                    )
+            elif number == codes.CR_SSL_CONNECTION_ERROR and "support" in text:
+                hint = "set up TLS on the server, or remove OPTIONS['ssl'] and OPTIONS['ssl_mode']"
+        case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
+            return _no_answer(server, timeout)
+        case codes.CR_CONN_HOST_ERROR if isinstance(cause, socket.gaierror):
+            code, hint = "PS302", "check HOST in DATABASES, and DNS on this machine"
+            if apart := _apart(server):
+                hint = f"write {apart} in DATABASES: HOST is a name or an address alone"
+            problem = f"cannot resolve the host name of {server} ({cause.strerror})"
+        case codes.CR_CONN_HOST_ERROR:
+            code = "PS301"
+            hint = "start the database server, or correct HOST and PORT in DATABASES"
+            if server.startswith("/"):
+                hint = (
+                    "start the database server, or correct the path of its socket in DATABASES: "
+                    "OPTIONS['unix_socket'], or HOST if that is a path"
+                )
+            if option_file:
+                hint = f"start the database server, or correct socket in {option_file}"
+            if server.startswith("localhost:"):
+                hint += "; there is no Unix socket where mysqlclient would look for one, either"
+            why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
+            problem = f"{server} does not accept connections ({why})"
+        case codes.CR_SERVER_GONE_ERROR | codes.CR_SERVER_LOST:
+            # With TLS 1.3 a client certificate is refused after the handshake; that message is
+            # often lost with the connection.
+            code = "PS308"
+            hint = (
+                "see the server's error log; if it refused a client certificate, correct "
+                "OPTIONS['ssl'] in DATABASES"
+            )
+            problem = f"{server} hung up during the login: {text}"
+        case codes.PARSE_ERROR:
+            code = "PS308"
+            hint = (
+                "correct OPTIONS['init_command'] in DATABASES; PyMySQL runs one statement, as in "
+                "SET a = 1, b = 2"
+            )
+            problem = f"{server}: {text} (error {number})"
+        case _:
+            code, hint = "PS308", "see the server's error log"
+            if option:
+                hint = f"correct OPTIONS[{option!r}] in DATABASES"
+            problem = f"{server}: {text} (error {number})"
+    return Finding(Level.WARN, code, "", problem, hint)

@@ -1,0 +1,248 @@
+"""A database that could not be used: what of that must not be taken for a pool that is too small,
+and for how long it is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pooled_serve.pool import metrics
+from pooled_serve.status.advice import advice
+from pooled_serve.status.figures import recent as recent_of
+from pooled_serve.status.history import History
+from support.answers import Answers
+
+
+class Seconds:
+    """A history of one pool, second by second."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.row: Any = metrics.new_row()
+        self.at = 1000.3
+        self.usual = 0.0
+
+    def next(self, seconds: int = 1, **changes: float) -> None:
+        from pooled_serve.status.scoreboard import Snapshot
+
+        retired = [0.0] * metrics.FIRST_GAUGE
+        for _ in range(seconds):
+            for name, value in changes.items():
+                index = getattr(metrics, name.upper())
+                self.row[index] = value + self.row[index] * (index < metrics.FIRST_GAUGE)
+            row = list(self.row)
+            self.history.sample(
+                lambda: [Snapshot(1, 1, "default", "", "", row, retired)],  # noqa: B023
+                self.at,
+                usual=lambda: self.usual,
+            )
+            self.at += 1
+
+    def freeze(self, seconds: int, *, flagged_after: int, hang: int = 0) -> None:
+        """The server answers nothing from now on; all connections are taken, and requests queue.
+
+        :param hang: how many run statements of a second or more.
+        """
+        began = self.at - 0.4
+        for second in range(seconds):
+            known = second >= flagged_after
+            self.next(
+                in_use=12,
+                waiting=8 * second + 3,
+                oldest_wait=began,
+                oldest_statement=began,
+                in_statement=hang,
+                last_answer=began - 0.2,
+                stuck=float(known),
+                last_outage=self.at if known else 0.0,
+            )
+        # The queue is served.
+        self.next(
+            waiting=0,
+            oldest_wait=0.0,
+            oldest_statement=0.0,
+            last_answer=self.at,
+            in_statement=0,
+            stuck=0.0,
+            waited=8 * seconds,
+            acquired=8 * seconds,
+            longest_wait=float(seconds),
+            in_use=12,
+        )
+        self.next(longest_wait=0.0, in_use=2)
+
+    def peaks(self) -> dict[str, Any]:
+        return self.history.peaks("default", self.at - 0.5)["24h"]
+
+
+def usual() -> Seconds:
+    seconds = Seconds()
+    seconds.next(30, in_use=2, acquired=10, last_answer=1.0)
+    return seconds
+
+
+@pytest.mark.parametrize("more", [0, 10])
+@pytest.mark.parametrize(("lasts", "flagged_after"), [(20, 2), (3, 2), (4, 3)])
+def test_peaks_are_those_of_a_pool_that_can_be_used(
+    lasts: int, flagged_after: int, more: int
+) -> None:
+    """From its first second on, which is known to be one only later."""
+    seconds = usual()
+    seconds.freeze(lasts, flagged_after=flagged_after)
+    seconds.next(more, in_use=2, acquired=10, last_answer=1.0)
+    peaks = seconds.peaks()
+    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (2, 0, 0)
+    assert (peaks["waited"], peaks["refused"], peaks["occasions"]) == (0, 0, 0)
+    stats: dict[str, Any] = Answers(peaks={"24h": peaks, "1h": peaks, "5m": peaks}).stats
+    (sentence,) = advice(stats)
+    assert sentence.name == "too large a pool", "and that is no reason to make it larger"
+
+
+def test_a_lock_says_nothing_about_the_size_of_a_pool() -> None:
+    """From the first second on in which all statements hung, whatever they took before that."""
+    seconds = usual()
+    seconds.freeze(9, flagged_after=99, hang=12)
+    assert ago(seconds) == pytest.approx(2.5, abs=0.1)
+    for more in (0, 12):
+        seconds.next(more, in_use=2, acquired=10, last_answer=1.0)
+        peaks = seconds.peaks()
+        assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (2, 0, 0)
+        assert (peaks["waited"], peaks["occasions"]) == (0, 0)
+    assert 8 * 12 <= seconds.history.lost_held("default", seconds.at) <= 12 * 12
+    assert ago(seconds) is None
+
+
+@pytest.mark.parametrize(("hang", "most"), [(9, 2), (3, 2), (2, 2)])
+def test_nor_does_one_behind_which_nobody_waits_for_a_connection(hang: int, most: int) -> None:
+    """There are more connections than clients: the page tells of hanging statements even so."""
+    seconds = usual()
+    began = seconds.at - 0.4
+    numbers = {"in_use": hang, "in_statement": hang, "oldest_statement": began}
+    seconds.next(60, **numbers, last_answer=began - 0.2)
+    assert ago(seconds) == (pytest.approx(0.5, abs=0.1) if hang > 2 else None)
+    seconds.next(5, in_use=2, in_statement=0, oldest_statement=0.0, last_answer=seconds.at)
+    assert seconds.peaks()["in_use"] == most
+
+
+def test_a_hang_lasts_until_what_hung_is_answered() -> None:
+    """Requests come, whose first statements are answered; then they wait for the same lock."""
+    seconds = usual()
+    began = seconds.at - 0.4
+    hang: dict[str, Any] = {"in_use": 3, "in_statement": 3, "oldest_statement": began}
+    seconds.next(7, **hang, last_answer=began - 0.2)
+    for in_use in (4, 5, 6):
+        seconds.next(2, in_use=in_use, in_statement=in_use - 1, last_answer=seconds.at)
+        assert ago(seconds) == pytest.approx(0.5, abs=0.1)
+        assert seconds.history.hangs("default", seconds.at - 0.5)
+    seconds.next(3, in_use=2, in_statement=0, oldest_statement=0.0, last_answer=seconds.at)
+    assert ago(seconds) == pytest.approx(3.5, abs=0.1)
+    assert not seconds.history.hangs("default", seconds.at - 0.5)
+    seconds.next(9)
+    assert seconds.peaks()["in_use"] == 2
+
+
+@pytest.mark.parametrize(("opened", "again"), [(0, False), (1, True)])
+def test_connects_work_again_once_one_has_since_the_last_that_failed(
+    opened: int, again: bool
+) -> None:
+    seconds = usual()
+    row = seconds.row
+    row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [1040.0, seconds.at - 0.2]
+    seconds.next(2, opened=0)
+    seconds.next(1, opened=opened)
+    lately = seconds.history.lately("default", seconds.at)
+    assert recent_of(row, None, 10.0, lately, seconds.at)["connects_again"] == again
+
+
+def ago(seconds: Seconds) -> float | None:
+    """How long ago the lock has last made a request wait."""
+    now = seconds.at - 0.5
+    lately = seconds.history.lately("default", now)
+    found: float | None = recent_of(seconds.row, None, 10.0, lately, now)["hung_ago_seconds"]
+    return found
+
+
+def test_who_began_to_wait_in_a_hang_waits_because_of_it() -> None:
+    seconds = usual()
+    seconds.freeze(9, flagged_after=99, hang=12)
+    began = seconds.at - 4.5
+    seconds.next(5, waiting=3, oldest_wait=began, in_use=12)
+    assert ago(seconds) == pytest.approx(0.5, abs=0.1)
+    seconds.next(5, waiting=3, oldest_wait=seconds.at, in_use=12)
+    assert ago(seconds) == pytest.approx(5.5, abs=0.1), "a queue of its own"
+
+
+@pytest.mark.parametrize("changes", [{"hang": 11}, {"usual": 2.0}, {"lasts": 4}])
+def test_long_statements_are_left_in_the_peaks(changes: dict[str, Any]) -> None:
+    seconds = usual()
+    seconds.usual = changes.get("usual", 0.0)
+    seconds.freeze(changes.get("lasts", 6), flagged_after=99, hang=changes.get("hang", 12))
+    seconds.next(10, in_use=2)
+    assert seconds.peaks()["in_use"] == 12
+    assert ago(seconds) is None
+
+
+def test_nor_do_seconds_in_which_connects_fail() -> None:
+    seconds = usual()
+    for _ in range(9):
+        failed = seconds.at - 0.2
+        seconds.next(in_use=4, waiting=9, oldest_wait=failed, waited=3, acquired=3)
+        seconds.row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [1040.0, failed]
+    seconds.next(10, in_use=2, waiting=0, oldest_wait=0.0)
+    assert (seconds.peaks()["in_use"], seconds.peaks()["waiting"]) == (4, 9), "the first of them"
+
+
+def test_slow_statements_are_left_in_the_peaks() -> None:
+    """While the server answers inquiries, nobody but the statements is at fault."""
+    seconds = usual()
+    seconds.freeze(4, flagged_after=9)
+    peaks = seconds.peaks()
+    assert (peaks["in_use"], peaks["waiting"], peaks["wait_seconds"]) == (12, 27, 4)
+    seconds.next(10, in_use=2)
+    assert seconds.peaks()["in_use"] == 12
+
+
+def test_the_time_that_a_freeze_held_connections_is_known() -> None:
+    seconds = usual()
+    assert seconds.history.lost_held("default", seconds.at) == 0
+    seconds.freeze(20, flagged_after=2)
+    held = seconds.history.lost_held("default", seconds.at)
+    assert 19 * 12 <= held <= 23 * 12
+    seconds.next(200, in_use=2)
+    assert seconds.history.lost_held("default", seconds.at) == held
+    seconds.next(200, in_use=2)
+    assert seconds.history.lost_held("default", seconds.at) == 0
+
+
+def test_whole_rows_are_not_read_for_the_minutes_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has more than a hundred numbers, and the event loop waits."""
+    seconds = usual()
+    seconds.freeze(20, flagged_after=2)
+    area = seconds.history._area("default")
+    assert area is not None
+    read: list[int] = []
+    monkeypatch.setattr(type(area), "read", lambda self, second: read.append(second))
+    assert seconds.history.lost_held("default", seconds.at) > 0
+    assert read == []
+
+
+def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
+    seconds = usual()
+    seconds.freeze(20, flagged_after=2)
+    thawed = seconds.at - 2  # by then the queue was served
+
+    def ago() -> Any:
+        lately = seconds.history.lately("default", seconds.at)
+        found = recent_of([*seconds.row], None, 10.0, lately, seconds.at)["lost_ago_seconds"]
+        return None if found is None else round(found)
+
+    assert ago() == 3
+    # The queue that it has left behind is served by a worker which notes that.
+    seconds.row[metrics.LAST_OUTAGE] = thawed + 4
+    seconds.next(10, in_use=2)
+    assert ago() == 13, "since it was over; its queue was served four seconds later"
+    seconds.next(6, in_use=2)
+    assert ago() is None
