@@ -129,6 +129,7 @@ def ensure_connection_takes_one() -> None:
         connection.close()
     refused(OperationalError, connection.connect)
     connection.close()
+    pool().timeout = 30
     pool().release(taken.pop())
     connection.ensure_connection()
     assert pool().stats()["in_use"] == pool().cap

@@ -63,6 +63,9 @@ def assert_sound(alias: str = "default") -> None:
     cap = it.stats()["max_outstanding"]
     if cap is None:
         return
+    # Connections opened for waiters have the pool's timeout, whatever the waiter's own is: one that
+    # a test has made short must not be too short for a login on a busy machine.
+    it.timeout = 30
     taken = [it.acquire(timeout=30) for _ in range(cap)]
 
     def known() -> set[int]:
