@@ -7,22 +7,24 @@ clients have given up by then, and the database works for nobody. So once the he
 waited for half of the timeout, those that have waited for long are refused and those that have just
 come are served, until the queue is empty.
 
-A queue that is long for a moment is no overload. So how long a waiter has waited is measured by a
-clock that runs only while the queue moves. It stands still during an outage, and also when nothing
-has been handed over for a quarter of the timeout, until something is: a table that is locked for
-some seconds, or a restart of the server, costs nobody the place in the queue.
+A queue that is long for a moment is no overload, nor is one that nobody has joined for half of the
+timeout: a burst is worked off in order, as to refuse a part of it would serve nobody else sooner.
+
+How long a waiter has waited is measured by a clock that runs only while the queue moves. It stands
+still during an outage, and also when nothing has been handed over for a quarter of the timeout,
+until something is: a table that is locked for some seconds, or a restart of the server, costs
+nobody the place in the queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Reversible
 from typing import Protocol
 
 # Shares of the timeout. The simulation has compared others, and says what became of them.
 
 ONSET = 1 / 2
-"""When the head has waited for so long, there is an overload. A spike that is worked off in less is
-served whole."""
+"""When the head has waited for so long, and the last one has not, there is an overload."""
 
 LATE = 1 / 20
 """In an overload, a waiter that has waited for longer than this is refused."""
@@ -74,7 +76,7 @@ class Overload:
         self._moved = now
         self._out = True
 
-    def late(self, queue: Collection[Queued], now: float, timeout: float) -> int:
+    def late(self, queue: Reversible[Queued], now: float, timeout: float) -> int:
         """A connection is handed over. Returns how many at the head of the queue to refuse before
         one is served; the last in the queue is never one of them.
 
@@ -86,7 +88,8 @@ class Overload:
         self._moved = now
         time = now - self._behind
         if not self.on:
-            if time - next(iter(queue)).entered < timeout * ONSET:
+            onset = time - timeout * ONSET
+            if next(iter(queue)).entered > onset or next(reversed(queue)).entered <= onset:
                 return 0
             self.on = True
         late = 0

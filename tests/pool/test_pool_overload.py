@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pooled_serve.errors import PoolOverloaded, PoolTimeout
 from pooled_serve.pool import backoff
-from pooled_serve.pool.overload import LATE, ONSET, STALL, Overload
+from pooled_serve.pool.overload import LATE, ONSET, Overload
 from support.driver import DriverError, FakeConnection, FakeDriver, assert_sound, settle
 
 TIMEOUT = 10.0
@@ -116,6 +116,32 @@ def test_a_spike_of_half_of_the_timeout_is_served_whole(make: MakeArena) -> None
     assert it.served[count - 1] == pytest.approx(TIMEOUT * ONSET - TURN)
 
 
+@pytest.mark.parametrize(("cap", "count", "held"), [(12, 36, 2.8), (1, 180, TURN), (4, 16, 2.4)])
+def test_a_burst_is_served_whole_if_nobody_else_comes(
+    cap: int, count: int, held: float, make: MakeArena
+) -> None:
+    """Those who come together wait for more than half of the timeout, and compete with nobody."""
+    it = make(size=cap, max_outstanding=cap)
+    it.come(count)
+    while it.holding:
+        it.now += held
+        it.come_back(len(it.holding))
+    assert list(it.served) == list(range(count)), "in order"
+    assert max(it.served.values()) > TIMEOUT * ONSET
+
+
+def test_a_burst_with_others_behind_it_is_refused(make: MakeArena) -> None:
+    it = make(size=12, max_outstanding=12)
+    it.come(36)
+    for _ in range(2):
+        it.now += 2.7
+        it.come(2)
+        it.now += 0.1
+        it.come_back(len(it.holding))
+    assert set(it.refused) == set(range(24, 38)), "those who came at once, and two after them"
+    assert it.served[38] == it.served[39] == pytest.approx(0.1)
+
+
 def test_closed_loops_that_wait_for_less_are_served(make: MakeArena) -> None:
     it = make(max_outstanding=2)
     clients = round(0.95 * TIMEOUT * ONSET / TURN) * 2
@@ -168,16 +194,19 @@ def test_it_is_over_when_those_in_the_queue_have_gone(make: MakeArena) -> None:
     assert len(it.refused) == refused
 
 
-def test_the_last_one_is_served_however_late(make: MakeArena) -> None:
+def test_the_last_one_is_served_even_if_it_is_late(make: MakeArena) -> None:
     it = make()
     it.come(20)
     it.serve(0.5)
-    for _ in range(8):
-        it.now += TIMEOUT * STALL  # one turn takes so long
-        if it.pool.waiting:
-            it.come_back()
-    assert max(it.served.values()) > TIMEOUT * ONSET
-    assert it.served[19] == max(it.served.values())
+    it.come()
+    for _ in range(2):
+        it.now += 0.4 * TIMEOUT * ONSET  # one turn takes so long
+        it.come_back()
+    it.come()
+    it.now += 0.4 * TIMEOUT * ONSET
+    it.come_back()
+    assert it.served[21] == pytest.approx(0.4 * TIMEOUT * ONSET), "more than LATE allows"
+    assert set(it.refused) == set(range(21)) - set(it.served)
     assert it.refused
 
 
@@ -398,6 +427,7 @@ def test_whatever_happens(story: list[tuple[str, float]]) -> None:
                 assert now - waiter.since > TIMEOUT * LATE - 1e-9
             if not was_on and rule.on:
                 assert now - queue[0].since >= TIMEOUT * ONSET - 1e-9
+                assert rule.enter(now, TIMEOUT) - queue[-1].entered < TIMEOUT * ONSET
             assert rule.on or not late
             assert rule.on >= was_on
             del queue[: late + 1]
