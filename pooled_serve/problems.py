@@ -351,9 +351,10 @@ PROBLEMS = (
         "Django is loaded before gevent has patched",
         "import it, and what imports it, inside of `post_worker_init(worker)`, or of functions "
         "that run later in the worker",
-        "The configuration file and its hooks up to post_fork run before gevent patches. A Django "
-        "that is loaded there keeps its connections for a thread and not for a greenlet, so that "
-        "requests would get each other's. With --preload only the file itself runs earlier.",
+        "The configuration file and its hooks up to post_fork run before gevent patches, and so do "
+        "launchers of agents, as opentelemetry-instrument. A Django that is loaded there keeps "
+        "its connections for a thread and not for a greenlet, so that requests would get each "
+        "other's. With --preload only the file itself runs earlier.",
         "def post_worker_init(worker):\n    from django.db import connection",
     ),
     Problem(

@@ -32,10 +32,14 @@ SIGNATURES = [(key, *row) for key, rows in compat.SIGNATURES.items() for row in 
 ATTRIBUTES = [(key, *row) for key, rows in compat.ATTRIBUTES.items() for row in rows]
 PLACES = list(dict.fromkeys((key, place) for key, place, _ in (*SIGNATURES, *ATTRIBUTES)))
 
+# Loaded before gevent has patched, Django is a problem by itself.
+PATCHED = "from gevent import monkey; monkey.patch_all(); "
+
 # Run at the start of the interpreter, it makes of what is installed a version yet to come.
 FUTURES = {
     "another parameter of Django's": (
-        """
+        f"""
+        {PATCHED}
         from django.db.utils import ConnectionHandler
         ConnectionHandler.create_connection = lambda self, alias, using: None
         """,
@@ -61,7 +65,7 @@ FUTURES = {
         "cannot import name 'COM_QUERY'",
     ),
     "a name of Django's is gone": (
-        "import django.db.utils; del django.db.utils.load_backend",
+        f"{PATCHED}import django.db.utils; del django.db.utils.load_backend",
         "django",
         "cannot import name 'load_backend'",
     ),

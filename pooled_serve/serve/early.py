@@ -50,6 +50,13 @@ _REMEDY = (
     "run later in the worker"
 )
 
+_LAUNCHER = "what has started this command"
+_LAUNCHER_REMEDY = (
+    "start it without that launcher, or have that leave Django to the project, as "
+    "opentelemetry-instrument does with OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django (the wsgi "
+    "module can call DjangoInstrumentor().instrument())"
+)
+
 _NOT_SET_UP = {
     f"django.core.exceptions.{name}" for name in ("ImproperlyConfigured", "AppRegistryNotReady")
 }
@@ -89,9 +96,13 @@ _watch = Watch()
 
 
 def watch() -> None:
-    """Begin, before the configuration file is read."""
-    if _watch not in sys.meta_path:
-        sys.meta_path.insert(0, _watch)
+    """Begin, before the configuration file is read. What runs before the command, such as a
+    sitecustomize of an agent's, may have loaded Django already."""
+    if _watch in sys.meta_path:
+        return
+    sys.meta_path.insert(0, _watch)
+    if "django.db" in sys.modules and not _patched():
+        _watch.place = _LAUNCHER
 
 
 def _place(frame: FrameType | None) -> str:
@@ -130,7 +141,7 @@ def refuse(environ: Mapping[str, str] | None = None) -> None:
             CODE,
             f"{_watch.place} loads Django before gevent has patched: requests would get each "
             "other's connections",
-            _REMEDY,
+            _LAUNCHER_REMEDY if _watch.place == _LAUNCHER else _REMEDY,
         )
     conf: Any = sys.modules.get("django.conf")
     if (

@@ -18,7 +18,7 @@ from support.command import EXIT_USAGE, run
 from support.django_project import rewrite, source_of
 from support.processes import wait_until
 from support.serve import Serve, ServerExited
-from support.servers import Server
+from support.servers import ROOT, Server
 
 EXIT_WORKER = 3
 
@@ -49,6 +49,19 @@ def test_a_file_that_loads_django_is_refused(
     done = run("mysite.wsgi", *args, cwd=folder)
     says = f"{folder}/gunicorn.conf.py, line {line}, loads Django before gevent has patched"
     done.assert_one_problem("PS408", EXIT_USAGE, says, REMEDY)
+
+
+def test_a_launcher_that_loads_django_is_refused(project: MakeProject, tmp_path: Path) -> None:
+    """Requests would get each other's connections, although the project itself is as it should be:
+    opentelemetry-instrument is such a launcher."""
+    (tmp_path / "sitecustomize.py").write_text("from django.http import HttpResponse\n")
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+    folder = project(HELLO, databases={})
+    for args in ([], ["--check"], ["--preload"]):
+        done = run("mysite.wsgi", *args, cwd=folder, env=env)
+        says = "PS408 what has started this command loads Django before gevent has patched"
+        remedy = "start it without that launcher, or have that leave Django to the project"
+        done.assert_one_problem("PS408", EXIT_USAGE, says, remedy)
 
 
 MODEL = "from django.db import models\n\nclass Note(models.Model):\n    pass\n"

@@ -83,7 +83,8 @@ class Here:
         monkeypatch.setattr(Chdir, "default", str(folder))
         monkeypatch.setattr(sys, "path", sys.path[:])
         # Other tests may have imported Django, which the command refuses before gevent has patched.
-        monkeypatch.delitem(sys.modules, "django.conf", raising=False)
+        for name in ("django.conf", "django.db"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
         # Two files of one size, written in the same second, would have the same bytecode.
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         for name in set(os.environ) - set(environment()):
