@@ -103,16 +103,17 @@ class MySQLConnection(ClosingConnection):
             with limit(
                 seconds,
                 CR_CONN_HOST_ERROR,
-                f"Can't connect to MySQL server on {self.host!r} "
+                f"Can't connect to MySQL server on {self.shown_host!r} "
                 f"(no complete handshake within {seconds:g}s)",
             ):
                 super().connect(sock)
                 self._read_session_defaults()
         except MySQLError as error:
             error.address = self.address
-            if self.unix_socket and code_of(error) == CR_CONN_HOST_ERROR:
-                # PyMySQL names the host, which has no part in it.
-                text = str(error.args[1]).replace(repr(self.host), repr(self.unix_socket))
+            if code_of(error) == CR_CONN_HOST_ERROR:
+                # PyMySQL names the host, also if it has no part in it, or has a password in it.
+                shown = self.unix_socket or self.shown_host
+                text = str(error.args[1]).replace(repr(self.host), repr(shown))
                 error.args = (CR_CONN_HOST_ERROR, text)
             raise
         except RuntimeError as error:

@@ -36,10 +36,16 @@ class PipeliningConnection(Connection):  # type: ignore[misc]  # PyMySQL has no 
 
     @property
     def server(self) -> str:
-        """host:port, or the path of a socket. What stands before an "@" in a host is left out: it
-        is a password in the wrong place."""
-        host = self.host.rpartition("@")[2]
+        """host:port, or the path of a socket."""
+        host = self.shown_host
         return self.unix_socket or (f"[{host}]" if ":" in host else host) + f":{self.port}"
+
+    @property
+    def shown_host(self) -> str:
+        """The host without what stands before an "@" or behind a "?" in it: somebody has written a
+        URL there, and that is its password."""
+        host: str = self.host
+        return host.rpartition("@")[2].partition("?")[0]
 
     @property
     def behind_router(self) -> bool:

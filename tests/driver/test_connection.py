@@ -202,6 +202,20 @@ def test_the_error_of_a_socket_names_the_socket(connect: Connect, tmp_path: Path
         gc.collect()
 
 
+@pytest.mark.parametrize("host", ["app:{}@{}", "mysql://{1}/app?password={0}"])
+def test_the_error_of_a_host_has_no_password_in_it(connect: Connect, host: str) -> None:
+    """It is in the log, for as long as the server cannot be reached."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with pytest.raises(OperationalError) as error:
+            connect(host=host.format("hunter2-and-more", "no-such-host.invalid"))
+        assert error.value.args[0] == 2003
+        assert "no-such-host.invalid" in str(error.value)
+        assert "hunter2" not in str(error.value)
+        del error
+        gc.collect()
+
+
 def test_the_servers_socket_can_be_used(connect: Connect, server: Server) -> None:
     connection = connect(unix_socket=str(server.socket))
     assert one(connection, "SELECT 1") == 1

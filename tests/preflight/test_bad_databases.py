@@ -60,6 +60,9 @@ SERVERS = {
             "no-such-host.invalid:21010": 'HOST = "no-such-host.invalid", PORT = "21010"',
             "mysql://no-such-host.invalid": 'HOST = "no-such-host.invalid"',
             f"mysql://app:{PASSWORD}@10.0.0.300:3307/app": 'HOST = "10.0.0.300", PORT = "3307"',
+            f"mysql://no-such-host.invalid/app?user=app&password={PASSWORD}": (
+                'HOST = "no-such-host.invalid"'
+            ),
             "tcp://[::1]:3307": 'HOST = "::1", PORT = "3307"',
         }.items()
     },
