@@ -44,7 +44,9 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _alone(error: BaseException) -> str:
-    text = " ".join(traceback.format_exception_only(error)[-1].split())
+    told = traceback.TracebackException(type(error), error, None)
+    told.__notes__ = None  # or the last line is a note, and the error itself is left out
+    text = " ".join([*told.format_exception_only()][-1].split())
     return text.replace(" Check the above exception.", "")  # Django's; none is above
 
 

@@ -84,6 +84,12 @@ def raised(*chain: BaseException) -> BaseException:
     return chain[-1]
 
 
+def noted(error: BaseException) -> BaseException:
+    """With a note, which a traceback has as its last line."""
+    error.add_note("ask the administrator")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -94,6 +100,7 @@ def raised(*chain: BaseException) -> BaseException:
         (raised(OSError("full"), ValueError("disk: full")), "ValueError: disk: full"),
         (raised(ValueError("two\nlines"), ValueError("c")), "ValueError: c: ValueError: two lines"),
         (raised(TypeError(), ValueError("c")), "ValueError: c: TypeError"),
+        (raised(noted(OSError("full")), noted(ValueError("c"))), "ValueError: c: OSError: full"),
     ],
 )
 def test_causes_in_a_line(error: BaseException, told: str) -> None:
