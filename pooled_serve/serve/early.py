@@ -255,14 +255,15 @@ def _loads(function: FunctionType, seen: set[CodeType]) -> Iterator[tuple[int, s
     if code in seen:
         return
     seen.add(code)
-    names = set()
+    names, before = set(), ""
     for instruction in dis.get_instructions(code):
         name = str(instruction.argval)
         if instruction.opname == "IMPORT_NAME" and LOADS_CONNECTIONS.match(name):
             yield (instruction.positions and instruction.positions.lineno) or 0, f"import {name}"
-        if name == "setup" and "django" in code.co_names:
+        if name == "setup" and "django" in before:
             yield (instruction.positions and instruction.positions.lineno) or 0, "django.setup()"
         names.add(name)
+        before = name
     for name in sorted(names):
         other = function.__globals__.get(name)
         if isinstance(other, FunctionType) and other.__code__.co_filename == code.co_filename:

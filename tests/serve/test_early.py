@@ -121,6 +121,15 @@ def test_a_hook_that_would_load_django_is_found_before_it_runs(
         assert run("mysite.wsgi", "--check", "--preload", cwd=folder).code == 0
 
 
+@pytest.mark.parametrize("named", ["import django", "from django import VERSION"])
+def test_a_setup_that_is_not_djangos_is_none(project: MakeProject, named: str) -> None:
+    source = f"import mylog\ndef on_starting(server):\n    {named}\n    mylog.setup()\n"
+    folder = configured(project, source)
+    (folder / "mylog.py").write_text("def setup(): pass\n")
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    assert (done.code, done.output.count("PS408")) == (0, 0), done.output
+
+
 HIDDEN = """
     import importlib
 
