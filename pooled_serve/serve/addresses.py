@@ -61,14 +61,14 @@ def is_at(name: Any, address: Address) -> bool:
         return bool(name == address)
     if name[1] != address[1]:
         return False
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         return name[0] in {found[4][0] for found in socket.getaddrinfo(*address)}
     return False
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the host."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):  # "127.0..1" has an empty label
         found = {ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(host, None)}
         return all(address.is_loopback for address in found)
     return False

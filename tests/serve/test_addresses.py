@@ -32,6 +32,17 @@ def site(project: MakeProject) -> Path:
     return project(HELLO, databases={})
 
 
+@pytest.mark.parametrize("host", ["127.0..1", "a" * 64])
+def test_a_host_that_no_name_can_be(site: Path, host: str) -> None:
+    """Python refuses to look it up, with an error that is no OSError."""
+    assert not addresses.is_loopback(host)
+    assert not addresses.is_at(("127.0.0.1", 8001), (host, 8001))
+    args = ("mysite.wsgi", "-b", "127.0.0.1:0", "--status", f"{host}:8001")
+    done = run(*args, "--check", cwd=site)
+    assert "Traceback" not in done.output, done.output
+    run(*args, cwd=site).assert_one_problem("PS501", 1, f"{host}:8001 (--status) cannot be")
+
+
 @pytest.fixture
 def busy() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
