@@ -273,6 +273,7 @@ def main() -> None:
         # Or a terminal or log that cannot encode "→" would lose the whole message.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
+        _check_folder()
         _check_variables()
         make_command().main(prog_name="pooled-serve", standalone_mode=False)
     except StartupError as error:
@@ -285,6 +286,20 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         signals.ignore_interrupts()
         sys.exit(130)
+
+
+def _check_folder() -> None:
+    """Check that there is a current directory: gunicorn asks for it at import, and fails with a
+    traceback."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise startup_error(
+            "PS401",
+            f"the current directory cannot be used ({error.strerror}); a deploy may have "
+            "removed it",
+            "cd to the folder where manage.py is now",
+        ) from None
 
 
 def _check_variables() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from conftest import MakeProject, StartServe
 from pooled_serve.preflight import child
-from support.command import EXIT_PROJECT, Done, run
+from support.command import EXIT_PROJECT, EXIT_USAGE, Done, run
 from support.django_project import APP, SQLITE, mysql_at, rewrite
 from support.ports import free_port
 from support.processes import is_running, wait_until
@@ -435,6 +435,15 @@ def test_settings_that_a_launcher_has_configured_are_not_the_projects(
         done.assert_one_problem(
             "PS104", EXIT_PROJECT, says, "set DJANGO_SETTINGS_MODULE in the environment"
         )
+
+
+def test_a_folder_that_a_deploy_has_removed(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    shell = 'rmdir "$PWD" && exec "$@"'
+    command = ("sh", "-c", shell, "sh", *POOLED_SERVE)
+    done = run(APP, "--check", cwd=tmp_path / "release", command=command)
+    says = "the current directory cannot be used (No such file or directory)"
+    done.assert_one_problem("PS401", EXIT_USAGE, says, "cd to the folder where manage.py is now")
 
 
 # --- What is said of it ------------------------------------------------------------------------
