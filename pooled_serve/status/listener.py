@@ -219,6 +219,7 @@ class StatusServer:
         for alias, pool in stats["pools"].items():
             pool["budget"] = self._worker.app.plan.room(alias, len(workers))
             pool["atomic_requests"] = alias in atomic
+            pool["in_settings"] = alias in self._worker.app.plan.pools
         ending = self._scoreboard.ending()
         return with_history(stats, snapshots, self._scoreboard.history, now, ending)
 

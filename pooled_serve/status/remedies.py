@@ -110,7 +110,7 @@ def size_option(stats: Mapping[str, Any], alias: str, window: str = "1h") -> str
     needed = int(min(max(peaks.get("in_use_worker") or 0, size + 1), cap // parts))
     if needed <= size:
         return ""
-    if len(stats["pools"]) > 1:
+    if _has_its_own(stats, alias):
         # With the cap that it has: else it would be that of --max-outstanding, or another default.
         own, limit = pool.get("max_outstanding"), (stats.get("hosts") or {}).get(alias) or {}
         each = "unlimited" if own is None else math.floor(own / parts)
@@ -141,15 +141,18 @@ def _with_spare(most: float) -> int:
 def cap_of(stats: Mapping[str, Any], alias: str, cap: int) -> str:
     """Returns the option that sets this cap: for a worker or, with a bound of the host, for all;
     and what makes the pools no larger than that, for the next start would refuse it else."""
-    size, several = _size(stats, alias), len(stats["pools"]) > 1
+    size = _size(stats, alias)
     smaller = f"--pool-size {cap} " if size > cap else ""
     if _bound(stats, alias):
-        if several:
-            larger = [name for name in stats["pools"] if _size(stats, name) > cap]
-            smaller = "".join(f"--pool {name}:{cap} " for name in larger)
+        larger = [name for name in stats["pools"] if _size(stats, name) > cap]
+        options = (
+            f"--pool {name}:{cap} " if _has_its_own(stats, name) else f"--pool-size {cap} "
+            for name in larger
+        )
+        smaller = "".join(dict.fromkeys(options))
         return f"{smaller}--max-per-host {cap}"
     each = " per worker" if len(_workers(stats, alias)) > 1 else ""
-    if several:
+    if _has_its_own(stats, alias):
         return f"--pool {alias}:{min(size, cap) or cap}:{cap}{each}"
     return f"{smaller}--max-outstanding {cap}{each}"
 
@@ -158,6 +161,12 @@ def _size(stats: Mapping[str, Any], alias: str) -> int:
     """Returns how many connections each worker keeps open."""
     workers = len(_workers(stats, alias)) or 1
     return math.ceil((stats["pools"][alias].get("size") or 0) / workers)
+
+
+def _has_its_own(stats: Mapping[str, Any], alias: str) -> bool:
+    """Whether to use --pool: there are several databases, and the settings have this one. The next
+    start would refuse that of one which the project has added meanwhile (PS205)."""
+    return len(stats["pools"]) > 1 and stats["pools"][alias].get("in_settings", True)
 
 
 def _bound(stats: Mapping[str, Any], alias: str) -> bool:

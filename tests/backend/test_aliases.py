@@ -190,6 +190,8 @@ def test_the_board_has_room_for_aliases_to_come(
     newest = [f"tenant{n}" for n in range(16, 20)]
     assert sorted(pools()) == ["default", "replica", *newest]
     assert all(pools()[alias]["acquired_total"] == 1 for alias in newest)
+    in_settings = {alias for alias, pool in pools().items() if pool["in_settings"]}
+    assert in_settings == {"default", "replica"}
     assert pools()["default"]["acquired_total"] == 1
     assert "does not show everything" not in web.log
     admin: Admin = mariadb.admin

@@ -17,7 +17,7 @@ from pooled_serve.status.advice import advice
 from pooled_serve.status.figures import Second
 from pooled_serve.status.findings import findings
 from pooled_serve.status.peaks import PEAK_KEYS
-from pooled_serve.status.remedies import size_option
+from pooled_serve.status.remedies import cap_of, size_option
 from support.answers import Answers, a_route, recent
 
 NO_ROOM = (
@@ -78,6 +78,23 @@ def test_a_storm_of_connects(limit: int, budget: int, reason: str, said: str) ->
     stormy = recent(acquired=100, opened=84, closed={reason: 80})
     pool = {"size": 15, "max_outstanding": 3 * limit, "budget": budget, "recent": stormy}
     assert remedy(3, limit, **pool, peaks={"1h": {"in_use_worker": 6}}) == said
+
+
+def test_a_database_that_a_request_has_added_has_no_option_of_its_own() -> None:
+    """The next start would refuse it: it is not in DATABASES."""
+    answers = Answers(in_settings=True)
+    answers.set("tenant", **QUEUE, in_settings=False)
+    (sentence,) = findings(answers.stats)
+    assert sentence.remedy == (
+        "--max-outstanding 24, if the server has room: --check shows its budget"
+    )
+    peaks = {"1h": {"in_use_worker": 6}}
+    answers.set("tenant", peaks=peaks)
+    answers.set("default", peaks=peaks)
+    assert size_option(answers.stats, "tenant") == "--pool-size 6"
+    assert size_option(answers.stats, "default") == "--pool default:6:12"
+    answers.stats["hosts"] = {alias: {"limit": 12} for alias in ("default", "tenant")}
+    assert cap_of(answers.stats, "tenant", 3) == "--pool default:3 --pool-size 3 --max-per-host 3"
 
 
 def test_advice_fits_too() -> None:

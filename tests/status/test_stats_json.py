@@ -54,7 +54,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("longest_wait_seconds", "login_refused", "recent", "peaks"),
         *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
         *("unanswered_total", "outages_total", "last_outage_seconds", "asking", "budget"),
-        *("lost_seconds", "connect_error", "atomic_requests"),
+        *("lost_seconds", "connect_error", "atomic_requests", "in_settings"),
     }
     assert set(pool["recent"]) == {
         *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
@@ -87,7 +87,8 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert {k: v for k, v in worker["pools"]["default"].items() if "oldest" not in k} == {
         k: v
         for k, v in pool.items()
-        if "oldest" not in k and k not in ("recent", "peaks", "budget", "atomic_requests")
+        if "oldest" not in k
+        and k not in ("recent", "peaks", "budget", "atomic_requests", "in_settings")
     }
 
 
