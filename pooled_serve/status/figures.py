@@ -92,7 +92,8 @@ def recent(
         "acquired": acquired,
         "acquired_per_second": acquired / seconds if seconds else 0.0,
         "waited": waited,
-        "waited_share": (waited + refused + waiting) / asked if asked else None,
+        # At most: the alias of a worker that has died may have taken counts along.
+        "waited_share": min(1.0, (waited + refused + waiting) / asked) if asked else None,
         "timeouts": refused,
         "shed": risen(metrics.SHED),
         "failed": risen(metrics.FAILED),

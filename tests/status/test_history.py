@@ -374,6 +374,15 @@ def test_who_waits_now_counts_among_those_who_have_to() -> None:
     assert recent(pool.row, None, 10.0)["waited_share"] == 0.4
 
 
+def test_no_more_than_all_have_to() -> None:
+    """The row of an alias that a request has added goes with its worker, and so do its counts."""
+    pool = Pool()
+    pool.count(acquired=100, waited=40)
+    before = list(pool.row)
+    pool.count(acquired=-98, waited=10, timeouts=1)
+    assert recent(pool.row, before, 10.0)["waited_share"] == 1.0
+
+
 def test_it_is_known_when_the_database_was_last_lost() -> None:
     history, pool = History(), Pool()
     for second in range(1000, 1020):
