@@ -68,6 +68,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     balance: Balance  # made before the first fork
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     host: Host | None = None  # made before the first fork; None without --max-per-host
+    bound_twice = False  # after USR2 the old master's workers have a bound of their own
     urls_failed = False  # when this process, or its master, has loaded the project
     _former: Config | None = None  # from before the last HUP
     app_uri: Any  # a string, once the configuration is loaded
@@ -366,6 +367,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             return
         if inherited is not None:
             self.host = Host.inherit(inherited)
+            self.bound_twice = self.host is None
         if self.host is None:
             self.host = Host.make(2 * self.cfg.workers + SPARE_WAKEUPS)
 

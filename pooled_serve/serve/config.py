@@ -230,6 +230,14 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         :raises StartupError: an address cannot be listened on, or the user's hook fails.
         """
         self._users_at_start("on_starting", arbiter)
+        if arbiter.app.bound_twice:  # another version's memory has another form
+            log.warning(
+                "the old instance is of another version, and its connections are not counted: "
+                "until it ends, this host may have those on top of --max-per-host %s\n"
+                "  → end the old one soon: kill -TERM %s",
+                self.pool_max_per_host,
+                arbiter.master_pid,
+            )
         if arbiter.app.scoreboard is not None:
             signals.tell_at_once(arbiter, arbiter.app.scoreboard.mark_ending)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):

@@ -209,6 +209,30 @@ def test_a_new_master_shares_the_bound_with_the_old_one(bounded: StartBounded) -
     it.assert_all_can_be_taken()
 
 
+ANOTHER_FORM = """
+import os
+
+def pre_exec(arbiter):
+    file = arbiter.app.host._fd
+    os.ftruncate(file, os.fstat(file).st_size + 8)
+"""
+
+
+def test_a_new_master_of_another_version_says_that_there_are_two_bounds(
+    bounded: StartBounded, tmp_path: Path
+) -> None:
+    (tmp_path / "conf.py").write_text(ANOTHER_FORM)
+    it = bounded("-c", str(tmp_path / "conf.py"))
+    old = it.server.worker_pids()
+    it.server.signal(signal.SIGUSR2)
+    (new,) = wait_until(lambda: it.server.worker_pids() - old)
+    log = it.server.wait_for_log("Booting worker", 2 * WORKERS)
+    assert "until it ends, this host may have those on top of --max-per-host 6\n" in log
+    assert f"  → end the old one soon: kill -TERM {it.server.master_pid}\n" in log
+    os.kill(new, signal.SIGTERM)
+    wait_until(lambda: it.server.worker_pids() == old)
+
+
 def suppressed(get: Callable[..., object]) -> Callable[..., None]:
     def run(*args: object) -> None:
         with suppress(Exception):
