@@ -30,6 +30,8 @@ PROGRAM = "pooled-serve"
 HOST_VARIABLE = "_POOLED_SERVE_HOST"
 """Tells the new master, after USR2, of the descriptors that its workers share with the old ones."""
 
+WORKERS = "WEB_CONCURRENCY"
+
 LONG_KEEP_ALIVE_SECONDS = 30
 
 options.register_settings()
@@ -188,9 +190,12 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def named(self, name: str) -> str:
         """Returns a setting as it was written: by its name if that was in the configuration file,
-        else by its option."""
+        by the variable that gunicorn has its default from, or else by its option."""
         if name in self.from_file:
             return f"{self.file}: {name}"
+        setting = self.settings[name]
+        if name == "workers" and setting.value == setting.default and WORKERS in self.env_orig:
+            return WORKERS
         return str(self.settings[name].cli[-1])
 
     def is_status_listener(self, sock: Any) -> bool:

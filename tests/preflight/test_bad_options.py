@@ -177,6 +177,7 @@ def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) ->
         (["-w", "0"], {}, "--workers: must be a whole number above 0"),
         (["-b", "127.0.0.1:70000"], {}, "--bind: there is no port 70000"),
         ([], {"WEB_CONCURRENCY": "auto"}, "WEB_CONCURRENCY: must be a whole number, not 'auto'"),
+        ([], {"WEB_CONCURRENCY": "0"}, "PS401 WEB_CONCURRENCY: must be a whole number above 0"),
     ):
         done = run("mysite.wsgi", "--check", *args, cwd=folder, env=env)
         done.assert_one_problem("PS401", EXIT_USAGE, says)
