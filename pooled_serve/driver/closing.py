@@ -58,7 +58,14 @@ class ClosingConnection(ResettableConnection, BulkConnection):
         if self.timed_out or not isinstance(error, OSError):
             self.closed_for = self.closed_for or "killed"
 
+    def _raise_gone(self) -> NoReturn:
+        """Raise mysqlclient's error for a connection that is closed. PyMySQL's is another."""
+        self.send_failed = True
+        raise OperationalError(CR_SERVER_GONE_ERROR, "the connection is closed")
+
     def _write_bytes(self, data: bytes) -> None:
+        if self._sock is None:
+            self._raise_gone()
         try:
             if rest := send.unsent(self._sock, data):
                 if self._current_timeout != self._write_timeout:

@@ -22,7 +22,7 @@ import os
 import select
 import ssl
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from gevent.monkey import get_original
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_AUTOCOMMIT, SERVER_STATUS_IN_TRANS
@@ -35,7 +35,6 @@ from pooled_serve.driver.columns import MAX_PACKET_LEN
 from pooled_serve.driver.error_codes import (
     CR_AUTH_PLUGIN_ERR,
     CR_CONN_HOST_ERROR,
-    CR_SERVER_GONE_ERROR,
     GONE,
     code_of,
     is_not_ready,
@@ -252,14 +251,11 @@ class MySQLConnection(ClosingConnection):
             self._raise_gone()
         super()._execute_command(command, sql)
 
-    def _raise_gone(self) -> NoReturn:
-        """Raise mysqlclient's error for a connection that is closed. PyMySQL's is another."""
-        self.send_failed = True
-        raise OperationalError(CR_SERVER_GONE_ERROR, "the connection is closed")
-
     def next_result(self, unbuffered: bool = False) -> Any:
         """Read the next result of a statement that has several."""
         try:
+            if self._sock is None:
+                self._raise_gone()
             return super().next_result(unbuffered)
         except BaseException as error:
             self._failed(error)
@@ -316,7 +312,7 @@ class MySQLConnection(ClosingConnection):
             self.transaction_unknown = True  # of several statements, any may have opened one
             return
         if not isinstance(error, MySQLError):
-            self._unanswered = not self.send_failed
+            self._unanswered |= not self.send_failed
             if self._sock is not None:
                 reason = "unread" if isinstance(error, Exception) else "killed"
                 self.closed_for = self.closed_for or reason

@@ -10,6 +10,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from pymysql.constants.COMMAND import COM_QUERY
 from pymysql.err import IntegrityError, MySQLError, OperationalError, error_map
 
 from pooled_serve.driver.connection import MySQLConnection
@@ -117,6 +118,8 @@ def test_a_field_without_a_default_value(connect: Connect) -> None:
         ("show_warnings", []),
         ("select_db", ["mysql"]),
         ("kill", [1]),
+        ("next_result", []),
+        ("pipeline", [[(COM_QUERY, b"SELECT 1")]]),
     ],
 )
 def test_a_closed_connection_has_gone_away(connect: Connect, command: str, args: list[Any]) -> None:

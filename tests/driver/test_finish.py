@@ -9,6 +9,7 @@ import gevent
 import pymysql
 import pytest
 from pymysql.constants import FIELD_TYPE
+from pymysql.err import OperationalError
 
 from pooled_serve.driver.abandoned import finish, is_there, was_running
 from pooled_serve.driver.connection import MySQLConnection
@@ -180,3 +181,11 @@ def test_an_error_of_the_server_is_an_answer(connect: Connect) -> None:
         conn.query("SELECT nonsense FROM nowhere")
     conn.close()
     assert not conn.unfinished()
+
+
+def test_what_is_tried_on_it_afterwards_changes_nothing(abandoned: MySQLConnection) -> None:
+    with pytest.raises(OperationalError):
+        abandoned.query("SELECT 1")
+    with pytest.raises(OperationalError):
+        abandoned.next_result()
+    assert abandoned.unfinished(), "the server sleeps"
