@@ -321,7 +321,7 @@ class PoolBase(Generic[C]):
         asking = [*entries.leased.values(), *entries.resetting]
         back = max((entry.idle_since for entry in (*asking, *entries.idle[-1:])), default=0.0)
         begun = [entry.leased_at for entry in entries.connecting if entry.leased_at]
-        if self._inquiring:
+        if self._inquiring and self._asked[0]:
             begun.append(self._asked[0])
         waits = {entry.conn_id: self._awaits(entry.conn) for entry in asking}
         since = silence.look(now, waits, came_back=back, connecting=begun)

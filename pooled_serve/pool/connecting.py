@@ -318,10 +318,11 @@ class ConnectingPool(ReturningPool[C]):
         deadline = self._clock() + seconds
         while not self._may_inquire(right):
             # The extra connection is logging in elsewhere. Its answer tells us as much as our own.
-            if self._closed or not self._asked[0]:
+            asked = self._asked[0]  # once: another process may change it at any time
+            if self._closed or not asked:
                 return None
             if self._clock() >= deadline:
-                return False if self._asked[0] <= deadline - seconds else None
+                return False if asked <= deadline - seconds else None
             gevent.sleep(LOOK_SECONDS)
         queue = self._to_replace
         self._inquiring = True
@@ -336,6 +337,10 @@ class ConnectingPool(ReturningPool[C]):
             self.count(metrics.UNANSWERED)
             return False
         else:
+            if queue is not self._to_replace:
+                self._inherit(conn)  # forked meanwhile: it is the parent's
+                return None
+            self._asked[0] = 0.0  # and so while it is closed, which may take seconds
             self._let_in()  # or the next request would be refused, after a line that it is back
             self._close_apart(conn)
             return True

@@ -85,3 +85,26 @@ def test_forked_while_a_connection_is_reset_the_child_leaves_it_alone(
     user.get(timeout=MAX_WAIT_SECONDS)
     assert pool.acquire() is taken
     pool.release(taken)
+
+
+def test_forked_during_an_inquiry_the_child_leaves_its_login_alone(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    """It would say goodbye on the parent's socket."""
+    pool = make_pool(size=1, max_outstanding=1)
+    driver.plan["connect"] = [gate := Event()]
+    inquiry = gevent.spawn(pool.inquire, MAX_WAIT_SECONDS)
+    settle(lambda: driver.connecting == 1)
+    child = gevent.os.fork_gevent()
+    gate.set()
+    if child == 0:
+        try:
+            assert inquiry.get(timeout=MAX_WAIT_SECONDS) is None
+            assert driver.open[0].abandoned
+            assert driver.calls["close"] == 0
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert inquiry.get(timeout=MAX_WAIT_SECONDS) is True
+    assert not driver.open

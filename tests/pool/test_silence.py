@@ -269,6 +269,42 @@ def test_a_login_that_began_a_moment_ago_says_nothing(
     first.kill()
 
 
+def test_the_answer_to_a_login_counts_before_that_is_closed(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    """Which may take a second, until the server has hung up."""
+    pool = make_pool(awaits=lambda conn: driver)
+    with leased(pool), leased(pool):
+        pool.refresh_gauges()
+        driver.plan["close"] = [go_on := Event()]
+        first = gevent.spawn(pool.inquire, 10.0)
+        settle(lambda: driver.calls["close"] == 1)
+        assert pool.inquire(0.05) is None, "nobody has asked in vain for so long"
+        assert pool.stats()["oldest_statement_seconds"] > 0, "though the users' have no answer"
+        go_on.set()
+        assert first.get() is True
+    driver.peak = 2
+
+
+class GivenBack:
+    """Another worker's login in the shared memory: it has an answer right after the first look."""
+
+    def __init__(self, began: float) -> None:
+        self.since = [began]
+
+    def __getitem__(self, index: int) -> float:
+        return self.since.pop() if self.since else 0.0
+
+    def __setitem__(self, index: int, value: float) -> None: ...
+
+
+def test_an_answer_between_two_looks_is_none_in_vain(pool_of_two: Pool) -> None:
+    pool_of_two._replacing = True
+    pool_of_two._asked = GivenBack(pool_of_two._clock() + 1)
+    assert pool_of_two._inquire_apart(0.0) is None
+    pool_of_two._replacing = False
+
+
 def test_one_that_is_killed_gives_up_its_right(pool_of_two: Pool, driver: FakeDriver) -> None:
     driver.plan["connect"] = [NEVER]
     first = gevent.spawn(pool_of_two.inquire, 10.0)
