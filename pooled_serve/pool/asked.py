@@ -26,11 +26,11 @@ class Asked:
     :param clock: returns seconds.
     """
 
-    __slots__ = ("_clock", "_last", "_watchers", "seconds")
+    __slots__ = ("_began", "_clock", "_last", "_watchers", "seconds")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._last = 0.0
+        self._began = self._last = 0.0
         self._watchers: tuple[Any, ...] = ()
         self.seconds = 0.0
         """Since the question was asked, until now or the end."""
@@ -40,10 +40,18 @@ class Asked:
         """Whether there is a question without an answer."""
         return bool(self._watchers)
 
+    @property
+    def listened(self) -> bool:
+        """Whether somebody has listened for at least half of the time since the question, but for
+        one turn."""
+        unheard = self._clock() - self._began - self.seconds
+        return unheard <= max(self.seconds, TURN_SECONDS)
+
     def begin(self) -> None:
         """A question was asked; those before had an answer."""
         self.end()
-        self.seconds, self._last = 0.0, self._clock()
+        self.seconds = 0.0
+        self._began = self._last = self._clock()
         loop = gevent.get_hub().loop
         alarm = loop.timer(TURN_SECONDS / 2, TURN_SECONDS / 2, ref=False)
         turns = loop.check(ref=False)

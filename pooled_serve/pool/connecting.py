@@ -68,7 +68,9 @@ class ConnectingPool(ReturningPool[C]):
             # A queued caller may still get a connection that comes back, or wait for the server to.
             # If there is no hope of either, all get the error, each its own copy.
             self._entries.cancel(entry)
-            self._connect_failed(error, began)
+            # The driver's own timeout may be over before the worker has read the answer.
+            listened = asked.listened or not got_no_answer(error)
+            self._connect_failed(error, began, blame=listened)
             if len(self._entries) or self._outage.since is not None:
                 return False
             while self._queue:
@@ -105,11 +107,11 @@ class ConnectingPool(ReturningPool[C]):
             self._stop_retry()
             self._serve_waiters()  # only one was let through to try
 
-    def _connect_failed(self, error: Exception, began: float) -> None:
+    def _connect_failed(self, error: Exception, began: float, *, blame: bool = True) -> None:
         self.count(metrics.CONNECT_ERRORS)
-        if got_no_answer(error):
+        if blame and got_no_answer(error):
             self.count(metrics.UNANSWERED)
-        for listener in self._listeners:
+        for listener in self._listeners if blame else ():
             listener.connect_failed(error)
         self._backoff.failed(error)
         now = self._clock()

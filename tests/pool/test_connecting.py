@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import FAILED_OVER, PoolListener, backoff
+from pooled_serve.pool.connecting import got_no_answer
 from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, leased, settle
 from support.greenlets import join_all
 from support.pools import Clock, MakePool
@@ -287,3 +288,41 @@ def test_who_has_not_listened_does_not_blame_the_server(
         view.kill()
     driver.always.clear()
     assert pool.stats()["connect_errors_total"] == (0 if busy else 1)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_nor_does_the_drivers_own_timeout_then(
+    make_pool: MakePool, driver: FakeDriver, *, busy: bool
+) -> None:
+    told: list[Exception] = []
+
+    class Watch(PoolListener):
+        def connect_failed(self, error: Exception) -> None:
+            told.append(error)
+
+    pool = make_pool(listeners=[Watch()], is_outage=got_no_answer)
+    opens = pool._open
+
+    def connect() -> FakeConnection:
+        with gevent.Timeout(0.3, TimeoutError("no answer")):
+            return opens()
+
+    pool._open = connect
+    driver.plan["connect"] = [NEVER]
+    user = gevent.spawn(pool.acquire)
+    gevent.sleep(0)
+    if busy:
+        time.sleep(0.4)
+    pool.release(user.get(timeout=MAX_WAIT_SECONDS))
+    stats = pool.stats()
+    assert stats["connect_errors_total"] == 1
+    assert stats["unanswered_total"] == len(told) == (0 if busy else 1)
+
+
+def test_an_error_that_comes_at_once_is_the_servers(
+    make_pool: MakePool, driver: FakeDriver
+) -> None:
+    pool = make_pool(is_outage=got_no_answer)
+    driver.plan["connect"] = [TimeoutError("refused")]
+    pool.release(pool.acquire())
+    assert pool.stats()["unanswered_total"] == 1
