@@ -113,10 +113,11 @@ class BulkConnection(Connection):  # type: ignore[misc]  # PyMySQL has no types
             self._force_close()
             raise OperationalError(CR_SERVER_LOST, _LOST)
 
-    # Overridden where waiting is cheaper than an attempt to receive what is not there yet; where it
-    # matters why the socket is closed in the middle of an answer.
-    def wait_for_answer(self) -> None: ...
-    def interrupted(self, error: BaseException) -> None: ...
+    def wait_for_answer(self) -> None:
+        """Overridden where waiting costs less than an attempt to receive what is not there yet."""
+
+    def interrupted(self, error: BaseException) -> None:
+        """Overridden to note why the socket is closed in the middle of an answer."""
 
     def _read_packet(self, packet_type: Any = None) -> Any:
         packet_type = packet_type or self.packet

@@ -217,7 +217,7 @@ class PoolBase(Generic[C]):
         self._listened_at = -math.inf
         self._backlog_until = 0.0  # while the queue of an outage may not have been served yet
         self._inquiring = False
-        self._emptied = False  # by the server, and not asked yet whether that is still there
+        self._emptied = False  # the server has closed all idle ones; see drop_dead()
         # [0]: since when the login of the connection beyond the cap has had no answer; 0 if it has
         self._asked: Any = [0.0] if self._tokens is None else self._tokens.asked
         self.row: Row = metrics.new_row()
