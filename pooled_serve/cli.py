@@ -319,4 +319,9 @@ def _usage_problem(error: click.UsageError) -> Finding:
 
         known = [name for param in make_command().params for name in param.opts]
         return names.unknown(error.option_name, known)
-    return Finding(Level.FAIL, "PS401", "", error.format_message(), "see pooled-serve --help")
+    text, hint = error.format_message(), "see pooled-serve --help"
+    if isinstance(error, click.BadOptionUsage) and "requires an argument" in text:
+        param = next(p for p in make_command().params if error.option_name in p.opts)
+        text = f"{error.option_name}: has no value"
+        hint = f"write {error.option_name} {param.make_metavar(click.Context(make_command()))}"
+    return Finding(Level.FAIL, "PS401", "", text, hint)

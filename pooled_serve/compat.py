@@ -135,6 +135,7 @@ SIGNATURES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_APPLICATION}.__init__", "self, usage, prog"),
         (f"{_APPLICATION}.do_load_config", "self"),
         (f"{_APPLICATION}.load_default_config", "self"),
+        (f"{_APPLICATION}.init", "self, parser, opts, args"),
         (f"{_APPLICATION}.load_config", "self"),
         (f"{_APPLICATION}.load_config_from_module_name_or_filename", "self, location"),
         (f"{_APPLICATION}.reload", "self"),

@@ -101,21 +101,19 @@ def _or_infinity(value: object, word: str, parse: Callable[[object], float]) -> 
 def address(value: object) -> str:
     """HOST:PORT, where an empty HOST means the loopback address, or ``unix:PATH``."""
     text = str(value)
-    host, _, port = text.rpartition(":")
-    if isinstance(value, str) and (
-        (text.startswith("unix:") and text != "unix:")
-        or (
-            ":" in text
-            and HOST_AND_PORT.fullmatch(text)
-            and "/" not in host
-            and port.isdecimal()
-            and 0 < int(port) < 65536
-        )
-    ):
+    host, colon, port = text.rpartition(":")
+    if isinstance(value, str) and text.startswith("unix:") and text != "unix:":
         return text
-    use = f"use 127.0.0.1:{text}" if text.isdecimal() else with_brackets(text)
+    what, use = "HOST:PORT or unix:PATH", ""
+    if isinstance(value, str) and colon and HOST_AND_PORT.fullmatch(text) and "/" not in host:
+        if port.isdecimal() and 0 < int(port) < 65536:
+            return text
+        if port.isdecimal():
+            what = "HOST:PORT with a port from 1 to 65535"
+            use = f"{EXAMPLE}{host or '127.0.0.1'}:8001"
+    use = use or (f"use 127.0.0.1:{text}" if text.isdecimal() else with_brackets(text))
     use = use or f"{EXAMPLE}127.0.0.1:8001"
-    raise ValueError(f"must be HOST:PORT or unix:PATH, not {value!r}{REMEDY}{use}")
+    raise ValueError(f"must be {what}, not {value!r}{REMEDY}{use}")
 
 
 HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*)(:[^\[\]:]*)?")

@@ -318,7 +318,7 @@ PROBLEMS = (
     Problem(
         "PS404",
         "the worker class is not gevent",
-        "remove `-k`, also from `gunicorn.conf.py` and `GUNICORN_CMD_ARGS`",
+        "remove `-k` from where the message says",
         "The pool shares connections between greenlets, and only Gunicorn's gevent worker "
         "runs requests in them.",
         "pooled-serve myproject.wsgi -w 3",

@@ -101,7 +101,7 @@ def make_plan(
     pools: dict[str, PoolPlan] = {}
     for database in pooled:
         plan, found = _pool_plan(options, database.alias, database.conn_max_age)
-        pools[database.alias], more = _fit_age(plan, database)
+        pools[database.alias], more = _fit_age(plan, database, options)
         findings += found + more + _fit_host(pools[database.alias], database.alias, workers)
     if pooled and options.timeout > PROXY_TIMEOUT_SECONDS:
         text = (
@@ -168,7 +168,7 @@ def _pool_plan(
         age = conn_max_age
     most = options.per_host
     if most is not None and cap is not None and cap != math.inf and cap > most:
-        text = f"max-outstanding {cap:.0f} means {most} here: this host may have no more"
+        text = f"--max-outstanding {cap:.0f} means {most} here: this host may have no more"
         findings.append(Finding(Level.NOTE, "", alias, text))
     if most is not None and cap is not None:
         cap = min(cap, most)
@@ -189,8 +189,12 @@ def _pool_plan(
     if plan.size > plan.cap:
         if plan.size_explicit:
             name = "max-per-host" if plan.cap == most else "max-outstanding"
-            hint = f"use --pool-size {plan.cap:.0f}, or --{name} {plan.size} or more"
+            hint = f"use --pool-size {plan.cap:.0f}, or at least --{name} {plan.size}"
+            text = f"--{name} {plan.cap:.0f} is smaller than --pool-size {plan.size}"
             if own:  # which wins
+                text = f"--{name} {plan.cap:.0f} is smaller than the size {plan.size} of --pool"
+                if own.cap and plan.cap != most:
+                    text = f"--pool: the cap {plan.cap:.0f} is smaller than the size {plan.size}"
                 sizes = f"{alias}:{plan.cap:.0f}:{plan.cap:.0f}", f"{alias}:{plan.size}:{plan.size}"
                 others = f"--{name} {plan.size}" if plan.cap == most else f"--pool {sizes[1]}"
                 hint = f"use --pool {sizes[0]}, or {others}"
@@ -199,8 +203,7 @@ def _pool_plan(
                     Level.FAIL,
                     "PS204",
                     alias,
-                    f"{name} {plan.cap:.0f} is smaller than pool-size {plan.size}: "
-                    "not all of the pool could ever be used",
+                    f"{text}: not all of the pool could ever be used",
                     hint,
                 )
             )
@@ -229,7 +232,9 @@ def _fit_host(plan: PoolPlan, alias: str, workers: int) -> list[Finding]:
     return [Finding(Level.NOTE, "", alias, text)]
 
 
-def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[Finding]]:
+def _fit_age(
+    plan: PoolPlan, database: DatabaseReport, options: PoolOptions
+) -> tuple[PoolPlan, list[Finding]]:
     """Retire connections before the server hangs up on them."""
     alias = database.alias
     if plan.max_age == math.inf:
@@ -245,8 +250,11 @@ def _fit_age(plan: PoolPlan, database: DatabaseReport) -> tuple[PoolPlan, list[F
     server = f"{database.facts.kind} hangs up after wait_timeout={limit}s"
     if plan.age_explicit and plan.max_age >= limit:
         text = f"connections live {plan.max_age:g}s but {server}"
+        use = f"--conn-max-age {safe}"
+        if options.max_age is None:
+            use = f"CONN_MAX_AGE {safe} in DATABASES, or {use}"
         hint = (
-            f"use --conn-max-age {safe}, or on the server: "
+            f"use {use}, or on the server: "
             f"SET GLOBAL wait_timeout = {math.ceil(plan.max_age / SAFE_SHARE)}"
         )
         return plan, [Finding(Level.FAIL, "PS203", alias, text, hint)]

@@ -41,6 +41,7 @@ from pooled_serve.serve.config import (
     bad_value,
 )
 from pooled_serve.serve.loggers import loggers_stay_enabled
+from pooled_serve.serve.written import COMMAND_LINE, GUNICORNS_VARIABLES
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import gc as collector
 
@@ -127,6 +128,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             self.cfg.reads_file = False
         sys.stderr.write(said.getvalue())  # the file's own output
         self.cfg.file, self.cfg.file_values = location, found
+        self.cfg.written.add(location, found, in_file=True)
         return found
 
     def load_default_config(self) -> None:
@@ -134,6 +136,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self.cfg = Config(self.usage, prog=self.prog)
         self.cfg.set("worker_class", WORKER)
         self.cfg.settings["control_socket"].value = None
+
+    def init(self, parser: Any, opts: Any, args: Any) -> Any:
+        """Gunicorn's hook, with what the command line says, the strongest source."""
+        self.cfg.written.add(COMMAND_LINE, vars(opts))
+        return super().init(parser, opts, args)
 
     def load_config(self) -> None:
         """Read command line, environment and file, as gunicorn does, and check them."""
@@ -145,7 +152,10 @@ class Application(WSGIApplication):  # type: ignore[misc]
             super().load_config()
         finally:
             sys.argv = typed
+        for name, variable in GUNICORNS_VARIABLES.items():
+            self.cfg.written.add(variable, {name: self.cfg.env_orig.get(variable)})
         self.cfg.check_bind()
+        self.cfg.check_env()
         # gunicorn would read these later, and crash on bad values
         env, _ = self.cfg.env, self.cfg.address
         early.refuse(env)
@@ -162,10 +172,15 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def _use_pooled_worker(self) -> None:
         name = self.cfg.settings["worker_class"].value
         if name not in (WORKER, "gevent"):
+            others = (
+                place.removal("-k")
+                for place in self.cfg.written.places("worker_class")
+                if place.value not in (WORKER, "gevent")
+            )
             raise startup_error(
                 "PS404",
                 f"the worker class is {name!r}; the pool needs gevent's event loop",
-                "remove -k/--worker-class (also from gunicorn.conf.py and GUNICORN_CMD_ARGS)",
+                f"remove {', and '.join(others)}",
             )
         self.cfg.set("worker_class", WORKER)
 
@@ -196,13 +211,14 @@ class Application(WSGIApplication):  # type: ignore[misc]
         if self._is_check:
             doubts += self.cfg.notes(self._report.databases)
             doubts += addresses.in_use(self.cfg.address, reuse_port=self.cfg.reuse_port)
-        self.plan = make_plan(
+        plan = make_plan(
             self.cfg.pool_options(),
             replace(self._report, warnings=tuple(doubts)),
             workers=self.cfg.workers,
             worker_connections=self.cfg.worker_connections,
             now="at the start" if self._started else "now",
         )
+        self.plan = replace(plan, findings=tuple(map(self.cfg.as_written, plan.findings)))
 
     def reload(self) -> None:
         """Reload the configuration, on HUP. Keeps the old one if the new one cannot be used."""
@@ -240,7 +256,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         when it no longer can. A running worker keeps the caps it was started with."""
         found = self.plan.judge(new)
         for finding in found:
-            log.warning("%s", finding)
+            log.warning("%s", self.cfg.as_written(finding))
         if not found and self.plan.judge(old):
             log.info("%s fit the connection budget again", plural(new, "worker"))
 

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from gunicorn import systemd, util
@@ -20,8 +21,9 @@ from pooled_serve.preflight.failures import where
 from pooled_serve.preflight.plan import atomic_requests_notes
 from pooled_serve.preflight.project import CONFIG_FILE
 from pooled_serve.preflight.reports import DatabaseReport
-from pooled_serve.serve import addresses, early, names, signals
+from pooled_serve.serve import addresses, early, names, signals, values
 from pooled_serve.serve.loggers import loggers_stay_enabled
+from pooled_serve.serve.written import ARGUMENTS, Written
 
 log = logging.getLogger("gunicorn.error")
 
@@ -29,8 +31,6 @@ PROGRAM = "pooled-serve"
 
 HOST_VARIABLE = "_POOLED_SERVE_HOST"
 """Tells the new master, after USR2, of the descriptors that its workers share with the old ones."""
-
-WORKERS = "WEB_CONCURRENCY"
 
 LONG_KEEP_ALIVE_SECONDS = 30
 
@@ -45,9 +45,9 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
         super().__init__(usage, prog)
-        # The configuration file, once it is read, and the settings that have their values from it.
+        # The configuration file, once it is read.
         self.file, self.file_values = "", dict[str, Any]()
-        self.from_file: set[str] = set()
+        self.written = Written(self.settings)
 
     @property
     def address(self) -> list[Any]:
@@ -88,10 +88,25 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                     f"{self.named('bind')}: {text} is a port without a host",
                     f"use 127.0.0.1:{plain}, or :{plain} for all addresses of this machine",
                 )
-            if not (plain.startswith(("unix:", "fd://")) or options.HOST_AND_PORT.fullmatch(plain)):
+            if plain.startswith(("unix:", "fd://")):
+                continue
+            if not (found := options.HOST_AND_PORT.fullmatch(plain)):
                 raise bad_value(
                     f"{self.named('bind')}: must be HOST:PORT, unix:PATH or fd://N, not {text!r}",
                     options.with_brackets(plain) or "for example 127.0.0.1:8000 or [::1]:8000",
+                )
+            if (port := found[2]) and not (port[1:].isdecimal() and int(port[1:]) < 65536):
+                said = f"{self.named('bind')}: there is no port {port[1:]!r}"
+                raise bad_value(said, values.PORTS)
+
+    def check_env(self) -> None:
+        """Reject variables for the workers that have no value."""
+        for text in self.settings["raw_env"].value:
+            if "=" not in text:
+                setting = self.settings["raw_env"]
+                raise bad_value(
+                    f"{self.named('raw_env')}: must be NAME=VALUE, not {text!r}",
+                    values.remedy(setting),
                 )
 
     def check_numbers(self) -> None:
@@ -102,16 +117,16 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 f"{self.named('workers')}: must be a whole number above 0, not {workers}",
                 "use a whole number, as in 1: one for each CPU",
             )
-        for address in self.address:
-            if isinstance(address, tuple) and not 0 <= address[1] < 65536:
-                raise bad_value(f"{self.named('bind')}: there is no port {address[1]}")
 
     def check_files(self) -> None:
         """Reject files that are not there."""
         for name in ("certfile", "keyfile"):
             path = getattr(self, name)
             if path and not os.path.exists(path):
-                raise bad_value(f"{self.named(name)}: there is no file {path}")
+                raise bad_value(
+                    f"{self.named(name)}: there is no file {path}",
+                    "correct the path: it counts from the folder of the command, or --chdir",
+                )
 
     def check_status_address(self) -> None:
         """Reject a status page where the application is served."""
@@ -121,7 +136,9 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 name = self.named("pool_status")
                 raise bad_value(
                     f"{name}: {text} is where the application is served (-b)",
-                    f"choose another port, for example --status {addresses.next_to(address)}",
+                    self.written.as_written(
+                        f"choose another port, for example --status {addresses.next_to(address)}"
+                    ),
                 )
 
     def keep(self, settings: Sequence[str], before: Config, why: str = "") -> None:
@@ -190,13 +207,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def named(self, name: str) -> str:
         """Returns a setting as it was written: by its name if that was in the configuration file,
-        by the variable that gunicorn has its default from, or else by its option."""
-        if name in self.from_file:
-            return f"{self.file}: {name}"
-        setting = self.settings[name]
-        if name == "workers" and setting.value == setting.default and WORKERS in self.env_orig:
-            return WORKERS
-        return str(self.settings[name].cli[-1])
+        by its variable if it was that, else by its option."""
+        return self.written.name(name)
+
+    def as_written(self, finding: Finding) -> Finding:
+        """Returns a finding that names options as they were written."""
+        message, hint = map(self.written.as_written, (finding.message, finding.hint))
+        return replace(finding, message=message, hint=hint)
 
     def is_status_listener(self, sock: Any) -> bool:
         """Whether a listening socket, inherited or not, is the status page's."""
@@ -257,11 +274,12 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 arbiter.LISTENERS = addresses.listen(
                     self.address, self.status_address, self, arbiter.log
                 )
-        except StartupError as error:
+        except StartupError as failed:
+            error = StartupError(failed.exit_code, map(self.as_written, failed.problems))
             if self.errorlog != "-":
                 log.error("%s", error)
             _remove_pidfile(arbiter)
-            raise
+            raise error from None
 
     def when_ready(self, arbiter: Any) -> None:
         """Gunicorn's hook: it listens, but has no workers yet. The user's runs last.
@@ -275,9 +293,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             _remove_pidfile(arbiter)
             raise startup_error(
                 "PS406",
-                f"the sockets were inherited, and none listens on --status "
-                f"{addresses.text(self.status_address[0])}",
-                "add it where the others come from (systemd, fd://), or leave out --status",
+                self.written.as_written(
+                    f"the sockets were inherited, and none listens on --status "
+                    f"{addresses.text(self.status_address[0])}"
+                ),
+                self.written.as_written(
+                    "add it where the others come from (systemd, fd://), or leave out --status"
+                ),
             )
         for finding in self.public_status_warnings():
             log.warning("%s", finding)
@@ -350,10 +372,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         try:
             arguments: list[str] = super().get_cmd_args_from_env()
         except ValueError as error:
-            raise bad_value(f"GUNICORN_CMD_ARGS: {error}") from None
-        self._source = "GUNICORN_CMD_ARGS: "
+            remedy = "put quotes around values with spaces, and close them"
+            raise bad_value(f"{ARGUMENTS}: {error}", remedy) from None
+        self._source = f"{ARGUMENTS}: "
+        given = vars(self.parser().parse_args(arguments)) if arguments else {}
         try:
             for option, text in options.from_environment(self.env_orig):
+                self.written.add(option.variable, {option.setting: text})
                 if not option.is_flag:
                     arguments.append(f"{option.flag}={text}")
                 else:
@@ -361,6 +386,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                     arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
         except ValueError as error:
             raise bad_value(str(error)) from None
+        self.written.add(ARGUMENTS, given)
         return arguments
 
     def set(self, name: str, value: object) -> None:
@@ -369,18 +395,17 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             value = _with_ports_as_text(value)
         try:
             super().set(name, value)
-            (self.from_file.add if self.reads_file else self.from_file.discard)(name)
         except Exception as error:
-            cli = self.settings[name].cli if name in self.settings else None
-            where = cli[-1] if cli and not self.reads_file else name
-            written = f"{name} = " if where == name else f"{where} "
-            problem = options.complaint(error, written)
-            if self._is_number(name) and not isinstance(value, str | int):
-                problem = f"must be a whole number, not {value!r}"
-            if self._has_comma(name, value):
+            setting = self.settings.get(name)
+            if setting is None:
+                raise bad_value(str(error)) from None
+            where = name if self.reads_file or not setting.cli else self.written.name(name, value)
+            written = f"{name} = " if where == name else f"{setting.cli[-1]} "
+            problem = values.problem(setting, value, options.complaint(error, written))
+            if values.has_comma(setting, value):
                 problem = f"must not be a tuple, as {value!r} is{options.REMEDY}"
                 problem += f"a comma too many? use {written}{value[0]!r}"  # type: ignore[index]
-            raise bad_value(f"{where}: {problem}", self._remedy(name)) from None
+            raise bad_value(f"{where}: {problem}", values.remedy(setting)) from None
 
     def parser(self) -> argparse.ArgumentParser:
         """Gunicorn's parser, with errors raised as StartupError."""
@@ -395,34 +420,17 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             name = name.partition("/--no-")[0].split("/")[-1]
             said = f"{name}: {problem}" if problem else message
             action = parser._option_string_actions.get(name)
-            hint = self._remedy(action.dest) if action else ""
+            setting = self.settings.get(action.dest) if action else None
+            hint = values.remedy(setting) if setting else ""
+            if setting and problem.startswith("expected "):
+                problem, hint = values.without(name, setting.meta)
+                said = f"{name}: {problem}"
             if "ignored explicit argument" in message:
                 hint = f"use {name} without a value"
             raise bad_value(f"{self._source}{said}", hint)
 
         parser.error = complain  # type: ignore[method-assign]
         return parser
-
-    def _remedy(self, name: str) -> str:
-        """Returns which values a setting of gunicorn's takes; empty if the help says it better."""
-        if not self._is_number(name):
-            return ""
-        return f"use a whole number, as in {self.settings[name].default}"
-
-    def _is_number(self, name: str) -> bool:
-        """Whether a setting is one of gunicorn's whole numbers."""
-        setting = self.settings.get(name)
-        return setting is not None and setting.type is int
-
-    def _has_comma(self, name: str, value: object) -> bool:
-        """Whether a value would be good if a comma had not made it a tuple: "workers = 3,"."""
-        if not isinstance(value, tuple) or len(value) != 1 or name not in self.settings:
-            return False
-        try:
-            self.settings[name].validator(value[0])
-        except Exception:
-            return False
-        return True
 
     def pool_options(self) -> PoolOptions:
         """The pool options given, from all sources."""

@@ -21,6 +21,8 @@ def here(
     return Here(tmp_path, monkeypatch, capsys)
 
 
+PORTS = "→ use a port from 1 to 65535"
+
 USAGE: dict[str, tuple[list[str], str, str, str]] = {
     "no application": ([], "PS405", "no application", "pooled-serve myproject.wsgi"),
     "unknown option": (["a", "--pool-sise", "4"], "PS402", "--pool-sise", "--pool-size?"),
@@ -52,7 +54,8 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
     },
     "status without brackets": (["a", "--status", "::1:8301"], "PS401", "--status", "[::1]:8301"),
     "unknown short option": (["a", "-X"], "PS402", "-X", "--help"),
-    "option without its value": (["a", "--pool-size"], "PS401", "--pool-size", "--help"),
+    "option without its value": (["a", "--pool-size"], "PS401", "--pool-size", "--pool-size N"),
+    "last option without its value": (["a", "-b"], "PS401", "-b", "write -b ADDRESS"),
     "two applications": (["a", "b"], "PS401", "after the application a: b", "--help"),
     **{
         f"command {' '.join(args)}": (
@@ -96,10 +99,19 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
         "→ for example --pool-timeout 10",
     ),
     "no age": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "→ for example --conn-max-age 10"),
-    "address": (["a", "-b", "127.0.0.1:http"], "PS401", "'http'", "--help"),
-    "environment setting": (["a", "-e", "DEBUG"], "PS401", "'DEBUG'", "--help"),
-    "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "--help"),
-    "user": (["a", "--user", "no-such-user"], "PS401", "--user: ", "--help"),
+    "address": (["a", "-b", "127.0.0.1:http"], "PS401", "no port 'http'", PORTS),
+    "port": (["a", "-b", "127.0.0.1:99999"], "PS401", "--bind: there is no port '99999'", PORTS),
+    "port of IPv6": (["a", "-b", "[::1]:99999"], "PS401", "--bind: there is no port", PORTS),
+    "port of the page": (
+        ["a", "--status", "[::1]:99999"],
+        "PS401",
+        "--status: must be HOST:PORT with a port from 1 to 65535, not",
+        "for example --status [::1]:8001",
+    ),
+    "environment setting": (["a", "-e", "DEBUG"], "PS401", "'DEBUG'", "NAME=VALUE"),
+    "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "name a folder that exists"),
+    "user": (["a", "--user", "no-such-user"], "PS401", "--user: ", "name a user"),
+    "group": (["a", "--group", "no-such"], "PS401", "--group: ", "name a group"),
     "no such file": (["a", "-c", "no.py"], "PS403", "no.py", "-c FILE"),
     "no such module": (["a", "-c", "python:no.conf"], "PS403", "python:no.conf", "-c FILE"),
     **{
@@ -175,7 +187,10 @@ def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) ->
     folder = project()
     for args, env, says in (
         (["-w", "0"], {}, "--workers: must be a whole number above 0"),
-        (["-b", "127.0.0.1:70000"], {}, "--bind: there is no port 70000"),
+        (["-b", "127.0.0.1:70000"], {}, "--bind: there is no port '70000'"),
+        ([], {"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY: must be a whole number above 0, not 0"),
+        ([], {"PORT": "http"}, "PORT: there is no port 'http'"),
+        ([], {"PORT": "70000"}, "PORT: there is no port '70000'"),
         ([], {"WEB_CONCURRENCY": "auto"}, "WEB_CONCURRENCY: must be a whole number, not 'auto'"),
         ([], {"WEB_CONCURRENCY": "0"}, "PS401 WEB_CONCURRENCY: must be a whole number above 0"),
     ):
@@ -195,7 +210,7 @@ def test_numbers_that_gunicorn_answers_with_a_traceback(project: MakeProject) ->
         ("pool_aliases = 4", "PS401", "py: pool_aliases: must be ALIAS:SIZE"),
         ("workers = 'x'", "PS401", "py: workers: "),
         ("workers = 0", "PS401", "py: workers: must be a whole number above 0"),
-        ("bind = '127.0.0.1:70000'", "PS401", "py: bind: there is no port 70000"),
+        ("bind = '127.0.0.1:70000'", "PS401", "py: bind: there is no port '70000'"),
         ("bind = 8000", "PS401", "py: bind: 8000 is a port without a host"),
         ("bind = ['127.0.0.1:8000', 8001]", "PS401", "py: bind: 8001 is a port without a host"),
         ("pool_status = '127.0.0.1:8000'", "PS401", "py: pool_status: 127.0.0.1:8000 is where"),
@@ -226,11 +241,30 @@ def test_bad_values_of_other_types_in_the_file(
         ("pool_size = 'x',", "pool_size: must be a whole number above 0", "for example pool_size"),
         ("timeout = [30]", "timeout: must be a whole number, not [30]", "use a whole number"),
         ("workers = 2.5", "workers: must be a whole number, not 2.5", "use a whole number"),
+        ("bind = [8.5]", "bind: Not a string", "use HOST:PORT, as in 127.0.0.1:8000"),
+        ("preload_app = 'maybe'", "preload_app: Invalid boolean: maybe", "use True or False"),
+        ("proc_name = 4", "proc_name: Not a string: 4", "use a text in quotes"),
+        ("loglevel = 10", "loglevel: Not a string: 10", "use a text in quotes, as in 'info'"),
+        # Hooks.
+        *(
+            (source, f"{source[4:].partition('(')[0]}: has other arguments than {right}", right)
+            for source, right in (
+                ("def on_exit(a, b): ...", "(server)"),
+                ("def post_fork(worker): ...", "(server, worker)"),
+                ("def pre_request(): ...", "(worker, req)"),
+                ("def post_request(worker): ...", "(worker, req, environ, resp)"),
+                ("def ssl_context(config): ...", "(config, default_ssl_context_factory)"),
+            )
+        ),
+        ("when_ready = 1", "when_ready: Value is not callable: 1", "write def when_ready(server)"),
+        ("when_ready = 'no.such'", "when_ready: ", "write def when_ready(server): ..."),
         ("backlog = None", "backlog: must be a whole number, not None", "use a whole number"),
     ],
 )
 def test_values_that_are_no_number(here: Here, source: str, says: str, remedy: str) -> None:
     here.conf(source)
+    if remedy.startswith("("):
+        remedy = f"write def {says.partition(':')[0]}{remedy}: ..."
     here.run("a").assert_one_problem("PS401", EXIT_USAGE, says, f"→ {remedy}")
 
 
@@ -409,11 +443,12 @@ def test_addresses_as_gunicorn_has_them(here: Here, address: str) -> None:
     [
         ("--pool-sise 4", "PS402", "GUNICORN_CMD_ARGS: there is no option --pool-sise", "-size?"),
         ("--max-conns 4", "PS402", "GUNICORN_CMD_ARGS: there is no option", "--max-outstanding?"),
-        ("--pool 4", "PS401", "--pool: must be ALIAS:SIZE", "use --pool-size 4"),
+        ("--pool 4", "PS401", "GUNICORN_CMD_ARGS: --pool: must be ALIAS:SIZE", "use --pool-size 4"),
         ("--status 8001", "PS401", "GUNICORN_CMD_ARGS: --status: must", "use 127.0.0.1:8001"),
-        ("--pool-size", "PS401", "GUNICORN_CMD_ARGS: --pool-size", "--help"),
-        ("--name 'unclosed", "PS401", "GUNICORN_CMD_ARGS: ", "--help"),
-        ("-k sync", "PS404", "'sync'", "GUNICORN_CMD_ARGS"),
+        ("--pool-size", "PS401", "GUNICORN_CMD_ARGS: --pool-size", "write --pool-size N"),
+        ("--name 'unclosed", "PS401", "GUNICORN_CMD_ARGS: ", "put quotes around"),
+        ("-k sync", "PS404", "'sync'", "→ remove -k sync from GUNICORN_CMD_ARGS"),
+        ("--chdir /nowhere", "PS401", "GUNICORN_CMD_ARGS: --chdir: ", "name a folder"),
     ],
 )
 def test_bad_arguments_from_the_environment(

@@ -44,7 +44,7 @@ def test_a_default_size_yields_to_a_written_cap() -> None:
 def test_a_written_size_above_a_written_cap_is_refused() -> None:
     finding = the(plan_for(size=5, cap=4), Level.FAIL)
     assert finding.label == "PS204 default"
-    assert finding.hint == "use --pool-size 4, or --max-outstanding 5 or more"
+    assert finding.hint == "use --pool-size 4, or at least --max-outstanding 5"
 
 
 def test_one_database_may_have_its_own() -> None:
@@ -95,7 +95,9 @@ def test_a_written_age_is_obeyed_or_refused(where: str) -> None:
     finding = the(plan(60), Level.FAIL)
     assert finding.label == "PS203 default"
     assert finding.message == "connections live 60s but MariaDB hangs up after wait_timeout=60s"
-    assert finding.hint == ("use --conn-max-age 48, or on the server: SET GLOBAL wait_timeout = 75")
+    use = "" if where == "option" else "CONN_MAX_AGE 48 in DATABASES, or "
+    remedy = "--conn-max-age 48, or on the server: SET GLOBAL wait_timeout = 75"
+    assert finding.hint == f"use {use}{remedy}"
 
 
 def test_never_retiring_is_allowed_with_a_warning() -> None:

@@ -28,7 +28,7 @@ def test_a_cap_above_the_bound_is_the_bound() -> None:
     plan = plan_for(workers=2, per_host=10, cap=20)
     assert plan.pools["default"].cap == 10
     assert the(plan, Level.NOTE).message == (
-        "max-outstanding 20 means 10 here: this host may have no more"
+        "--max-outstanding 20 means 10 here: this host may have no more"
     )
 
 
@@ -45,8 +45,8 @@ def test_a_default_size_yields_to_the_bound() -> None:
 
 def test_a_written_size_above_the_bound_is_refused() -> None:
     finding = the(plan_for(size=5, per_host=4), Level.FAIL)
-    assert finding.message.startswith("max-per-host 4 is smaller than pool-size 5: ")
-    assert finding.hint == "use --pool-size 4, or --max-per-host 5 or more"
+    assert finding.message.startswith("--max-per-host 4 is smaller than --pool-size 5: ")
+    assert finding.hint == "use --pool-size 4, or at least --max-per-host 5"
     finding = the(plan_for(aliases=(AliasSize("default", 5),), per_host=4), Level.FAIL)
     assert finding.hint == "use --pool default:4:4, or --max-per-host 5"
 

@@ -1,0 +1,74 @@
+"""What a setting of gunicorn's takes, as the remedy for a value that it does not take."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from gunicorn.config import validate_string
+
+PORTS = "use a port from 1 to 65535"
+
+_TAKES = {
+    "bind": "use HOST:PORT, as in 127.0.0.1:8000, or unix:PATH",
+    "chdir": "name a folder that exists: that with manage.py",
+    "forwarded_allow_ips": "use addresses or networks with commas between them, as in 10.0.0.0/8",
+    "group": "name a group that this machine has, or leave it out",
+    "proxy_allow_ips": "use addresses or networks with commas between them, as in 10.0.0.0/8",
+    "raw_env": "use NAME=VALUE, as in DEBUG=1",
+    "statsd_host": "use HOST:PORT, as in 127.0.0.1:8125",
+    "user": "name a user that this machine has, or leave it out",
+}
+
+
+def remedy(setting: Any) -> str:
+    """Returns what to write; empty where only gunicorn's help says that."""
+    if setting.name in _TAKES:
+        return _TAKES[setting.name]
+    if is_number(setting):
+        return f"use a whole number, as in {setting.default}"
+    if is_hook(setting):
+        return f"write def {setting.name}{inspect.signature(setting.default)}: ..."
+    if isinstance(setting.default, bool):
+        return "use True or False"
+    if setting.validator is validate_string:
+        return f"use a text in quotes{f', as in {setting.default!r}' if setting.default else ''}"
+    return ""
+
+
+def problem(setting: Any, value: object, said: str) -> str:
+    """Returns what is wrong with a value.
+
+    :param said: gunicorn's words.
+    """
+    if is_number(setting) and not isinstance(value, str | int):
+        return f"must be a whole number, not {value!r}"
+    if is_hook(setting) and "arity" in said:
+        return f"has other arguments than {inspect.signature(setting.default)}"
+    return said
+
+
+def without(name: str, metavar: str | None) -> tuple[str, str]:
+    """Returns problem and remedy for an option that lacks its value."""
+    return "has no value", f"write {name} {metavar or 'VALUE'}"
+
+
+def is_number(setting: Any) -> bool:
+    """Whether it is one of gunicorn's whole numbers."""
+    return setting.type is int
+
+
+def is_hook(setting: Any) -> bool:
+    """Whether it is a function that gunicorn calls."""
+    return bool(setting.section == "Server Hooks" and callable(setting.default))
+
+
+def has_comma(setting: Any, value: object) -> bool:
+    """Whether a value would be good if a comma had not made it a tuple: "workers = 3,"."""
+    if not isinstance(value, tuple) or len(value) != 1:
+        return False
+    try:
+        setting.validator(value[0])
+    except Exception:
+        return False
+    return True
