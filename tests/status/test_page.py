@@ -245,6 +245,15 @@ def test_it_is_allowed_to_load_nothing_but_itself(open_page: OpenPage, shop: Sho
 # --- With numbers that no server can be made to have at a given moment ---
 
 
+def test_a_mistake_of_the_page_is_no_silence_of_the_server(open_page: OpenPage) -> None:
+    page = open_page(lambda: Answers().stats)
+    page.tab.evaluate("void (understood = () => null.pools)")
+    page.after(1)
+    (complaint,) = page.complaints
+    assert "TypeError" in complaint
+    page.complaints.clear()
+
+
 def test_with_a_bound_of_the_host_that_is_the_cap(open_page: OpenPage) -> None:
     answers = Answers(workers=2, in_use=7, idle=0, waiting=3, oldest_wait_seconds=0.2)
     for pools in (answers.stats["pools"], *(w["pools"] for w in answers.stats["workers"])):
