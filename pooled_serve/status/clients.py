@@ -22,7 +22,11 @@ MAX_CLIENTS = 100
 oldest that has not asked: however many say nothing, a probe is answered."""
 
 CLIENT_TIMEOUT_SECONDS = 5.0
-"""From the connection to the end of the answer."""
+"""From the connection to the end of the answer. A time in which the event loop stands still counts
+as one tick: nobody has read what a client has sent meanwhile, and who has asked is not late."""
+
+TICKS = 5
+"""Of these seconds."""
 
 ACCEPTS_PER_TURN = 10
 """New clients in one turn of the event loop, if this worker is the only one. With several, each
@@ -41,7 +45,16 @@ class Client:
     not, until it ends.
     """
 
-    __slots__ = ("_crowd", "_greenlet", "_left", "_readable", "_timer", "address", "socket")
+    __slots__ = (
+        "_crowd",
+        "_greenlet",
+        "_left",
+        "_readable",
+        "_ticks",
+        "_timer",
+        "address",
+        "socket",
+    )
 
     def __init__(
         self, socket: Any, address: Any, crowd: dict[Client, None], left: Callable[[], None]
@@ -54,12 +67,14 @@ class Client:
         self._left = left
         loop = gevent.get_hub().loop
         self._readable = loop.io(socket.fileno(), _READ)
-        self._timer = loop.timer(CLIENT_TIMEOUT_SECONDS)
+        tick = CLIENT_TIMEOUT_SECONDS / TICKS
+        self._timer = loop.timer(tick, tick)
+        self._ticks = TICKS
 
     def start(self, serve: Callable[[Client], None]) -> None:
         """Wait for the first bytes, or the end of the stream; then serve."""
         self._readable.start(self._spawn, serve)
-        self._timer.start(self.end, update=True)
+        self._timer.start(self._tick, update=True)
 
     def move(self, crowd: dict[Client, None]) -> None:
         """Leave one crowd for another. Does nothing once the client has ended."""
@@ -72,6 +87,11 @@ class Client:
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
         self._leave()
+
+    def _tick(self) -> None:
+        self._ticks -= 1
+        if not self._ticks:
+            self.end()
 
     def _spawn(self, serve: Callable[[Client], None]) -> None:
         self._readable.stop()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
-from pooled_serve.status.clients import MAX_CLIENTS
+from pooled_serve.status.clients import CLIENT_TIMEOUT_SECONDS, MAX_CLIENTS
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Client, Serve
@@ -70,9 +73,9 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture
 def start(project: MakeProject, serve: StartServe) -> Callable[..., Status]:
-    def start(*args: str) -> Status:
+    def start(*args: str, conf: str = CONF) -> Status:
         folder = project(HELLO, databases={})
-        (folder / "gunicorn.conf.py").write_text(CONF)
+        (folder / "gunicorn.conf.py").write_text(conf)
         port = free_port()
         return Status(serve(folder, "--status", f"127.0.0.1:{port}", *args), port)
 
@@ -163,3 +166,23 @@ def test_a_client_that_has_asked_outlasts_silent_ones(
     while data := reader.recv(1 << 16):
         received += data
     assert received.endswith(b"</html>\n")
+
+
+def test_who_asks_while_the_worker_stands_still_is_answered_and_not_reset(
+    start: Callable[..., Status], connect: Callable[..., socket.socket]
+) -> None:
+    """As by a view that computes. What was sent meanwhile is unread when the client's time is up,
+    and to close such a socket resets the connection."""
+    it = start(conf="")
+    (worker,) = it.server.worker_pids()
+    silent, slow = connect(it.port, b""), connect(it.port, b"GET /livez HTTP/1.1\r\n")
+    assert it.get("/livez") == 200  # those before it are accepted by now
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        silent.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        slow.sendall(b"Host: x\r\n\r\n")
+        time.sleep(CLIENT_TIMEOUT_SECONDS + 1)  # it stands still for so long
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    for client in (silent, slow):
+        assert client.recv(12) == b"HTTP/1.1 200"
