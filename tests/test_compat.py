@@ -216,6 +216,7 @@ LISTED |= {"_connections", "_storage"}  # see _check_storage()
 
 # In no table, and why.
 UNLISTED = {
+    "_current_frames": "sys._current_frames() is documented",
     "_exit": "os._exit() is documented",
     "_getframe": "sys._getframe() is documented",
     "_has_been_logged": "only written: if Django no longer reads it, its log has more lines",

@@ -26,7 +26,8 @@ from pooled_serve.backend import scope as scopes
 from pooled_serve.backend.client_check import ClientCheck
 from pooled_serve.backend.client_check import ClientGone as ClientGone  # for the worker
 from pooled_serve.backend.registry import databases as _databases
-from pooled_serve.backend.scope import scope_here
+from pooled_serve.backend.routes import route_of as route_of  # for the worker
+from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.errors import startup_error
 from pooled_serve.pool import set_loop
 from pooled_serve.pool.host import Host
@@ -163,13 +164,15 @@ def handle(handler: WSGIHandler, environ: Any, start_response: Any) -> Any:
         scope.leave_view(nested)
 
 
-def begin_request(request: Any) -> None:
-    """Note the request, gunicorn's, that this greenlet serves from now on; logs name it."""
+def begin_request(request: Any) -> GreenletScope:
+    """Note the request, gunicorn's, that this greenlet serves from now on; logs name it. Returns
+    the scope."""
     scope = scope_here()
     scope.request = request
     if routes.table is not None:
         scope.usage = routes.Unresolved()
         scope.statements_before = scope.statements
+    return scope
 
 
 def check_clients(seconds: float) -> ClientCheck:
@@ -179,16 +182,18 @@ def check_clients(seconds: float) -> ClientCheck:
     return check
 
 
-def end_request() -> None:
+def end_request(scope: GreenletScope | None = None) -> None:
     """Drop all that this request leaves, so that the next one in the same greenlet starts clean.
 
     Django gives connections back at ``request_finished``, which a request that was killed, timed
     out or never closed its response does not reach. And gunicorn serves all requests of a
     keep-alive client in one greenlet, where they would share wrappers and their flags.
 
+    :param scope: that of this greenlet.
     :raises BaseException: the first exception that interrupted a hand-back, after all of them.
     """
-    scope = scope_here()
+    if scope is None:
+        scope = scope_here()
     scope.request = None
     try:
         if scope:

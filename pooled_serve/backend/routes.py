@@ -14,7 +14,7 @@ from django.core.handlers.base import BaseHandler
 from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metric import Row
-from pooled_serve.status.routes import RouteTable, Usage
+from pooled_serve.status.routes import METHODS, OTHER_METHOD, UNRESOLVED, RouteTable, Usage
 
 _resolve_request = BaseHandler.resolve_request
 table: RouteTable | None = None  # of this worker; None without a status page
@@ -95,6 +95,14 @@ def resolve_request(handler: BaseHandler, request: Any) -> Any:
         usage = scope.usage = table.usage(match.route or "", request.method or "")
         so_far.move_to(usage)
     return match
+
+
+def route_of(scope: GreenletScope) -> str:
+    """Returns the route that a scope serves; empty if it serves none."""
+    if type(scope.usage) is Unresolved:  # in a middleware, or no view is found
+        method = scope.request.method
+        return f"{method if method in METHODS else OTHER_METHOD} ({UNRESOLVED} yet)"
+    return scope.usage.name if isinstance(scope.usage, Usage) else ""
 
 
 def end_request(scope: GreenletScope) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from operator import itemgetter
+from types import FrameType
 from typing import Any, NamedTuple
 
 import gevent
@@ -150,7 +151,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def _one_request(self, handle: Any, listener: Any, req: Any, client: Any, *args: Any) -> Any:
         check = self._client_check
         gone = False
-        self._patch.begin_request(req)
+        scope = self._patch.begin_request(req)  # by which _route_of() knows the request
         self._in_flight[req] = time.monotonic()
         if check is not None:
             check.begin(client)
@@ -160,11 +161,19 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             del self._in_flight[req]
             if check is not None:
                 gone = check.end()
-            self._patch.end_request()
+            self._patch.end_request(scope)
         if gone:
             raise _Ended
         self._turns.give_up()
         return result
+
+    def _route_of(self, frame: FrameType) -> str:
+        """Returns the route of the request that began in this frame; empty if none did. In any
+        thread."""
+        if frame.f_code is not PooledWorker._one_request.__code__:
+            return ""
+        scope = frame.f_locals.get("scope")
+        return "" if scope is None else str(self._patch.route_of(scope))
 
     def load_wsgi(self) -> None:
         """Load the project, with its databases pooled. gevent has patched by now; Django is not
@@ -269,6 +278,8 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         from pooled_serve.status.listener import StatusServer
 
         self.sockets.remove(listener)
-        status = StatusServer(listener, self, self._patch.pools, self._patch.atomic_aliases)
+        status = StatusServer(
+            listener, self, self._patch.pools, self._patch.atomic_aliases, self._route_of
+        )
         status.start()
         return status

@@ -1,7 +1,7 @@
 """What a running instance shows of itself.
 
 * scoreboard.py: the statistics of all workers, in shared memory
-* load.py: how busy each worker is; shortage.py: what this machine runs out of
+* load.py: how busy each worker is; culprit.py: who blocks it; shortage.py: what this machine lacks
 * routes.py: which route has held connections, and for how long; route_history.py: lately
 * history.py: the last five minutes, in that memory; peaks.py: the peaks of a day
 * figures.py: what the counters say about a stretch of time

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pooled_serve.status.culprit import in_words
 from pooled_serve.status.figures import RECENT_SECONDS
 from pooled_serve.status.load import BLOCKED_SECONDS, BUSY_SHARE, is_busy
 from pooled_serve.status.sentence import Sentence
 from pooled_serve.status.words import count, duration, listed, percent, plural
+
+MOST_NAMED = 4
+"""Workers, with what blocks each."""
 
 BAD_SECONDS = 5.0
 """A worker that is blocked for so long, and still is, is an emergency."""
@@ -42,19 +46,25 @@ def blocked_worker(stats: Mapping[str, Any], queue: str) -> Sentence | None:
         text = (
             f"{_named(them)} let no other request run for {duration(_delay(longest))}, a moment ago"
         )
+    where = _where(them)
+    what, computes, waits = "a view", "computes", "waits"
+    if where:
+        what = "it"  # no view, perhaps
+    if where and many:
+        what, computes, waits = "they", "compute", "wait"
+    if not now:
+        computes, waits = "computed", "waited"
     dump = f"py-spy dump --pid {longest['pid']} shows where, while it lasts"
     remedy = (
-        "a view computes, or waits without gevent (a library in C, a lock of another thread): "
-        f"{dump}; move that elsewhere"
+        f"{what} {computes}, or {waits} without gevent (a library in C, a lock of another thread)"
     )
-    if not now:
-        remedy = (
-            "a view computed, or waited without gevent (a library in C, a lock of another thread): "
-            f"move that elsewhere; if it happens again, {dump}"
-        )
+    if now:
+        remedy += f": {dump}; move that elsewhere"
+    else:
+        remedy += f": move that elsewhere; if it happens again, {dump}"
     bad = now and longest["seen_ago_seconds"] >= BAD_SECONDS
     name = "blocked workers" if many else "blocked worker"
-    return _say("bad" if bad else "warn", name, text + f": {queue}" * bool(queue), remedy)
+    return _say("bad" if bad else "warn", name, text + where + f": {queue}" * bool(queue), remedy)
 
 
 def without_descriptors(stats: Mapping[str, Any]) -> Sentence | None:
@@ -166,6 +176,17 @@ def _shares(worker: Mapping[str, Any]) -> tuple[float, float]:
 
 def _delay(worker: Mapping[str, Any]) -> float:
     return float(worker.get("loop_delay_seconds") or 0.0)
+
+
+def _where(workers: Mapping[Any, Mapping[str, Any]]) -> str:
+    """Returns in which views they are, or were, blocked; empty if that is not known of all."""
+    names = {slot: its.get("blocked_in") or "" for slot, its in workers.items()}
+    if len({*names.values()}) == 1:
+        return in_words(next(iter(names.values())))
+    if not all(names.values()):
+        return ""
+    each = [f"worker {slot}{in_words(name)[1:]}" for slot, name in names.items()]
+    return f", {', '.join(each[:MOST_NAMED])}" + ", ..." * (len(each) > MOST_NAMED)
 
 
 def _named(workers: Mapping[Any, Any]) -> str:

@@ -51,8 +51,8 @@ WORKER_METRICS = (
         Kind.COUNTER,
         "blocked_seconds_total",
         "Seconds for which a worker's event loop let no request run, of two or more at a time. If "
-        "it rises, a view computes or waits without gevent: py-spy shows where, while it lasts. "
-        "Move that out of the worker.",
+        "it rises, a view computes or waits without gevent: the log has view and line. Move "
+        "that out of the worker.",
     ),
     (
         Kind.GAUGE,

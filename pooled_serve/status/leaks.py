@@ -179,14 +179,14 @@ def _stack() -> Stack:
 def relevant(stack: Stack) -> Stack:
     """Returns the frames from the project's innermost one to its outermost one: its own, and those
     of libraries that it passes through. All frames if none is the project's."""
-    own = [i for i, (code, _) in enumerate(stack) if _is_own(code.co_filename)]
+    own = [i for i, (code, _) in enumerate(stack) if is_own(code.co_filename)]
     return (stack[own[0] : own[-1] + 1] if own else stack)[:MAX_FRAMES]
 
 
 @functools.cache
-def _is_own(file: str) -> bool:
+def is_own(file: str) -> bool:
     """Whether a file is the project's, and not a library's."""
-    if file.startswith("<"):
+    if file.startswith(("<", _PACKAGE)):
         return False  # <frozen runpy>, <string>
     file = os.path.realpath(file)
     return file.startswith(_project()) or not file.startswith(_libraries())

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.resources import files
+from types import FrameType
 from typing import Any, NamedTuple
 
 import gevent
@@ -24,6 +25,7 @@ from pooled_serve import __version__
 from pooled_serve.pool import ConnectionPool, metrics
 from pooled_serve.status import text
 from pooled_serve.status.clients import Client, ClientServer
+from pooled_serve.status.culprit import Watch
 from pooled_serve.status.load import Meter
 from pooled_serve.status.prometheus import Collector
 from pooled_serve.status.scoreboard import Scoreboard, Snapshot
@@ -60,6 +62,7 @@ class StatusServer:
     :param worker: a :class:`pooled_serve.serve.worker.PooledWorker` with a scoreboard.
     :param pools: those of this worker, by alias.
     :param atomic: returns the aliases with ATOMIC_REQUESTS.
+    :param route_of: see :class:`pooled_serve.status.culprit.Watch`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class StatusServer:
         worker: Any,
         pools: Callable[[], Mapping[str, ConnectionPool[Any]]],
         atomic: Callable[[], Container[str]] = tuple,
+        route_of: Callable[[FrameType], str] = lambda frame: "",
     ) -> None:
         self._worker = worker
         self._pools = pools
@@ -82,7 +86,10 @@ class StatusServer:
         self._refresher: Any = None
         # More workers than the scoreboard has room for have none.
         load = None if worker.slot is None else self._scoreboard.load_row(worker.slot)
-        self._meter = load and Meter(load, REFRESH_SECONDS)
+        self._watch = self._meter = None
+        if load is not None:
+            self._watch = Watch(load.last_seen, route_of, load.name)
+            self._meter = Meter(load, REFRESH_SECONDS, who=self._watch.culprit)
         self._routes: dict[str, Callable[[], Answer]] = {
             "/": _page,  # but see _answer()
             "/stats.json": self._stats,
@@ -100,6 +107,8 @@ class StatusServer:
             _prometheus()
         self._server.start()
         self._refresher = gevent.spawn(self._look_after_pools)
+        if self._watch is not None:
+            self._watch.start()
 
     def refresh_gauges(self) -> None:
         """Write what the pools of this worker have at this moment."""
@@ -110,6 +119,8 @@ class StatusServer:
         """Hang up on all clients, without waiting."""
         self._server.stop()
         self._refresher.kill(block=False)
+        if self._watch is not None:
+            self._watch.stop()
         if self._meter is not None:
             self._meter.stop()
 
@@ -131,7 +142,7 @@ class StatusServer:
         """Whether a worker has used up its processor."""
         return any(self._scoreboard.load_row(slot).busy for slot in self._scoreboard.workers())
 
-    def _loads(self, now: float) -> dict[int, dict[str, float | None]]:
+    def _loads(self, now: float) -> dict[int, dict[str, float | str | None]]:
         """Returns slot -> numbers of the workers themselves, of the living ones with gauges."""
         alive = self._scoreboard.workers()
         return {

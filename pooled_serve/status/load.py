@@ -11,15 +11,15 @@ nothing for it.
 from __future__ import annotations
 
 import logging
-import math
 import os
+import struct
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from pooled_serve.status import shortage
+from pooled_serve.status.culprit import NOBODY, Culprit, in_words
 from pooled_serve.status.figures import RECENT_SECONDS
 
 log = logging.getLogger("gunicorn.error")
@@ -31,8 +31,8 @@ LINE_SECONDS = 60.0
 """Between two lines of the log about that, at least."""
 
 BLOCKED_LINE = (
-    "this worker let no request run for %.1fs, until now\n"
-    "  → a view computed, or waited without gevent: move that elsewhere; if it happens again, "
+    "this worker let no request run for %.1fs, until now%s\n"
+    "  → %s computed, or waited without gevent%s: move that elsewhere; if it happens again, "
     "py-spy dump --pid %d shows where, while it lasts"
 )
 
@@ -50,8 +50,10 @@ _SEEN, _CPU, _BLOCKED, _SHARE, _WAIT_SHARE, _DELAY = range(6)
 _RETIRED_CPU, _RETIRED_BLOCKED = 6, 7
 _LACKED = 8
 _URLS_FAILED = 9
-_WORDS = 10
-LOAD_BYTES = _WORDS * _WORD
+_NAMED = 10  # when the loop last ran before the block that the name is about; 0: it is over
+_WORDS = 11
+_NAME = struct.Struct("248p")  # it is cut if it is too long
+LOAD_BYTES = _WORDS * _WORD + _NAME.size
 """What a worker takes of the scoreboard."""
 
 _UNKNOWN = -1.0
@@ -65,18 +67,32 @@ class LoadRow:
     """
 
     def __init__(self, memory: Any) -> None:
-        self._words = memory.cast("d")
+        self._memory = memory
+        self._words = memory[: _WORDS * _WORD].cast("d")
 
     def begin(self, now: float) -> None:
         """Begin for a new worker. The counters of the former ones stay."""
         self._words[_CPU] = self._words[_BLOCKED] = self._words[_DELAY] = 0.0
         self._words[_LACKED] = 0.0
         self._words[_SHARE] = self._words[_WAIT_SHARE] = _UNKNOWN
+        self.name(0.0, "")
         self._words[_SEEN] = now
 
     def copy(self) -> LoadRow:
         """Returns one of its own memory, with the numbers of this moment."""
-        return LoadRow(memoryview(array("d", self._words)).cast("B"))
+        return LoadRow(memoryview(bytearray(self._memory)))
+
+    def last_seen(self) -> float:
+        """Returns when the loop last ran; 0 if it is not watched."""
+        return float(self._words[_SEEN])
+
+    def name(self, block: float, culprit: str) -> None:
+        """Note who blocks the worker, or has done so.
+
+        :param block: when the loop last ran, if it is blocked at this moment; else 0.
+        """
+        self._memory[_WORDS * _WORD :] = _NAME.pack(culprit.encode("utf-8", "replace"))
+        self._words[_NAMED] = block
 
     def seen(self, now: float) -> None:
         """Note that the loop runs; 0 if it is not watched any more."""
@@ -92,9 +108,16 @@ class LoadRow:
         self._words[_URLS_FAILED] = _YES if failed else _NO
 
     def note(
-        self, cpu: float, blocked: float, share: float | None, waited: float | None, delay: float
+        self,
+        cpu: float,
+        blocked: float,
+        share: float | None,
+        waited: float | None,
+        delay: float,
+        culprit: str,
     ) -> None:
-        """Note what :class:`Meter` has found."""
+        """Note what :class:`Meter` has found. The culprit is that of the delay."""
+        self.name(0.0, culprit)
         self._words[_CPU], self._words[_BLOCKED], self._words[_DELAY] = cpu, blocked, delay
         self._words[_SHARE] = _UNKNOWN if share is None else share
         self._words[_WAIT_SHARE] = _UNKNOWN if waited is None else waited
@@ -116,7 +139,7 @@ class LoadRow:
             "blocked_seconds_total": words[_RETIRED_BLOCKED] + words[_BLOCKED],
         }
 
-    def gauges(self, now: float, pause: float) -> dict[str, float | None]:
+    def gauges(self, now: float, pause: float) -> dict[str, float | str | None]:
         """Returns those of the present worker; None for what is not known (yet).
 
         :param pause: that its loop makes between two looks.
@@ -130,9 +153,18 @@ class LoadRow:
             "cpu_wait_share": None if waited < 0 or not seen else waited,
             "loop_delay_seconds": delay,
             "seen_ago_seconds": ago,
+            "blocked_in": self._culprit(ago or 0.0) or None,
             "no_descriptor_ago_seconds": max(0.0, now - lacked) if lacked else None,
             "urls_failed": self._words[_URLS_FAILED] == _YES if self._words[_URLS_FAILED] else None,
         }
+
+    def _culprit(self, ago: float) -> str:
+        """Returns who blocks the worker now or, if nobody does, who was the last to."""
+        block = self._words[_SEEN] if ago >= BLOCKED_SECONDS else 0.0
+        if self._words[_NAMED] != block:
+            return ""  # that of another block
+        (name,) = _NAME.unpack(self._memory[_WORDS * _WORD :])
+        return str(name.decode("utf-8", "ignore"))
 
     @property
     def busy(self) -> bool:
@@ -155,6 +187,7 @@ class Meter:
 
     :param row: where it notes what it has found.
     :param pause: between two looks, in seconds.
+    :param who: returns who has blocked the loop since a moment.
     """
 
     def __init__(
@@ -164,18 +197,22 @@ class Meter:
         *,
         used: Callable[[], float] = time.thread_time,
         waited: Callable[[], float | None] | None = None,
+        who: Callable[[float], Culprit] = lambda block: NOBODY,
     ) -> None:
         self._row = row
         self._pause = pause
         self._used = used
         self._waited = waited or _waited_for_a_processor
+        self._who = who
         self._last = 0.0
-        self._told_at = -math.inf
-        self._delay = self._blocked = 0.0  # the longest since the last sample; the sum
-        self._samples: deque[tuple[float, float, float | None, float]] = deque(
+        self._told_at: dict[str, float] = {}  # when the log has last named each culprit
+        self._delay, self._by = 0.0, ""  # the longest since the last sample; who that was
+        self._blocked = 0.0  # seconds, all together
+        self._samples: deque[tuple[float, float, float | None, tuple[float, str]]] = deque(
             maxlen=RECENT_SECONDS + 1
         )
-        """Moment, processor time, time in the line for a processor, longest delay before it."""
+        """Moment, processor time, time in the line for a processor; longest delay before it, and
+        who that was."""
 
     def look(self, now: float) -> None:
         """See how late this is, and once a second what was used."""
@@ -184,25 +221,36 @@ class Meter:
             self._row.begin(now)
         else:
             late = max(0.0, now - self._last - self._pause)
-            self._delay = max(self._delay, late)
             if late >= BLOCKED_SECONDS:
                 self._blocked += late
-                if now - self._told_at >= LINE_SECONDS:
-                    self._told_at = now
-                    log.warning(BLOCKED_LINE, late, os.getpid())
+                culprit = self._who(self._last)
+                self._delay, self._by = max((self._delay, self._by), (late, culprit.name))
+                self._tell(now, late, culprit)
+            self._delay = max(self._delay, late)
             self._row.seen(now)
         self._row.lacked_descriptor(shortage.out_of_descriptors_at)
         self._last = now
         if not self._samples or now - self._samples[-1][0] >= 1.0 or late >= BLOCKED_SECONDS:
             self._sample(now)
 
+    def _tell(self, now: float, late: float, culprit: Culprit) -> None:
+        told = self._told_at = {
+            name: at for name, at in self._told_at.items() if now - at < LINE_SECONDS
+        }
+        if culprit.name in told:
+            return
+        told[culprit.name] = now
+        what = "it" if culprit.name else "a view"
+        place = f" ({culprit.place})" if culprit.place else ""
+        log.warning(BLOCKED_LINE, late, in_words(culprit.name), what, place, os.getpid())
+
     def stop(self) -> None:
         """The loop is not watched any more: its silence means nothing."""
         self._row.seen(0.0)
 
     def _sample(self, now: float) -> None:
-        self._samples.append((now, self._used(), self._waited(), self._delay))
-        self._delay = 0.0
+        self._samples.append((now, self._used(), self._waited(), (self._delay, self._by)))
+        self._delay, self._by = 0.0, ""
         recent = [each for each in self._samples if now - each[0] <= RECENT_SECONDS + 0.5]
         if len(recent) < 2:
             recent = list(self._samples)[-2:]  # it was blocked for longer
@@ -213,8 +261,8 @@ class Meter:
             share = (used_now - used) / seconds
             if waited is not None and waited_now is not None:
                 other = min(max(0.0, 1.0 - share), (waited_now - waited) / seconds)
-        delay = max(late for at, _, _, late in self._samples if now - at <= RECENT_SECONDS)
-        self._row.note(time.process_time(), self._blocked, share, other, delay)
+        delay, by = max(late for at, _, _, late in self._samples if now - at <= RECENT_SECONDS)
+        self._row.note(time.process_time(), self._blocked, share, other, delay, by)
 
 
 def _waited_for_a_processor() -> float | None:

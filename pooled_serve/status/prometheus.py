@@ -49,7 +49,7 @@ class Collector:
         hosts: Mapping[str, Mapping[str, int]],
         peaks: Mapping[str, Mapping[str, Mapping[str, float]]],
         routes: Mapping[int, Iterable[RouteUse]],
-        loads: Mapping[int, Mapping[str, float | None]],
+        loads: Mapping[int, Mapping[str, float | str | None]],
     ) -> None:
         from prometheus_client import metrics_core
 

@@ -73,9 +73,12 @@ class RouteUse(NamedTuple):
 class Usage:
     """What counts the use of one route."""
 
-    __slots__ = ("_before", "_table", "row")
+    __slots__ = ("_before", "_table", "name", "row")
 
-    def __init__(self, row: Row | None = None, table: RouteTable | None = None) -> None:
+    def __init__(
+        self, row: Row | None = None, table: RouteTable | None = None, name: str = ""
+    ) -> None:
+        self.name = name  # of the route, with its method
         self.row: Row = [0.0] * len(ROUTE_METRICS) if row is None else row
         self._table = table  # that counts it in the common row; None if it has a row of its own
         self._before = list(self.row)  # what earlier workers have counted there
@@ -182,14 +185,14 @@ class RouteTable:
             if not name[1]:
                 self._free = iter(range(index, len(_FIXED) + MAX_ROUTES))
                 break
-            usage = self._known[name] = Usage(self._numbers(index))
+            usage = self._known[name] = Usage(self._numbers(index), name=route_name(*name))
             self._placed[usage] = index
 
     def _new(self, name: tuple[str, str]) -> Usage:
         index = next(self._free, None)
         if index is None:
-            return Usage(table=self)
-        usage = Usage(self._numbers(index))
+            return Usage(table=self, name=route_name(*name))
+        usage = Usage(self._numbers(index), name=route_name(*name))
         self._placed[usage] = index
         self._begin_move()
         self._write_name(index, name)
@@ -261,6 +264,11 @@ class RouteTable:
 
     def _name(self, index: int) -> tuple[str, str]:
         return _unpack(_TEXT.unpack_from(self._memory, self._first + index * _ROW_BYTES))
+
+
+def route_name(route: str, method: str) -> str:
+    """Returns the name of a route in sentences. Django's name of the home page is empty."""
+    return f"{method} {route or '/'}".strip()
 
 
 def as_routes(rows: Iterable[RouteUse]) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pooled_serve.status.routes import route_name
+
 LEVELS = ("bad", "warn", "note", "ok")
 """The worst first."""
 
@@ -50,7 +52,7 @@ def recent_routes(
     :param key: ``recent``, of five minutes, or ``lately``, of ten seconds.
     """
     found = [
-        (f"{route.get('method', '')} {route.get('route') or '/'}".strip(), its)
+        (route_name(route.get("route") or "", route.get("method") or ""), its)
         for route in stats.get("routes") or ()
         if (its := route.get(key)) and its.get("leases")
     ]

@@ -19,7 +19,7 @@ def as_stats(
     snapshots: Iterable[Snapshot],
     workers: dict[int, int],
     now: float,
-    loads: Mapping[int, Mapping[str, float | None]] | None = None,
+    loads: Mapping[int, Mapping[str, float | str | None]] | None = None,
 ) -> dict[str, Any]:
     """``workers`` and ``pools`` of ``/stats.json``.
 

@@ -238,7 +238,7 @@ def test_a_stream_of_http_2_keeps_the_errors_that_gunicorn_answers(
     worker._in_flight = {}
     worker._patch = SimpleNamespace(
         begin_request=lambda req: None,
-        end_request=lambda: None,
+        end_request=lambda scope: None,
         ClientGone=client_check.ClientGone,
     )
     if ends:

@@ -1,11 +1,12 @@
 """Views that cause trouble; test_incidents.py stages it."""
 
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 from django.db import connection, transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from gevent.monkey import get_original
 
 forgotten: list[Any] = []
@@ -72,6 +73,44 @@ def block(request: HttpRequest) -> HttpResponse:
     """Wait without gevent, as a library in C does."""
     get_original("time", "sleep")(float(request.GET["seconds"]))
     return HttpResponse()
+
+
+def block_and_go_on(request: HttpRequest) -> HttpResponse:
+    """Block in the middle, and be still there afterwards."""
+    _sleep(0)
+    block(request)
+    with connection.cursor() as cursor:
+        cursor.execute(request.GET["sql"])
+    return HttpResponse()
+
+
+def block_in_the_response(request: HttpRequest) -> StreamingHttpResponse:
+    def parts() -> Iterator[bytes]:
+        yield b"first"
+        block(request)
+        yield b"second"
+
+    return StreamingHttpResponse(parts())
+
+
+def block_in_a_greenlet(request: HttpRequest) -> HttpResponse:
+    gevent.spawn(block_alone, float(request.GET["seconds"]))
+    return HttpResponse()
+
+
+def block_alone(seconds: float) -> None:
+    get_original("time", "sleep")(seconds)
+
+
+def block_in_middleware(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    def middleware(request: HttpRequest) -> HttpResponse:
+        if request.path == "/nowhere":
+            block(request)
+        return get_response(request)
+
+    return middleware
 
 
 def _compute(seconds: float) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from pooled_serve.status import shortage
 from pooled_serve.status.advice import advice
+from pooled_serve.status.culprit import Culprit
 from pooled_serve.status.findings import findings
 from pooled_serve.status.load import LOAD_BYTES, LoadRow, Meter
 from pooled_serve.status.peaks import PEAK_KEYS
@@ -114,6 +115,39 @@ def test_a_worker_that_was_blocked_until_a_moment_ago() -> None:
         "Blocked worker: worker 1 let no other request run for 15.0 s, a moment ago: 7 requests"
     )
     assert "--max-outstanding" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "remedy"),
+    [
+        (["GET a"], ", in GET a", "it computes, or waits"),
+        (["probably GET a"], ", probably in GET a", "it computes, or waits"),
+        (
+            ["GET a and shop.poll(), outside requests"],
+            ", in GET a and shop.poll(), outside requests",
+            "it computes, or waits",
+        ),
+        (["GET a", "GET a"], ", in GET a", "they compute, or wait"),
+        (["GET a", "GET b"], ", worker 1 in GET a, worker 2 in GET b", "they compute, or wait"),
+        (["GET a", None], "", "a view computes, or waits"),
+        (
+            ["GET a", "GET b", "probably GET c", "GET d", "GET e"],
+            ", worker 1 in GET a, worker 2 in GET b, worker 3 probably in GET c, worker 4 in GET d"
+            ", ...",
+            "they compute, or wait",
+        ),
+    ],
+)
+def test_the_views_that_block_workers_are_named(
+    names: list[str | None], where: str, remedy: str
+) -> None:
+    blocked = [{**IDLE, "seen_ago_seconds": 15.2, "blocked_in": name} for name in names]
+    (now,) = said(of(*({**its, "loop_delay_seconds": 15.0} for its in blocked)))
+    assert f" no other request run for 15.2 s{where}. → {remedy} without gevent" in now
+    past = [{**IDLE, "loop_delay_seconds": 15.0, "blocked_in": name} for name in names]
+    (then,) = said(of(*past, **QUEUE))
+    assert f" run for 15.0 s, a moment ago{where}: 7 requests wait" in then
+    assert re.search(" → (a view|it|they) computed, or waited without gevent", then)
 
 
 def test_a_busy_processor_explains_a_queue_and_more_connections_are_no_remedy() -> None:
@@ -252,7 +286,7 @@ class Measured:
         self.waited += waited * seconds
         self.meter.look(self.now)
 
-    def gauges(self, later: float = 0.0) -> dict[str, float | None]:
+    def gauges(self, later: float = 0.0) -> dict[str, Any]:
         return self.row.gauges(self.now + later, PAUSE)
 
 
@@ -286,6 +320,64 @@ def test_the_log_tells_of_a_blocked_worker_once_a_minute(
     assert " for 60.0s" in second
 
 
+def test_the_log_names_each_view_that_blocks_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    culprits = {
+        1000.0: Culprit("GET a", "a() in views.py, line 3"),
+        1005.0: Culprit("probably GET b", "b() in views.py, line 7"),
+        1010.0: Culprit("GET a", "a() in views.py, line 4"),
+    }
+    meter = Meter(LoadRow(memoryview(bytearray(LOAD_BYTES))), 0.25, who=culprits.__getitem__)
+    for now in (1000.0, 1005.0, 1010.0, 1015.0):
+        meter.look(now)
+    rest = (
+        f": move that elsewhere; if it happens again, py-spy dump --pid {os.getpid()} shows where,"
+        " while it lasts"
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "this worker let no request run for 4.8s, until now, in GET a\n"
+        f"  → it computed, or waited without gevent (a() in views.py, line 3){rest}",
+        "this worker let no request run for 4.8s, until now, probably in GET b\n"
+        f"  → it computed, or waited without gevent (b() in views.py, line 7){rest}",
+    ]
+
+
+def test_the_name_is_that_of_the_delay_beside_it() -> None:
+    """Of several blocks the longest is told of; and while one lasts, that."""
+    names = iter(["GET a", "GET b", ""])
+    it = Measured()
+    it.meter._who = lambda block: Culprit(next(names))
+    for seconds, name in ((8.25, "GET a"), (3.25, "GET a")):
+        it.pause(seconds)
+        assert it.gauges()["blocked_in"] == name
+    assert it.gauges()["loop_delay_seconds"] == pytest.approx(8.0)
+    assert it.gauges(later=2.5)["blocked_in"] is None, "another one, of which nothing is known"
+    it.row.name(it.row.last_seen(), "GET c")
+    assert it.gauges(later=2.5)["blocked_in"] == "GET c"
+    assert it.gauges()["blocked_in"] is None
+    it.run(2)
+    assert it.gauges()["blocked_in"] == "GET a"
+    it.run(12)
+    assert it.gauges()["blocked_in"] is None
+    it.pause(5.25)
+    assert it.gauges()["blocked_in"] is None
+    it.row.name(it.row.last_seen(), "GET c")
+    it.row.retire()
+    it.begin()
+    assert it.gauges(later=2.5)["blocked_in"] is None, "it was that of a former worker"
+
+
+@pytest.mark.parametrize("name", ["GET " + "x" * 300, "GET " + "é" * 300])
+def test_a_long_name_is_cut(name: str) -> None:
+    it = Measured()
+    it.row.name(0.0, name)
+    shown = it.gauges()["blocked_in"]
+    assert len(shown) > 100
+    assert name.startswith(shown)
+    assert it.row.copy().gauges(it.now, PAUSE)["blocked_in"] == shown
+
+
 def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> None:
     it = Measured()
     it.run(5)
@@ -294,6 +386,7 @@ def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> 
         "cpu_wait_share": 0.0,
         "loop_delay_seconds": 6.75,
         "seen_ago_seconds": 7.0,
+        "blocked_in": None,
         "no_descriptor_ago_seconds": None,
         "urls_failed": None,
     }
@@ -368,10 +461,12 @@ def test_a_worker_that_is_blocked_is_named_by_another_one(status: StartStatus, p
         assert answer.result().status == 200
     (blocked,) = (w for w in workers.values() if w["seen_ago_seconds"] > 1.5)
     assert f"worker {blocked['slot']} has let no other request run for" in said
+    view = f", in GET {path[1:].partition('?')[0]}"
+    assert re.search(rf"{view}(: [^→]+)?\. → it computes, or waits without gevent", said)
     assert f"py-spy dump --pid {blocked['pid']}" in said
     assert "Blocked worker: " in page
     after = first(it, "blocked worker")
-    assert " let no other request run for " in after
+    assert re.search(rf" let no other request run for \d\.\d s(, a moment ago)?{view}\b", after)
     it.wait_for(lambda stats: stats["findings"][0]["name"] != "blocked worker")
     (worker,) = (w for w in it.stats()["workers"] if w["slot"] == blocked["slot"])
     assert 4 < worker["blocked_seconds_total"] < 60

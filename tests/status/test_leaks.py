@@ -79,7 +79,7 @@ def test_a_report_tells_of_a_standstill_of_the_loop(
 
 @pytest.fixture
 def _forgotten() -> None:
-    for function in (leaks._is_own, leaks._project):
+    for function in (leaks.is_own, leaks._project):
         function.cache_clear()
 
 
@@ -87,7 +87,7 @@ def _forgotten() -> None:
 def test_a_project_may_be_installed_beside_the_libraries(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    request.addfinalizer(leaks._is_own.cache_clear)
+    request.addfinalizer(leaks.is_own.cache_clear)
     request.addfinalizer(leaks._project.cache_clear)
     package = ModuleType("shop")
     package.__path__ = [str(LIBRARY.parent / "shop")]

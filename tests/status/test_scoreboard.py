@@ -171,7 +171,7 @@ def test_a_reader_never_sees_numbers_on_the_move(monkeypatch: pytest.MonkeyPatch
 def test_nor_the_processor_time_of_a_worker_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
     scoreboard = Scoreboard()
     slot = _allocated(scoreboard)
-    scoreboard.load_row(slot).note(5.0, 2.0, None, None, 0.0)
+    scoreboard.load_row(slot).note(5.0, 2.0, None, None, 0.0, "")
     counters = {"cpu_seconds_total": 5.0, "blocked_seconds_total": 2.0}
     attempts = []
 
