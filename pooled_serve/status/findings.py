@@ -22,7 +22,7 @@ from pooled_serve.status.busy import (
     without_descriptors,
 )
 from pooled_serve.status.figures import BETWEEN_SECONDS, RECENT_SECONDS
-from pooled_serve.status.remedies import cap_remedy, size_option, total_cap
+from pooled_serve.status.remedies import cap_option, cap_remedy, size_option, total_cap
 from pooled_serve.status.sentence import LEVELS, Sentence
 from pooled_serve.status.views import ViewsInWords
 from pooled_serve.status.words import at_most, count, duration, listed, percent, plural, span
@@ -246,13 +246,16 @@ class _Pool(ViewsInWords):
                 "more workers, up to one for each CPU, or hosts, or views that compute less; "
                 f"more connections do not help while {busy_in_words(workers)}"
             )
-        if self.all_ask:
-            look = (
-                "nearly all wait for the server's answers, so see first what for (SHOW PROCESSLIST "
-                "there): behind one lock more connections do not help"
-            )
-            other = f"{look}; {other}" if other else look
-        return cap_remedy(self.stats, self.alias, other)
+        remedy = cap_remedy(self.stats, self.alias, other)
+        if not self.all_ask:
+            return remedy
+        else_ = (
+            "else" if other or cap_option(self.stats, self.alias) else "and"
+        )  # no room is a fact
+        return (
+            "nearly all wait for the server's answers, so see first what for (SHOW PROCESSLIST "
+            f"there): behind one lock more connections do not help; {else_} {remedy}"
+        )
 
     def _keep_more(self) -> str:
         if option := size_option(self.stats, self.alias):

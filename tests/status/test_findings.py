@@ -41,7 +41,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {**QUEUE, "recent": recent(acquired=90, asking_share=0.95)},
         "Too small a pool: all 12 connections are in use: 7 requests wait, the longest 250 ms."
         " → nearly all wait for the server's answers, so see first what for (SHOW PROCESSLIST"
-        " there): behind one lock more connections do not help, or --max-outstanding 19, if the"
+        " there): behind one lock more connections do not help; else --max-outstanding 19, if the"
         " server has room: --check shows its budget",
     ),
     (

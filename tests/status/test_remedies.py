@@ -45,6 +45,50 @@ def test_a_larger_cap_is_one_that_the_server_has_room_for() -> None:
     assert remedy(**QUEUE, budget=0) == NO_ROOM.format(0)
 
 
+LOOK = (
+    "nearly all wait for the server's answers, so see first what for (SHOW PROCESSLIST there):"
+    " behind one lock more connections do not help; "
+)
+OTHER = "more workers or hosts, shorter requests"
+CPU = (
+    "more workers, up to one for each CPU, or hosts, or views that compute less; more connections"
+    " do not help while worker 1 used 98 % of a CPU"
+)
+
+
+@pytest.mark.parametrize(
+    ("asking", "overload", "limit", "budget", "said"),
+    [
+        (False, False, 0, 100, "--max-outstanding 24"),
+        (False, False, 0, 12, NO_ROOM.format(12)),
+        (False, True, 0, 100, f"{OTHER}, or --max-outstanding 24"),
+        (False, True, 0, 12, f"{OTHER}; {NO_ROOM.format(12)}"),
+        (True, False, 0, 100, f"{LOOK}else --max-outstanding 24"),
+        (True, False, 0, 12, f"{LOOK}and {NO_ROOM.format(12)}"),
+        (True, True, 0, 100, f"{LOOK}else {OTHER}, or --max-outstanding 24"),
+        (True, True, 0, 12, f"{LOOK}else {OTHER}; {NO_ROOM.format(12)}"),
+        (True, False, 12, 100, f"{LOOK}else --max-per-host 24"),
+        (True, True, 12, 12, f"{LOOK}and {NO_ROOM.format(12)}"),
+    ],
+)
+def test_more_connections_are_a_remedy_where_no_lock_is_behind_it(
+    *, asking: bool, overload: bool, limit: int, budget: int, said: str
+) -> None:
+    lately = recent(acquired=90, asking_share=0.95 if asking else 0.7, timeouts=9 * overload)
+    assert remedy(1, limit, **QUEUE, budget=budget, recent=lately) == said
+
+
+@pytest.mark.parametrize("asking", [0.7, 0.95])
+def test_more_connections_are_none_where_the_processor_is_used_up(asking: float) -> None:
+    """What refuses more than it serves may be busy with that, and is told of as overload."""
+    lately = recent(acquired=90, timeouts=900, asking_share=asking)
+    stats: dict[str, Any] = copy.deepcopy(Answers(1, **QUEUE, recent=lately).stats)
+    stats["workers"][0] |= {"seen_ago_seconds": 0.1, "cpu_share": 0.98, "cpu_wait_share": 0.0}
+    (sentence,) = findings(stats)
+    assert sentence.name == "overload"
+    assert sentence.remedy == CPU
+
+
 def test_several_workers_get_a_bound_together_that_fits() -> None:
     pool = {**QUEUE, "in_use": 36, "max_outstanding": 36}
     assert remedy(3, **pool, budget=100) == "--max-per-host 72 instead of --max-outstanding"
