@@ -12,7 +12,9 @@ from typing import Any
 
 from pooled_serve.driver.error_codes import FULL, LOGIN_REFUSED
 from pooled_serve.pool.silence import QUIET_SECONDS
+from pooled_serve.status.episodes import CONNECTS, HANG, OUTAGE
 from pooled_serve.status.figures import (
+    BETWEEN_SECONDS,
     HANGING_SECONDS,
     HANGING_TIMES,
     MANY_HANG,
@@ -28,9 +30,10 @@ from pooled_serve.status.remedies import (
     WHO_HOLDS,
 )
 from pooled_serve.status.sentence import Sentence, usual_hold
-from pooled_serve.status.words import count, duration, plural, span, times
+from pooled_serve.status.words import count, duration, listed, plural, span, times
 
 THEN = "requests then go on"
+FAILURES = "connect_errors"
 
 SHORT_WAIT_SECONDS = 0.05
 """A queue that 95 % of requests pass in less is what a pool is for..."""
@@ -186,19 +189,18 @@ class PoolInWords:
         return self.hangs() if waits else self.many_hang()
 
     def _hanging_over(self) -> Sentence:
-        ago = span(self.lately("hung_ago_seconds"))
         text = f"all that ran at {self._server()}{self.of} hung"
-        if self.lately("waited") or self.lately("timeouts") or self.number("waiting"):
-            text += ", and kept requests waiting"
-        text += f" until {ago} ago"
+        waits, its = self.number("waiting"), self.recent.get(HANG) or {}
+        if waits or its.get("waited") or its.get("timeouts"):
+            text += ", and kept requests waiting" + "," * bool(_lasted(its))
+        text += f"{_lasted(its)} until {span(self.lately('hung_ago_seconds'))} ago"
         if self._hang_on():
             oldest = duration(self.number("oldest_statement_seconds"))
             text += f", and the first still does, for {oldest}"
-        refused = self.refused_in_words()
         return self.say(
-            "warn" if refused else "note",
+            "warn" if its.get("timeouts") else "note",
             "statements go on",
-            text + (f", {refused}" if refused else ""),
+            text + _in_all(its),
             "nothing to do now; if it happens again, SHOW PROCESSLIST there says meanwhile what "
             f"they wait for; {WHO_HOLDS}",
         )
@@ -262,9 +264,14 @@ class PoolInWords:
         if not errors:
             return None
         if self.recent.get("connects_again") and not queue:
-            failed = f"connecting to {self.alias} failed {times(errors)} {self.window}"
+            its = self.recent.get(CONNECTS) or {}
+            seconds = its.get("seconds") or 0.0
+            when = f" in {span(seconds)}" if seconds >= 1 else ""
+            failed = f"connecting to {self.alias} failed {times(its.get(FAILURES) or errors)}{when}"
             text = f"{failed}{self.error_in_words()}, and has worked since"
-            return self.say("note", "connects work again", text, "nothing to do now")
+            level = "warn" if its.get("timeouts") else "note"
+            text += _in_all(its, besides=FAILURES)
+            return self.say(level, "connects work again", text, "nothing to do now")
         remedy = "the log has the error: often the server's limit of connections, or an account"
         if self.pool.get("connect_error") in FULL:
             remedy = FULL_REMEDY
@@ -275,20 +282,12 @@ class PoolInWords:
         return self.say(self.level, "failing connects", problem, remedy)
 
     def _outage_over(self) -> Sentence:
+        its = self.recent.get(OUTAGE) or {}
         ago = span(self.lately("lost_ago_seconds"))
-        text = f"the database {self.alias} could not be used until {ago} ago"
-        failed = []
-        if errors := self.lately("connect_errors"):
-            failed.append(f"{plural(errors, 'attempt')} to connect failed")
-        if got_500 := self.lately("failed"):
-            failed.append(f"{plural(got_500, 'request')} got 500")
-        if refused := self.refused_in_words():
-            failed.append(refused)
-        elif got_500 or errors:
-            failed[-1] += f" {self.window}"
-        text = ", ".join([text, *failed])
-        level = "warn" if refused else "note"
-        return self.say(level, "outage over", text, "nothing to do: the log says why")
+        text = f"the database {self.alias} could not be used{_lasted(its)} until {ago} ago"
+        level = "warn" if its.get("timeouts") else "note"
+        remedy = "nothing to do: the log says why"
+        return self.say(level, "outage over", text + _in_all(its), remedy)
 
     def _costs(self) -> str:
         """Who waits for the database, and who was refused."""
@@ -301,6 +300,32 @@ class PoolInWords:
         if failed := self.lately("failed"):
             parts.append(f"{count(failed)} got 500 {self.window}")
         return ", ".join(parts)
+
+
+def _lasted(its: Mapping[str, float]) -> str:
+    """For how long there was a trouble that is over; nothing if it was a moment."""
+    lasted, seconds = its.get("lasted_seconds") or 0.0, its.get("seconds") or 0.0
+    if lasted < 1:
+        return ""
+    pauses = seconds - lasted > BETWEEN_SECONDS
+    return f" for {span(lasted)}" + f" of {span(seconds)}" * pauses
+
+
+def _in_all(its: Mapping[str, float], besides: str = "") -> str:
+    """What a trouble that is over has cost from its beginning on.
+
+    :param besides: a key of what is said already.
+    """
+    early = its.get("shed") or 0
+    part = f" ({count(early)} early, in an overload)" if early else ""
+    words = {
+        "waited": f"{plural(its.get('waited') or 0, 'request')} waited",
+        "timeouts": f"{plural(its.get('timeouts') or 0, 'request')} got 503{part}",
+        "failed": f"{plural(its.get('failed') or 0, 'request')} got 500",
+        FAILURES: f"{plural(its.get(FAILURES) or 0, 'attempt')} to connect failed",
+    }
+    said = [text for key, text in words.items() if its.get(key) and key != besides]
+    return f"; in all {listed(said)}" if said else ""
 
 
 def _wait(number: float) -> str:

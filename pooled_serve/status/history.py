@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pooled_serve.pool import metrics
+from pooled_serve.status.episodes import EPISODE_WORDS, Episodes, stretches
 from pooled_serve.status.figures import (
     BETWEEN_SECONDS,
     LATELY_SECONDS,
@@ -66,7 +67,8 @@ that, 0 if never."""
 _HUNG_UNTIL = 6
 _SECOND_WORDS = _ROW + metrics.ROW_LENGTH
 
-_AREA_WORDS = _RING * _SECOND_WORDS + PEAK_WORDS
+_PEAKS_AT = _RING * _SECOND_WORDS
+_AREA_WORDS = _PEAKS_AT + PEAK_WORDS + EPISODE_WORDS
 _AREA_BYTES = _ALIAS.size + _AREA_WORDS * _WORD
 _HEAD_BYTES = _WORD  # the last second that was sampled
 _ROUTES_AT = _HEAD_BYTES + MAX_POOLS * _AREA_BYTES
@@ -165,9 +167,10 @@ class History:
         return [area.alias for area in self._areas() if area.alias]
 
     def before(self, alias: str, now: float) -> Second | None:
-        """Returns the sample of RECENT_SECONDS ago, or the oldest since; None if there is none."""
+        """Returns the sample next to RECENT_SECONDS ago, or the oldest since; None if there is
+        none."""
         area = self._area(alias)
-        return None if area is None else area.around(now - RECENT_SECONDS, now)
+        return None if area is None else area.around(now - RECENT_SECONDS - 0.5, now)
 
     def lately(self, alias: str, now: float) -> list[Second]:
         """Returns the samples of the last LATELY_SECONDS."""
@@ -176,10 +179,13 @@ class History:
         found = [] if area is None else map(area.read, seconds)
         return [sample for sample in found if sample is not None]
 
+    def episode(self, alias: str, kind: str, row: Sequence[float]) -> dict[str, Any] | None:
+        """Returns the last trouble of a kind, see :meth:`Episodes.read`."""
+        return area.episodes.read(kind, row) if (area := self._area(alias)) else None
+
     def hangs(self, alias: str, now: float) -> bool:
         """Whether statements hung in the last second, in all workers together."""
-        area = self._area(alias)
-        return area is not None and area.last_hang(now) is not None
+        return bool((area := self._area(alias)) and area.last_hang(now))
 
     def peaks(self, alias: str, now: float) -> dict[str, dict[str, Any]]:
         """``peaks`` of ``/stats.json``: window -> the numbers named in PEAK_KEYS."""
@@ -265,8 +271,9 @@ class _Area:
         self._memory = memory
         self._offset = offset
         numbers: Any = memoryview(memory)[offset + _ALIAS.size : offset + _AREA_BYTES].cast("d")
-        self._seconds = numbers[: _RING * _SECOND_WORDS]
-        self._peaks = Peaks(numbers[_RING * _SECOND_WORDS :])
+        self._seconds = numbers[:_PEAKS_AT]
+        self._peaks = Peaks(numbers[_PEAKS_AT : _PEAKS_AT + PEAK_WORDS])
+        self.episodes = Episodes(numbers[_PEAKS_AT + PEAK_WORDS :])
 
     @property
     def packed_alias(self) -> bytes:
@@ -307,12 +314,14 @@ class _Area:
 
         :param most: connections in use of the worker that has most.
         """
-        last = int(self.last_at())
+        last = int(last_at := self.last_at())
         hung, hung_until = self._hung(last)
         if hanging:
             hung = hung_until = at
         elif row[metrics.WAITING] and 0 < row[metrics.OLDEST_WAIT] <= hung:
             hung_until = at  # the first in line has waited since then
+        found = stretches(at, row, last_at, hung_until)
+        self.episodes.note(found, lambda moment: self._row_before(moment, last))
         start = second % _RING * _SECOND_WORDS
         self._seconds[start] = 0.0  # not to be read until it is whole
         head = array("d", (at, most, last, busy, hung, hung_until))
@@ -410,12 +419,21 @@ class _Area:
         at, _, _, _, _, hung_until, *row = self._seconds[start + 1 : start + _SECOND_WORDS]
         return Second(at, row, hung_until) if self._seconds[start] == second else None
 
-    def around(self, second: float, now: float) -> Second | None:
-        """Returns the sample of a second, or the next after it that there is, before now."""
-        for number in range(int(second), int(now)):
-            if (sample := self.read(number)) is not None:
+    def around(self, moment: float, now: float) -> Second | None:
+        """Returns the first sample from a moment on that there is, before the second of now."""
+        for number in range(int(moment), int(now)):
+            if (sample := self.read(number)) is not None and sample.at >= moment:
                 return sample
         return None
+
+    def _row_before(self, moment: float, last: int) -> Sequence[float] | None:
+        """Returns the row of the last sample that is not younger, or of the last one if none is
+        kept; None if there is none."""
+        for second in range(int(moment), int(moment) - _RING, -1):
+            if (sample := self.read(second)) is not None and sample.at <= moment:
+                return sample.row
+        sample = self.read(last)
+        return None if sample is None else sample.row
 
     def peaks(self, now: float) -> dict[str, dict[str, Any]]:
         """Returns the peaks of each window."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.advice import advice, is_sure
+from pooled_serve.status.episodes import KINDS, told
 from pooled_serve.status.figures import recent
 from pooled_serve.status.findings import findings
 from pooled_serve.status.history import History
@@ -80,6 +81,8 @@ def with_history(
         lately = history.lately(alias, now)
         pool["recent"] = recent(row, former, round(seconds, 3), lately, now, longest)
         pool["recent"]["lost_held_seconds"] = history.lost_held(alias, now)
+        now_told = {kind: history.episode(alias, kind, row) for kind in told(pool["recent"])}
+        pool["recent"] |= dict.fromkeys(KINDS) | now_told
         pool["peaks"] = history.peaks(alias, now)
         if host := (stats.get("hosts") or {}).get(alias):
             # Each worker's gauge is from another moment: what one has lent another, both count.

@@ -11,6 +11,8 @@ from pooled_serve.pool import metrics
 from pooled_serve.status.advice import advice
 from pooled_serve.status.figures import recent as recent_of
 from pooled_serve.status.history import History
+from pooled_serve.status.scoreboard import Snapshot
+from pooled_serve.status.stats import as_stats, with_history
 from support.answers import Answers
 
 
@@ -24,8 +26,6 @@ class Seconds:
         self.usual = 0.0
 
     def next(self, seconds: int = 1, **changes: float) -> None:
-        from pooled_serve.status.scoreboard import Snapshot
-
         retired = [0.0] * metrics.FIRST_GAUGE
         for _ in range(seconds):
             for name, value in changes.items():
@@ -246,3 +246,83 @@ def test_an_outage_is_told_for_as_long_as_the_numbers_of_now_have_it() -> None:
     assert ago() == 13, "since it was over; its queue was served four seconds later"
     seconds.next(6, in_use=2)
     assert ago() is None
+
+
+# --- How long it was, and what it cost ---------------------------------------------------------
+
+
+def over(seconds: Seconds, kind: str, **stats: Any) -> Any:
+    """What /stats.json has of a trouble."""
+    row, retired = list(seconds.row), [0.0] * metrics.FIRST_GAUGE
+    snapshots = [Snapshot(1, 1, "default", "", "", row, retired)]
+    now = seconds.at - 0.5
+    stats = {**as_stats(snapshots, {1: 1}, now), "uptime_seconds": 600.0, "routes": [], **stats}
+    return with_history(stats, snapshots, seconds.history, now)["pools"]["default"]["recent"][kind]
+
+
+def lose(seconds: Seconds, lasts: int, **changes: Any) -> None:
+    since = seconds.at - 0.4
+    for _ in range(lasts):
+        seconds.next(reachable=metrics.NO, lost=since, last_outage=seconds.at, **changes)
+    seconds.next(reachable=metrics.YES, lost=0.0)
+
+
+def test_an_outage_is_told_with_its_whole_length_and_costs() -> None:
+    """Not with that of the last ten seconds; longer ones than are kept, too."""
+    seconds = usual()
+    seconds.next(timeouts=7, connect_errors=2)  # of an overload before it
+    assert over(seconds, "outage") is None
+    lose(seconds, 400, timeouts=3, connect_errors=2)
+    seconds.next(waited=20, timeouts=1)
+    its = over(seconds, "outage")
+    assert its["lasted_seconds"] == its["seconds"] == pytest.approx(399.4)
+    assert (its["timeouts"], its["connect_errors"], its["waited"]) == (1201, 800, 20)
+    seconds.next(11)
+    assert over(seconds, "outage") is None
+
+
+@pytest.mark.parametrize(("pause", "same"), [(8, True), (40, False)])
+def test_one_that_comes_and_goes_is_one_for_as_long_as_it_is_told(pause: int, same: bool) -> None:
+    seconds = usual()
+    lose(seconds, 100, timeouts=3)
+    seconds.next(pause)
+    lose(seconds, 20, timeouts=1)
+    its = over(seconds, "outage")
+    assert its["lasted_seconds"] == pytest.approx(99.4 + 19.4 if same else 19.4)
+    assert its["seconds"] == pytest.approx(99.4 + pause + 20.4 if same else 19.4, abs=1)
+    assert its["timeouts"] == (320 if same else 20)
+
+
+def test_one_between_two_samples_has_a_cost_and_no_length() -> None:
+    seconds = usual()
+    seconds.row[metrics.LAST_OUTAGE] = seconds.at - 0.5
+    seconds.next(timeouts=2, failed=1)
+    its = over(seconds, "outage")
+    assert (its["lasted_seconds"], its["timeouts"], its["failed"]) == (0.0, 2, 1)
+
+
+def test_a_hang_is_told_with_its_whole_length_and_costs() -> None:
+    seconds = usual()
+    seconds.next(1, timeouts=5)
+    began = seconds.at - 0.4
+    hang: dict[str, Any] = {"in_use": 12, "in_statement": 12, "oldest_statement": began}
+    for waiting in range(240):
+        seconds.next(waiting=waiting + 1, oldest_wait=began, last_answer=began - 0.2, **hang)
+        seconds.next(0)
+        seconds.row[metrics.TIMEOUTS] += 1
+    seconds.next(in_use=2, in_statement=0, oldest_statement=0.0, waiting=0, waited=12)
+    its = over(seconds, "hang")
+    assert its["seconds"] == pytest.approx(239.4)
+    assert (its["timeouts"], its["waited"]) == (240, 12)
+
+
+def test_connects_that_failed_are_counted_from_the_first_on() -> None:
+    seconds = usual()
+    seconds.next(connect_errors=4)
+    for _ in range(60):
+        seconds.row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [1040.0, seconds.at - 0.2]
+        seconds.next(connect_errors=2)
+        seconds.next(1)
+    seconds.next(3, opened=1)
+    its = over(seconds, "failing_connects")
+    assert (its["connect_errors"], its["seconds"]) == (120, pytest.approx(118.0))

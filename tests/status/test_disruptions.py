@@ -17,7 +17,7 @@ from pooled_serve.status.findings import findings
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.sentence import usual_hold
-from support.answers import Answers, a_route, recent
+from support.answers import Answers, a_route, an_episode, recent
 from support.driver import NEVER, DriverError, FakeDriver, settle
 
 SERVER = "MariaDB 10.11.19 at 127.0.0.1:3306/shop"
@@ -113,21 +113,30 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
                 timeouts=9,
                 shed=7,
                 lost_ago_seconds=0.4,
+                outage=an_episode(12.4, waited=80, timeouts=19, shed=7),
             ),
         },
-        "Outage over: the database default could not be used until 0 s ago, 9 refused (7 early,"
-        " in an overload) in the last 10 s. → nothing to do: the log says why",
+        "Outage over: the database default could not be used for 12 s until 0 s ago; in all 80"
+        " requests waited and 19 requests got 503 (7 early, in an overload). → nothing to do: the"
+        " log says why",
     ),
     (
         # A lock is gone, and what it did is still in the numbers.
         {
             **QUEUE,
             "in_use": 12,
-            "recent": recent(acquired=90, waited_share=0.9, timeouts=9, hung_ago_seconds=3.6),
+            "recent": recent(
+                acquired=90,
+                waited_share=0.9,
+                timeouts=9,
+                hung_ago_seconds=3.6,
+                hang=an_episode(250.0, waited=80, timeouts=109),
+            ),
         },
-        f"Statements go on: all that ran at {SERVER} hung, and kept requests waiting until 4 s ago,"
-        " 9 refused in the last 10 s. → nothing to do now; if it happens again, SHOW PROCESSLIST"
-        f" there says meanwhile what they wait for; {HOLDS}",
+        f"Statements go on: all that ran at {SERVER} hung, and kept requests waiting, for 4 min"
+        " until 4 s ago; in all 80 requests waited and 109 requests got 503. → nothing to do now;"
+        " if it happens again, SHOW PROCESSLIST there says meanwhile what they wait for;"
+        f" {HOLDS}",
     ),
     (
         {"in_use": 2, "recent": recent(acquired=90, hung_ago_seconds=3.6)},
@@ -216,10 +225,17 @@ def test_what_hung_before_is_not_usual() -> None:
 
 
 def test_connects_that_work_again_need_nothing() -> None:
-    after = recent(connect_errors=3, connects_again=True)
+    failed = an_episode(0.0, seconds=240.0, connect_errors=231, timeouts=4)
+    after = recent(connect_errors=3, connects_again=True, failing_connects=failed)
     assert said(recent=after, connect_error=1040, idle=9) == [
-        "Connects work again: connecting to default failed 3 times in the last 10 s (error 1040),"
-        " and has worked since. → nothing to do now"
+        "Connects work again: connecting to default failed 231 times in 4 min (error 1040), and has"
+        " worked since; in all 4 requests got 503. → nothing to do now"
+    ]
+    once = an_episode(0.0, connect_errors=1)
+    after = recent(connect_errors=1, connects_again=True, failing_connects=once)
+    assert said(recent=after, connect_error=1040, idle=9) == [
+        "Connects work again: connecting to default failed once (error 1040), and has worked since."
+        " → nothing to do now"
     ]
 
 

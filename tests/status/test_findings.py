@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pooled_serve.status.findings import findings
-from support.answers import FULL, QUEUE, a_route, of, recent
+from support.answers import FULL, QUEUE, a_route, an_episode, of, recent
 
 
 def said(stats: dict[str, Any]) -> list[str]:
@@ -112,14 +112,30 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         " lets this host in; requests then go on",
     ),
     (
-        {"recent": recent(connect_errors=16, timeouts=3, waited=9, lost_ago_seconds=3.7)},
-        "Outage over: the database default could not be used until 4 s ago, 16 attempts to connect"
-        " failed, 3 refused in the last 10 s. → nothing to do: the log says why",
+        # The whole of it, not what is left of it in the numbers of the last seconds.
+        {
+            "recent": recent(
+                connect_errors=6,
+                timeouts=3,
+                waited=9,
+                lost_ago_seconds=3.7,
+                outage=an_episode(242.0, connect_errors=160, timeouts=312, waited=9, failed=1),
+            )
+        },
+        "Outage over: the database default could not be used for 4 min until 4 s ago; in all 9"
+        " requests waited, 312 requests got 503, 1 request got 500 and 160 attempts to connect"
+        " failed. → nothing to do: the log says why",
     ),
     (
-        {"recent": recent(connect_errors=1, lost_ago_seconds=0.6)},
-        "Outage over: the database default could not be used until 1 s ago, 1 attempt to connect"
-        " failed in the last 10 s. → nothing to do: the log says why",
+        {"recent": recent(lost_ago_seconds=0.6, outage=an_episode(0.4, connect_errors=1))},
+        "Outage over: the database default could not be used until 1 s ago; in all 1 attempt to"
+        " connect failed. → nothing to do: the log says why",
+    ),
+    (
+        # It came back in between.
+        {"recent": recent(lost_ago_seconds=0.6, outage=an_episode(40.0, seconds=61.0))},
+        "Outage over: the database default could not be used for 40 s of 1 min until 1 s ago."
+        " → nothing to do: the log says why",
     ),
     (
         {"in_use": 12, "waiting": 3, "recent": recent(acquired=9)},

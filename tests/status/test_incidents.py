@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import pymysql
 import pytest
 
+from pooled_serve.status.figures import RECENT_SECONDS
 from pooled_serve.status.findings import LEAK_SECONDS
 from support.client import gate
 from support.load import Hammer
@@ -210,6 +211,31 @@ def test_an_outage(status: StartStatus, start_mariadb: Callable[..., Server]) ->
     assert "cannot be reached: error 2003" in it.get("/", Accept="*/*").text
     server.start()
     it.wait_for(lambda stats: not stats["pools"]["default"]["lost_seconds"])
+
+
+@torture
+def test_an_outage_that_is_over_is_told_whole(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    """It has lasted for longer than the numbers of now, and all workers have refused requests."""
+    server = start_mariadb()
+    options = ("-w", "2", "--pool-timeout", "1")
+    it = shop(status, *options, cap=2, database=server.create_database())
+    it.wait_for(lambda stats: len(stats["workers"]) == 2)
+    assert it.site.run("SELECT 1").status == 200
+    server.stop()
+    port = it.site.server.port
+    with Hammer(port, "/quick", clients=8, seconds=120, every=0.2) as running:
+        it.wait_for(lambda stats: stats["pools"]["default"]["lost_seconds"] > 2 * RECENT_SECONDS)
+        lasted = it.stats()["pools"]["default"]["lost_seconds"]
+        running.stop()
+        refused = sum(outcome.result == 503 for outcome in running.finish())
+    server.start()
+    said = sentence(it, "outage over")
+    text = r"could not be used for (\d+) s until \d s ago; in all .*?(\d+) requests got 503"
+    seconds, told = map(int, re.findall(text, said)[0])
+    assert seconds >= int(lasted)
+    assert told == refused > 100
 
 
 def test_a_server_that_others_have_filled(

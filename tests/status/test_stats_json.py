@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pooled_serve.status.episodes import KINDS
 from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
 from support.client import gate
 from support.load import Hammer, hammer
@@ -63,6 +64,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("leaked", "closed", "pinned", "asking_share", "hung_ago_seconds"),
         *("wait_mean_seconds", "wait_p95_at_most_seconds"),
         *("held_mean_seconds", "held_p95_at_most_seconds", "failed", "connects_again"),
+        *KINDS,
     }
     assert set(pool["peaks"]) == set(WINDOWS)
     assert all(set(peaks) == set(PEAK_KEYS) for peaks in pool["peaks"].values())

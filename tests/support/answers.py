@@ -65,6 +65,12 @@ def recent(**changes: Any) -> dict[str, Any]:
     return {"seconds": 10.0, "acquired": 0, "timeouts": 0, "waited": 0, **changes}
 
 
+def an_episode(lasted: float, **counted: float) -> dict[str, Any]:
+    """A trouble that is over."""
+    none = dict.fromkeys(("waited", "timeouts", "shed", "failed", "connect_errors"), 0)
+    return {"seconds": lasted, "lasted_seconds": lasted, **none, **counted}
+
+
 def a_route(route: str, **lately: float) -> dict[str, Any]:
     """In the last five minutes as in the last ten seconds."""
     return {
