@@ -36,7 +36,7 @@ REFRESH_SECONDS = 0.25
 """Between two updates of a worker's gauges, and so the age that they may have when another worker
 answers. Counters are always up to date."""
 
-_WHY = (metrics.LOGIN_REFUSED, metrics.STUCK)
+_WHY = (metrics.LOGIN_REFUSED, metrics.STUCK, metrics.CONNECT_ERROR)
 
 _LIMITS = ("limit_request_line", "limit_request_fields", "limit_request_field_size")
 

@@ -244,8 +244,8 @@ class PoolLog(PoolListener):
             if failure := failure_of_code(error):  # no server has said it
                 text, said = "database %r: Python code fails in the connect: %s\n  → %s", failure
                 remedy = CODE_REMEDY
-            elif code_of(error) in FULL:
-                remedy = FULL_REMEDY
+            elif code_of(error) in FULL:  # it runs, and it answers
+                text, remedy = "database %r: the server is full: %s\n  → %s", FULL_REMEDY
             else:
                 # An outage is looked into at the server, any other error --check explains.
                 remedy = LOST_REMEDY if is_outage(error) else CHECK_REMEDY
@@ -323,16 +323,20 @@ class PoolLog(PoolListener):
             lines.over(now)
         self._shortage_lines.over(now)
 
-    def database_back(self, seconds: float, failures: int, *, refused: bool = False) -> None:
+    def database_back(
+        self, seconds: float, failures: int, *, refused: bool = False, full: bool = False
+    ) -> None:
         """The database can be used again, after a line that said it cannot.
 
         :param refused: the server could be reached, but refused the login.
+        :param full: it could, but had no connection left.
         """
+        room = "has connections left again" if full else "is back"
         log_later(
             logging.WARNING,
             "database %r %s after %.1fs; failed attempts to connect: %d",
             self._alias,
-            "lets the user log in again" if refused else "is back",
+            "lets the user log in again" if refused else room,
             seconds,
             failures,
         )

@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 
 from pooled_serve.driver.error_codes import (
+    FULL,
     HUNG_UP,
     LOGIN_REFUSED,
     NOT_REACHED,
@@ -71,6 +72,7 @@ class Reachability(PoolListener):
         self._failures = 0  # in a row
         self._loss_logged = False
         self._refused = False  # the server answers, but does not let anybody in
+        self._full = False  # the same, because it has no connection left
         self._stuck = False  # it neither answers nor refuses
         self._inquiry: gevent.Greenlet | None = None  # truthy while it runs
         self._asked = Asked(lambda: time.monotonic())  # since there are inquiries, and all in vain
@@ -95,12 +97,13 @@ class Reachability(PoolListener):
         now = time.monotonic()
         self._log.usable()
         if self._lost_since is not None and self._loss_logged:
-            self._log.database_back(now - self._lost_since, self._failures, refused=self._refused)
+            how = {"refused": self._refused, "full": self._full}
+            self._log.database_back(now - self._lost_since, self._failures, **how)
         elif self._stuck and self._lost_since is None:
             self._log.hiccup(self._silence)
         self._lost_since = None
         self._asked.end()
-        self._refused = self._stuck = False
+        self._refused = self._full = self._stuck = False
         self._write_row()
         self._failures = 0
         # One freed descriptor is used up at once, and the next attempt fails again.
@@ -127,10 +130,10 @@ class Reachability(PoolListener):
                 return
             self.lose(logged=False, counts=code_of(error) not in LOGIN_REFUSED)
         self._stuck = got_no_answer(error)
-        refused = code_of(error) in LOGIN_REFUSED
-        if refused != self._refused:
+        refused, full = code_of(error) in LOGIN_REFUSED, code_of(error) in FULL
+        if (refused, full) != (self._refused, self._full):
             self._loss_logged = False  # what the log says is true no longer
-        self._refused = refused
+        self._refused, self._full = refused, full
         self._write_row()
         if not self._loss_logged:
             tell = self._log.login_refused if refused else self._log.database_lost

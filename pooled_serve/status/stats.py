@@ -14,6 +14,7 @@ from pooled_serve.status.findings import findings
 from pooled_serve.status.history import History
 from pooled_serve.status.scoreboard import Snapshot
 from pooled_serve.status.sentence import as_json, banner
+from pooled_serve.status.words import unusable
 
 
 def as_stats(
@@ -30,8 +31,9 @@ def as_stats(
     """
 
     def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
-        server = {"engine": snapshot.engine, "server": snapshot.server}
-        return server | metrics.by_name(row, now)
+        pool = {"engine": snapshot.engine, "server": snapshot.server, **metrics.by_name(row, now)}
+        why = unusable(pool["login_refused"], pool["stuck"], pool["connect_error"])
+        return pool | {"unusable": why if pool["reachable"] is False else None}
 
     snapshots = list(snapshots)
     pools = {}

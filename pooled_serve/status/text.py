@@ -20,7 +20,6 @@ from pooled_serve.status.words import (
     plural,
     rate,
     span,
-    unusable,
 )
 
 COLUMNS = 80
@@ -98,11 +97,9 @@ def _wrapped(mark: str, sentence: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _title(alias: str, pool: Mapping[str, Any]) -> str:
-    known = [pool["engine"], pool["server"]]
-    why = unusable(*map(pool.get, ("login_refused", "stuck", "connect_error")))
     # First: the end of a long line is cut off.
-    lost = [why] if pool["reachable"] is False else []
-    return _clean(f"{alias}  {' · '.join(lost + [text for text in known if text])}")
+    facts = [pool.get("unusable"), pool["engine"], pool["server"]]
+    return _clean(f"{alias}  {' · '.join(text for text in facts if text)}")
 
 
 def _pool(

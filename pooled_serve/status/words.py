@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pooled_serve.driver.error_codes import FULL
+
 NONE = "–"
 """For what is not known."""
 
@@ -74,15 +76,17 @@ def at_most(seconds: float) -> str:
 
 
 def unusable(login_refused: float | None, stuck: float | None, error: float | None = None) -> str:
-    """Returns what is the matter with a database that is not ``reachable``.
+    """Returns what is the matter with a database that is not ``reachable``: for its heading on the
+    page, and for ``/readyz``.
 
-    :param error: the number of the last error, if there was one.
+    :param error: the number of the last error of a connect, if there was one.
     """
     if login_refused:
         return "refuses the login"
     if stuck:
         return "does not answer"
-    return f"cannot be reached: error {error:.0f}" if error else "cannot be reached"
+    what = "server full" if error in FULL else "cannot be reached"
+    return f"{what} (error {error:.0f})" if error else what
 
 
 def _parts(seconds: float, large: int, its_name: str, small: int, name: str) -> str:

@@ -56,7 +56,7 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
             # It answers, though none of those goes on.
             for path, expected in (("/livez", 200), ("/readyz", 503), ("/stats.json", 200)):
                 assert it.get(path).status == expected, path
-            assert it.get("/readyz").text == "cannot be reached: default\n"
+            assert it.get("/readyz").text == "cannot be reached (error 2003): default\n"
             assert len(list(stuck.iterdir())) == 5
         finally:
             go_on.touch()

@@ -208,7 +208,7 @@ def test_an_outage(status: StartStatus, start_mariadb: Callable[..., Server]) ->
     text = r": the database default has been out of reach for (\d+) s \(error 2003\)"
     assert 1 <= int("".join(re.findall(text, said)) or 0) <= lasts + 0.5, said
     assert f"127.0.0.1:{server.port}" in said
-    assert "cannot be reached: error 2003" in it.get("/", Accept="*/*").text
+    assert "cannot be reached (error 2003)" in it.get("/", Accept="*/*").text
     server.start()
     it.wait_for(lambda stats: not stats["pools"]["default"]["lost_seconds"])
 
@@ -249,11 +249,18 @@ def test_a_server_that_others_have_filled(
             others.enter_context(closing(pymysql.connect(**database.connect_args())))
         with load(it, "/quick", 2):
             said = sentence(it, "server full")
+            assert it.get("/readyz").text == "server full (error 1040): default\n"
+            assert "default  server full (error 1040) · " in it.get("/", Accept="*/*").text
+            log = it.site.server.wait_for_log("[ERROR] database 'default': the server is full: ")
     where = f"127.0.0.1:{server.port}/{database.name}"
     text = rf"(MariaDB \S+|the server) at {where} has (had )?no connection left for default"
     assert re.match(rf"Server full: {text}( for \d+ s)? \(error 1040\)", said)
     assert said.partition(" → ")[2].startswith("close idle connections (SHOW PROCESSLIST), or")
-    assert "reached" not in said
+    assert "database 'default' has connections left again" in it.site.server.wait_for_log(
+        "again after"
+    )
+    assert "→ close idle connections (SHOW PROCESSLIST), or" in log
+    assert "reached" not in said + log, "it runs"
 
 
 def test_a_wrong_password(status: StartStatus, mariadb: Server) -> None:

@@ -212,7 +212,7 @@ def test_it_says_that_the_database_is_down_and_when_it_is_back(
         wait_until(
             lambda: page.sentence.startswith("Outage: the database default has been out of reach")
         )
-        assert "cannot be reached: error 2003" in page.value("server")
+        assert "cannot be reached (error 2003)" in page.value("server")
     finally:
         mariadb.start()
     # Nobody has to ask for anything: the worker that has lost it looks for it.
@@ -449,7 +449,7 @@ def test_the_worst_comes_first_and_is_announced_once(open_page: OpenPage) -> Non
     assert page.announcement == page.sentence
     page.sleep(6)
     answers.set(in_use=12, waiting=5, oldest_wait_seconds=1.0)
-    answers.set("reports", reachable=False)
+    answers.set("reports", reachable=False, unusable="cannot be reached")
     page.after(1)
     assert page.sentence == "Outage: the database reports cannot be reached."
     (other,) = page.other_sentences
@@ -495,6 +495,7 @@ def test_names_are_text_whatever_they_contain(open_page: OpenPage) -> None:
         engine=bad,
         server=bad,
         reachable=False,
+        unusable="cannot be reached",
         closed_total={bad: 3},
         pinned_total={bad: 4},
     )

@@ -398,6 +398,24 @@ def test_a_refused_login_is_no_outage(it: Watched) -> None:
     assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (YES, 0)
 
 
+def test_a_server_that_is_full_is_not_called_down_nor_one_that_is_down_full(it: Watched) -> None:
+    it.connect(OperationalError(1203, "User shop already has more connections"))
+    settle(lambda: bool(it.lines))
+    (line,) = it.lines
+    full = "database 'default': the server is full: User shop already has more connections (1203)"
+    assert line.text.startswith(f"{full}\n  → close idle connections (SHOW PROCESSLIST), or")
+    it.log._lost_lines.anew()
+    it.connect(NO_SERVER)  # it is restarted
+    settle(lambda: bool(it.with_text(LOST)))
+    it.connect(None)
+    settle(lambda: bool(it.with_text(BACK)))
+    it.log._lost_lines.anew()
+    it.connect(OperationalError(1040, "Too many connections"))
+    it.connect(None)
+    settle(lambda: "has connections left again after" in it.lines[-1].text)
+    assert len(it.lines) == 5
+
+
 def test_an_error_that_is_no_outage_is_logged_with_what_helps(it: Watched) -> None:
     it.connect(OperationalError(2026, "SSL connection error"))
     settle(lambda: bool(it.lines))

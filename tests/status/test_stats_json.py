@@ -55,7 +55,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("longest_wait_seconds", "login_refused", "recent", "peaks"),
         *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
         *("unanswered_total", "outages_total", "last_outage_seconds", "asking", "budget"),
-        *("lost_seconds", "connect_error", "atomic_requests", "in_settings"),
+        *("lost_seconds", "connect_error", "atomic_requests", "in_settings", "unusable"),
     }
     assert set(pool["recent"]) == {
         *("seconds", "acquired", "acquired_per_second", "waited", "waited_share", "timeouts"),
