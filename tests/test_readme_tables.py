@@ -89,6 +89,7 @@ def test_what_pins_a_lease_is_what_the_code_says() -> None:
 def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     rows = rows_of_table(README, "| number, and what it means | what to do when it rises |")
     pools = ["budget", *(metric.key for metric in metrics.METRICS)]
+    pools += [key for _, key, _ in instance_metrics.POOL_METRICS]
     hosts = [*(key for _, key, _ in instance_metrics.HOST_METRICS), "hosts"]
     routes = [*(key for _, key, _ in instance_metrics.ROUTE_METRICS), "routes"]
     workers = [*(key for _, key, _ in instance_metrics.WORKER_METRICS), "workers", "cpus"]
@@ -108,7 +109,7 @@ def test_the_changes_name_each_number() -> None:
     """Dashboards and alerts are made of these names."""
     changes = (ROOT / "CHANGELOG.md").read_text()
     keys = [metric.key for metric in metrics.METRICS]
-    for of_others in ("INSTANCE", "WORKER", "HOST", "ROUTE"):
+    for of_others in ("INSTANCE", "POOL", "WORKER", "HOST", "ROUTE"):
         keys += [key for _, key, _ in getattr(instance_metrics, f"{of_others}_METRICS")]
     for key in keys:
         if f"`{key}`" not in changes:

@@ -170,7 +170,7 @@ class PooledDatabase:
         pool_row: PoolRow,
         account: RouteAccount,
         usual_hold: Callable[[], float],
-        all_hang: Callable[[str], bool],
+        all_hang: Callable[..., bool],
     ) -> None:
         """Count on the scoreboard from now on, and probe a lost database without traffic: the
         readiness of the worker depends on it.

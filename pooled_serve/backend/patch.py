@@ -32,7 +32,7 @@ from pooled_serve.errors import startup_error
 from pooled_serve.pool import set_loop
 from pooled_serve.pool.host import Host
 from pooled_serve.pool_plan import PoolPlans
-from pooled_serve.status.pool_log import nobody_hangs
+from pooled_serve.status.hanging_log import nobody_hangs
 from pooled_serve.status.routes import RouteTable
 from pooled_serve.status.scoreboard import PoolRow
 
@@ -226,7 +226,7 @@ def join_scoreboard(
     table: RouteTable,
     unreachable: Iterable[str],
     usual_hold: Callable[[], float] = float,
-    all_hang: Callable[[str], bool] = nobody_hangs,
+    all_hang: Callable[..., bool] = nobody_hangs,
 ) -> None:
     """Put this worker's present and future pools on the scoreboard.
 

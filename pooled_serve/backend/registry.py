@@ -21,7 +21,7 @@ from pooled_serve.pool import get_thread
 from pooled_serve.pool.host import Host
 from pooled_serve.pool.tokens import tokens_of
 from pooled_serve.pool_plan import PoolPlans
-from pooled_serve.status.pool_log import nobody_hangs
+from pooled_serve.status.hanging_log import nobody_hangs
 from pooled_serve.status.scoreboard import PoolRow
 
 MAX_ADDED_ALIASES = 4
@@ -39,7 +39,7 @@ _draining = False
 _row_for: Callable[..., PoolRow | None] | None = None  # None without a scoreboard
 _account: RouteAccount | None = None
 _usual_hold: Callable[[], float] = float
-_all_hang: Callable[[str], bool] = nobody_hangs
+_all_hang: Callable[..., bool] = nobody_hangs
 
 
 def start(plan: PoolPlans, host: Host | None) -> None:
@@ -145,7 +145,7 @@ def join_scoreboard(
     row_for: Callable[..., PoolRow | None] | None,
     account: RouteAccount | None = None,
     usual_hold: Callable[[], float] = float,
-    all_hang: Callable[[str], bool] = nobody_hangs,
+    all_hang: Callable[..., bool] = nobody_hangs,
 ) -> None:
     """Put present and future databases on the scoreboard; with None, take them off.
 

@@ -346,6 +346,8 @@ class PoolBase(Generic[C]):
             self._quiet_since = 0.0
             for listener in self._listeners:
                 listener.answered()
+        for listener in self._listeners:
+            listener.asking(metrics.age(silence.asked, now))
 
     def want_news(self) -> None:
         """Somebody wants to know whether the server is there. If nobody uses the pool, and nothing

@@ -61,6 +61,10 @@ class PoolListener:
     def answered(self) -> None:
         """The server has answered again."""
 
+    def asking(self, seconds: float) -> None:
+        """The oldest question has had no answer for this long, others may have; 0 if there is none.
+        Called each time the gauges are read."""
+
     def unheard(self) -> None:
         """Somebody wants to know whether the server is there, and it was not heard of lately."""
 

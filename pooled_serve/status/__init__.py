@@ -11,7 +11,8 @@
 * stats.py: ``/stats.json``, of all that; text.py: the page for terminals; advise.py: ``--advise``
 * listener.py: the status listener's routes; clients.py: its connections; page.html: its page
 * prometheus.py: ``/metrics``; instance_metrics.py: those of the numbers that are no pool's
-* pool_log.py: log lines about a pool; repeats.py: when the log says again what it has said
+* pool_log.py: log lines about a pool; hanging_log.py: about statements that hang; repeats.py: when
+  the log says again what it has said
 * reachability.py: whether a database can be reached and answers, and the probe that finds out
 * traces.py: spans for OpenTelemetry
 * leaks.py: leases that last suspiciously long

@@ -18,6 +18,7 @@ from pooled_serve.status.figures import (
     HANGING_SECONDS,
     HANGING_TIMES,
     MANY_HANG,
+    are_slow,
     hang,
     hangs_on,
     silence,
@@ -39,10 +40,6 @@ SHORT_WAIT_SECONDS = 0.05
 """A queue that 95 % of requests pass in less is what a pool is for..."""
 MANY_WAIT = 0.3
 """... unless this share of them has to."""
-
-
-LONG_SECONDS = 10.0
-"""Several statements without an answer for so long are worth a sentence, whatever others get."""
 
 
 class PoolInWords:
@@ -151,16 +148,21 @@ class PoolInWords:
         """Whether all connections in use wait for its answers, and have for a while."""
         return self.number("in_use") > 0 and self.hanging_statements(queue) is not None
 
-    def slow_statements(self) -> Sentence | None:
+    def slow_statements(self, queue: str = "") -> Sentence | None:
         """Several have had no answer for long, while others are answered: they may wait for the
-        lock of a row."""
+        lock of a row. They explain a queue if they have most of the connections, and
+        what the other ones ask for is answered."""
         statements, oldest = self.number("in_statement"), self.number("oldest_statement_seconds")
-        long = max(LONG_SECONDS, HANGING_TIMES * usual_hold(self.stats))
-        if statements < MANY_HANG or oldest < long or self.hangs():
+        if not are_slow(statements, oldest, usual_hold(self.stats)) or self.hangs():
+            return None
+        others = statements < self.number("in_use") and self._answers()
+        if queue and not (others and self._most_are_in_statements()):
             return None
         text = f"{count(statements)} statements at {self._server()}{self.of} have had no answer for"
         text += f" a second or more, the first for {duration(oldest)}, while others are answered"
-        return self.say("warn", "slow statements", text, HANGING_REMEDY)
+        text += f": {queue}" * bool(queue)
+        level = self.level if queue else "warn"
+        return self.say(level, "slow statements", text, HANGING_REMEDY)
 
     def many_hang(self) -> bool:
         """Whether so many do that it matters although nobody waits for a connection."""

@@ -42,6 +42,10 @@ are told of although nobody waits for a connection: their clients wait."""
 HANGING_TIMES = 3.0
 """... and for so many times as long as a connection is held on the busiest route: they hang."""
 
+LONG_SECONDS = 10.0
+"""So many have had no answer for so long, and for HANGING_TIMES as long as usual: that is told of,
+whatever others get."""
+
 LATELY_SECONDS = 25
 """As long as now, what comes before it, and the time for which an outage may make requests wait
 after its end."""
@@ -186,6 +190,29 @@ def is_hanging(
     matters = row[metrics.WAITING] > 0 or row[metrics.IN_USE] >= MANY_HANG
     may_be = matters and not is_out(row) and hang(*numbers, 0.0)
     return may_be and hang(*numbers, usual())
+
+
+def are_slow(in_statement: float, oldest: float, usual: float) -> bool:
+    """Whether statements hang beside others that are answered: they may wait for the lock of a row.
+
+    :param oldest: seconds since the oldest question without an answer.
+    :param usual: seconds for which a connection is held on the busiest route.
+    """
+    return in_statement >= MANY_HANG and oldest >= max(LONG_SECONDS, HANGING_TIMES * usual)
+
+
+def hanging_statements(
+    row: Sequence[float], now: float, usual: Callable[[], float], *, all_hang: bool
+) -> int:
+    """Returns how many statements hang: all that run, or some beside others that are answered. For
+    the log and the alerts, by the rules of the page.
+
+    :param usual: asked only if that may be so.
+    :param all_hang: see :func:`is_hanging`.
+    """
+    numbers = row[metrics.IN_STATEMENT], metrics.age(row[metrics.OLDEST_STATEMENT], now)
+    slow = are_slow(*numbers, 0.0) and not is_out(row) and are_slow(*numbers, usual())
+    return int(row[metrics.IN_STATEMENT]) if all_hang or slow else 0
 
 
 def _hung_ago(samples: Sequence[Second], now: float) -> float | None:

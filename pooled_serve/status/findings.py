@@ -159,7 +159,7 @@ class _Pool(ViewsInWords):
         if for_more and (queue is not None or explained or busy_workers(self.stats)):
             storm = None  # one load, one sentence; and more connections do not help the busy
         slow = self.slow_statements() if queue is None else None
-        for other in (self._leak(), storm, self.many_statements(), self.pinned(), slow):
+        for other in (slow, self._leak(), storm, self.many_statements(), self.pinned()):
             if other is not None and (queue is None or other.name != queue.name):
                 yield other
 
@@ -191,6 +191,8 @@ class _Pool(ViewsInWords):
     def _queue(self) -> Iterator[Sentence]:
         """Returns the causes of a queue, the first of which counts."""
         queue = self.queue_in_words()
+        if slow := self.slow_statements(queue):
+            yield slow
         if leak := self._leak(queue):
             yield leak
         if busy := self._busy_worker(queue):
@@ -300,6 +302,8 @@ class _Pool(ViewsInWords):
             return None
         if self.number("in_statement") >= self.number("in_use"):
             return None  # none was forgotten: the server is at work for each
+        if self.number("oldest_statement_seconds") >= held / 2:
+            return None  # or for the one that is held for longest: as good as all of it is that
         other = f", 95 % of the others {at_most(usual)}" if usual else ""
         text = f"a connection{self.of} has been in use for {duration(held)}{other}"
         remedy = (

@@ -121,6 +121,17 @@ HOST_METRICS = (
 )
 """Of a host with a bound, by the keys in ``/stats.json``; see :meth:`Host.stats`."""
 
+POOL_METRICS = (
+    (
+        Kind.GAUGE,
+        "hanging_statements",
+        "Statements that have had no answer for far longer than usual: all that run, or three or "
+        "more beside others that are answered. If it rises, SHOW PROCESSLIST on the server says "
+        "what they wait for, often a lock.",
+    ),
+)
+"""Of a pool, judged for all workers together; see status/figures.py."""
+
 ROUTE_METRICS = (
     (
         Kind.COUNTER,

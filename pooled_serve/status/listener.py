@@ -267,7 +267,12 @@ class StatusServer:
         peaks = {s.alias: self._scoreboard.history.peaks(s.alias, now) for s in snapshots}
         routes = self._scoreboard.read_routes()
         loads = self._loads(now)
-        registry.register(Collector(snapshots, instance, self._hosts(), peaks, routes, loads))
+        pools = {
+            alias: {"hanging_statements": self._scoreboard.hanging_statements(alias, snapshots)}
+            for alias in peaks
+        }
+        collector = Collector(snapshots, instance, self._hosts(), peaks, routes, loads, pools)
+        registry.register(collector)
         body = prometheus.generate_latest(registry).decode()
         return Answer(OK, body, prometheus.CONTENT_TYPE_LATEST)
 

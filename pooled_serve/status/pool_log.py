@@ -9,26 +9,21 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
 
 import gevent
 
 from pooled_serve.driver.error_classes import CODE_REMEDY, failure_of_code
 from pooled_serve.driver.error_codes import FULL, LOGIN_REFUSED, code_of, is_outage
-from pooled_serve.pool import ConnectionPool, PoolListener
 from pooled_serve.pool.metrics import (
     BUCKET_BOUNDS_SECONDS,
     FAILED,
-    IN_STATEMENT,
-    IN_USE,
     NO,
     REACHABLE,
     WAIT_BUCKETS,
 )
-from pooled_serve.status.figures import MANY_HANG, hang
+from pooled_serve.status.hanging_log import HangingLog, log_later
 from pooled_serve.status.remedies import (
     FULL_REMEDY,
-    HANGING_REMEDY,
     LOGIN_REMEDY,
     LOST_REMEDY,
     STUCK_REMEDY,
@@ -58,25 +53,14 @@ _LONG_WAITS = slice(
 )
 
 
-def nobody_hangs(alias: str) -> bool:
-    """What :attr:`PoolLog.all_hang` says where there is no scoreboard."""
-    return False
-
-
-class PoolLog(PoolListener):
+class PoolLog(HangingLog):
     """Writes the lines about one pool.
 
     :param alias: names the pool in the lines.
     """
 
-    pool: ConnectionPool[Any]
-
     def __init__(self, alias: str) -> None:
-        self._alias = alias
-        self.usual_hold: Callable[[], float] = float
-        """Asked for how long connections are held on the busiest route, as the page judges it."""
-        self.all_hang: Callable[[str], bool] = nobody_hangs
-        """Asked whether the statements of all workers hang: this one may have few of them."""
+        super().__init__(alias)
         self._watcher: gevent.Greenlet | None = None  # truthy while it runs
         self._pressure_logged = False
         self._refused = self._early = 0  # requests, and of these early, since the pressure began
@@ -87,7 +71,6 @@ class PoolLog(PoolListener):
         self._lost_lines, self._failure_lines, self._shortage_lines = (Repeats() for _ in "123")
         self._retry_lines, self._gone_lines, self._abandoned_lines = (Repeats() for _ in "123")
         self._refusal_of_login_lines, self._hiccup_lines = Repeats(), Repeats()
-        self._hanging_lines = Repeats()
 
     # --- Pressure ------------------------------------------------------------------------------
 
@@ -266,32 +249,6 @@ class PoolLog(PoolListener):
             )
         return due
 
-    def hanging(self, seconds: float) -> bool:
-        """All connections in use wait for a server that answers others. Returns whether a line was
-        written."""
-        row = self.pool.row
-        numbers = row[IN_USE], row[IN_STATEMENT], seconds
-        if not hang(*numbers, 0.0):
-            return False
-        here = self.pool.waiting or row[IN_USE] >= MANY_HANG
-        if not (here and hang(*numbers, self.usual_hold())) and not self.all_hang(self._alias):
-            return False
-        due = self._hanging_lines.event(time.monotonic())
-        if due:
-            text = "pool %r: statements hang, none has been answered for %.1fs; %s\n  → %s"
-            remedy = HANGING_REMEDY.replace("there ", "on the server ", 1)
-            log_later(logging.WARNING, text, self._alias, seconds, self.pool.describe(), remedy)
-        return due
-
-    def answered(self) -> None:
-        """The server has answered again."""
-        self._hanging_lines.over(time.monotonic())
-
-    def hanging_over(self, seconds: float) -> None:
-        """Statements are answered again, after a line that said they hang."""
-        text = "pool %r: statements go on, none had been answered for %.1fs"
-        log_later(logging.WARNING, text, self._alias, seconds)
-
     def hiccup(self, seconds: float) -> None:
         """The server has answered nothing for a while, and does again."""
         if self._hiccup_lines.event(time.monotonic()):
@@ -427,8 +384,3 @@ def in_a_line(error: Exception) -> str:
     code, *rest = error.args or ("",)
     text = f"{rest[0]} ({code})" if rest else f"{code}"
     return " ".join(text.split()) or type(error).__name__
-
-
-def log_later(level: int, text: str, *args: object) -> None:
-    """Log in a greenlet of its own: a handler may do I/O, and the calling pool must not switch."""
-    gevent.spawn(log.log, level, text, *args)

@@ -39,6 +39,7 @@ class Collector:
     :param peaks: alias -> what :meth:`pooled_serve.status.history.History.peaks` returns.
     :param routes: see :meth:`pooled_serve.status.scoreboard.Scoreboard.read_routes`.
     :param loads: slot -> numbers of its workers; see status/load.py.
+    :param pools: alias -> those of POOL_METRICS.
     :raises ImportError: prometheus_client is not installed.
     """
 
@@ -50,6 +51,7 @@ class Collector:
         peaks: Mapping[str, Mapping[str, Mapping[str, float]]],
         routes: Mapping[int, Iterable[RouteUse]],
         loads: Mapping[int, Mapping[str, float | str | None]],
+        pools: Mapping[str, Mapping[str, float]],
     ) -> None:
         from prometheus_client import metrics_core
 
@@ -59,6 +61,7 @@ class Collector:
         self._peaks = peaks
         self._routes = routes
         self._loads = loads
+        self._pools = pools
         self._kinds = {
             Kind.COUNTER: metrics_core.CounterMetricFamily,
             Kind.HISTOGRAM: metrics_core.HistogramMetricFamily,
@@ -93,6 +96,11 @@ class Collector:
         for kind, key, text in instance_metrics.HOST_METRICS if self._hosts else ():
             family = self._family(kind, f"host_{key}", text, [POOL])
             for alias, numbers in self._hosts.items():
+                family.add_metric([alias], numbers[key])
+            yield family
+        for kind, key, text in instance_metrics.POOL_METRICS:
+            family = self._family(kind, key, text, [POOL])
+            for alias, numbers in self._pools.items():
                 family.add_metric([alias], numbers[key])
             yield family
         for key, text in PEAK_METRICS.items():

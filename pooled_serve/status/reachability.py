@@ -28,6 +28,7 @@ from pooled_serve.pool.backoff import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from pooled_serve.pool.connecting import got_no_answer
 from pooled_serve.pool.metrics import NO, REACHABLE, YES
 from pooled_serve.status import shortage as shortages
+from pooled_serve.status.figures import LONG_SECONDS
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.repeats import CALM_SECONDS
 from pooled_serve.status.shortage import Shortage, shortage_behind
@@ -82,6 +83,9 @@ class Reachability(PoolListener):
         self._hanging_logged = False
         self._hung_since = 0.0  # when the first of the statements that the log speaks of began
         self._hung_seconds = 0.0
+        self._slow_since = 0.0  # when the first of those began that the log calls slow
+        self._slow_seconds = 0.0
+        self._slow_look_at = 0.0
         self._short_since: float | None = None
         self._short_last = 0.0
         self._short_failures = 0
@@ -180,6 +184,22 @@ class Reachability(PoolListener):
             self._end_hang()
         if self._stuck:
             self.connected()
+
+    def asking(self, seconds: float) -> None:
+        """A statement has had no answer for so long, whatever others get."""
+        if self._slow_since:
+            if 0 < self.pool.row[metrics.OLDEST_STATEMENT] <= self._slow_since:
+                self._slow_seconds = seconds
+            else:
+                self._log.slow_over(self._slow_seconds)
+                self._slow_since = 0.0
+        elif seconds >= LONG_SECONDS and not self._out and not self._hanging_logged:
+            now = time.monotonic()
+            if now >= self._slow_look_at:
+                self._slow_look_at = now + AGAIN_SECONDS
+                if self._log.slow(seconds):
+                    self._slow_since = self.pool.row[metrics.OLDEST_STATEMENT]
+                    self._slow_seconds = seconds
 
     def unheard(self) -> None:
         """Nobody has asked the server anything for a while, and somebody wants to know."""

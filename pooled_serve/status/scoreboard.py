@@ -29,6 +29,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from pooled_serve.pool import metrics
+from pooled_serve.status.figures import hanging_statements
 from pooled_serve.status.history import History
 from pooled_serve.status.load import LOAD_BYTES, LoadRow
 from pooled_serve.status.routes import TABLE_BYTES, RouteTable, RouteUse, as_routes
@@ -295,9 +296,24 @@ class Scoreboard:
         }
         return usual_hold({"routes": routes, "pools": lost})
 
-    def hangs(self, alias: str) -> bool:
-        """Whether the statements of all workers hung in the last second: as the page judges it."""
-        return self.history.hangs(alias, time.monotonic())
+    def hangs(self, alias: str, *, beside_others: bool = False) -> bool:
+        """Whether the statements of all workers hung in the last second, as the page judges it.
+
+        :param beside_others: whether some hang, and others are answered.
+        """
+        all_hang = self.history.hangs(alias, time.monotonic())
+        if beside_others:
+            return not all_hang and self.hanging_statements(alias, self.read()) > 0
+        return all_hang
+
+    def hanging_statements(self, alias: str, snapshots: Iterable[Snapshot]) -> int:
+        """Returns how many statements of all workers hang, as the page judges it.
+
+        :param snapshots: what :meth:`read` returns.
+        """
+        row, now = metrics.total(s.row for s in snapshots if s.alias == alias), time.monotonic()
+        hung = self.history.hangs(alias, now)
+        return hanging_statements(row, now, self.usual_hold, all_hang=hung)
 
     def read_loads(self) -> dict[int, LoadRow]:
         """Slot -> its numbers as they were read, also of slots that have no worker now."""

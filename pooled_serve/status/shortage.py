@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 from gevent.server import StreamServer
 
 from pooled_serve.errors import causes
-from pooled_serve.status.pool_log import log_later
+from pooled_serve.status.hanging_log import log_later
 from pooled_serve.status.repeats import Repeats
 
 PAUSE_SECONDS = 0.1

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.advice import advice, is_sure
 from pooled_serve.status.episodes import KINDS, told
-from pooled_serve.status.figures import recent
+from pooled_serve.status.figures import hanging_statements, recent
 from pooled_serve.status.findings import findings
 from pooled_serve.status.history import History
 from pooled_serve.status.scoreboard import Snapshot
-from pooled_serve.status.sentence import as_json, banner
+from pooled_serve.status.sentence import as_json, banner, usual_hold
 from pooled_serve.status.words import unusable
 
 
@@ -74,9 +75,10 @@ def with_history(
     """
     snapshots = list(snapshots)
     held = max((route["longest_held_seconds"] for route in stats["routes"]), default=0.0)
-    longest = held or math.inf
+    longest, rows = held or math.inf, {}
     for alias, pool in stats["pools"].items():
         row = metrics.total(snapshot.row for snapshot in snapshots if snapshot.alias == alias)
+        rows[alias] = row
         base = history.before(alias, now)
         seconds = stats["uptime_seconds"] if base is None else now - base.at
         former = None if base is None else base.row
@@ -90,6 +92,9 @@ def with_history(
             # Each worker's gauge is from another moment: what one has lent another, both count.
             pool["in_use"] = min(pool["in_use"], host["limit"])
     stats["routes"] = history.recent_routes(stats["routes"], now)
+    for alias, pool in stats["pools"].items():
+        hung, usual = history.hangs(alias, now), partial(usual_hold, stats)
+        pool["hanging_statements"] = hanging_statements(rows[alias], now, usual, all_hang=hung)
     found = findings(stats, ending)
     advised = advice(stats, found)
     sure = [each for each in advised if is_sure(stats["pools"][each.pool])]

@@ -33,6 +33,7 @@ NAME = "db_client_connection_"
 OWN = {
     *(metric.key for metric in metrics.METRICS if not metric.otel),
     *(key for _, key, _ in instance_metrics.INSTANCE_METRICS),
+    *(key for _, key, _ in instance_metrics.POOL_METRICS),
     *(f"host_{key}" for _, key, _ in instance_metrics.HOST_METRICS),
     *(f"worker_{key}" for _, key, _ in instance_metrics.WORKER_METRICS),
     *(f"route_{key}" for _, key, _ in instance_metrics.ROUTE_METRICS),
@@ -56,7 +57,6 @@ UNUSED = {
         "asking",
         "last_outage_seconds",
         "lost_seconds",
-        "connect_error",
         "worker_loop_delay_seconds",
         "worker_no_descriptor_ago_seconds",
         "worker_urls_failed",

@@ -9,6 +9,7 @@ import pytest
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.advice import advice
+from pooled_serve.status.figures import hanging_statements
 from pooled_serve.status.figures import recent as recent_of
 from pooled_serve.status.history import History
 from pooled_serve.status.scoreboard import Snapshot
@@ -326,3 +327,28 @@ def test_connects_that_failed_are_counted_from_the_first_on() -> None:
     seconds.next(3, opened=1)
     its = over(seconds, "failing_connects")
     assert (its["connect_errors"], its["seconds"]) == (120, pytest.approx(118.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, 5),
+        ({"in_statement": 2}, 0),  # two reports
+        ({"oldest_statement": 8.0}, 0),
+        ({"usual": 5.0}, 0),
+        ({"usual": 3.0}, 5),
+        ({"reachable": metrics.NO}, 0),  # which is told instead
+        ({"stuck": 1}, 0),
+    ],
+)
+def test_what_hangs_beside_others_is_counted_for_log_and_alerts(
+    changes: dict[str, float], number: int
+) -> None:
+    row: Any = metrics.new_row()
+    now = 1000.0
+    numbers = {"in_use": 8, "in_statement": 5, "oldest_statement": 12.0, **changes}
+    held = numbers.pop("usual", 0.0)
+    for name, value in numbers.items():
+        row[getattr(metrics, name.upper())] = value
+    row[metrics.OLDEST_STATEMENT], row[metrics.LAST_ANSWER] = now - numbers["oldest_statement"], now
+    assert hanging_statements(row, now, lambda: held, all_hang=False) == number

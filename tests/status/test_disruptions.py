@@ -186,6 +186,15 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         f" {HOLDS}",
     ),
     (
+        # They have most of the connections, so that others wait; and none of them was forgotten.
+        {**SILENT, **QUEUE, "in_use": 8, "in_statement": 5, "last_answer_seconds": 0.02}
+        | {"oldest_held_seconds": 120.0, "oldest_statement_seconds": 119.0},
+        f"Slow statements: 5 statements at {SERVER} have had no answer for a second or more, the"
+        " first for 1 min 59 s, while others are answered: 7 requests wait, the longest 9.0 s."
+        " → SHOW PROCESSLIST there says what they wait for: often a lock, which another statement"
+        f" or an open transaction holds (KILL ends it); {HOLDS}",
+    ),
+    (
         # Two reports beside other requests.
         {**SILENT, "in_use": 5, "in_statement": 2, "last_answer_seconds": 0.02},
         "All is well: 5 of 12 connections in use, nobody waits.",

@@ -392,3 +392,27 @@ def test_too_large_a_pool(status: StartStatus) -> None:
     assert "less than an hour" in said
     assert "All is well" in page
     assert "Too large" not in page, "too little was seen to bother whoever looks at the page"
+
+
+@torture
+@pytest.mark.parametrize("clients", [1, 8])
+def test_statements_that_hang_while_others_are_served(status: StartStatus, clients: int) -> None:
+    """The page, the log and /metrics tell of them, with a queue behind the others and without."""
+    it = shop(status, cap=8)
+    with ThreadPoolExecutor(5) as threads:
+        with gate(it.site.database) as statement:
+            hung = [threads.submit(it.site.run, statement, timeout=120) for _ in range(5)]
+            it.wait_for(lambda stats: stats["pools"]["default"]["in_use"] == 5)
+            with load(it, "/quick", clients):
+                said = sentence(it, "slow statements")
+                log = it.site.server.wait_for_log("while others are answered")
+                names = [finding["name"] for finding in it.stats()["findings"]]
+                told = it.get("/metrics").text
+        assert [answer.result().status for answer in hung] == [200] * 5
+        it.site.server.wait_for_log("the first of the statements that hung has ended, after")
+    it.wait_for(lambda stats: not stats["pools"]["default"]["hanging_statements"])
+    assert said.startswith("Slow statements: 5 statements at ")
+    assert (", while others are answered: " in said) == (clients > 3), "they make others wait"
+    assert "pool 'default': 5 statements of this worker without an answer for a second or" in log
+    assert re.search(r"^pooled_serve_hanging_statements\{.*\} 5\.0$", told, re.M)
+    assert names == ["slow statements"]

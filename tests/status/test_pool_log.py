@@ -16,7 +16,7 @@ from pymysql.err import OperationalError
 
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import LOGIN_REFUSED, NO, REACHABLE, YES
-from pooled_serve.status import pool_log, reachability, repeats, shortage
+from pooled_serve.status import hanging_log, pool_log, reachability, repeats, shortage
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS, PoolLog
 from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.remedies import STUCK_REMEDY
@@ -310,7 +310,7 @@ def test_a_second_outage_has_its_line_at_once(
 
 def test_a_second_hang_has_its_line_at_once(it: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "CALM_SECONDS", 0.1)
-    monkeypatch.setattr(pool_log, "hang", lambda *_: True)
+    monkeypatch.setattr(hanging_log, "hang", lambda *_: True)
     it.reachability.probing = True
     monkeypatch.setattr(type(it.pool), "inquire", lambda *_: True)  # it answers others
     holder = gevent.spawn(it.use, 30.0)
@@ -371,6 +371,22 @@ def test_what_hangs_is_judged_as_on_the_page(it: Watched) -> None:
     settle()
     assert it.lines == []
     assert it.log.hanging(30.0)
+
+
+def test_some_that_hang_beside_others_have_lines_until_the_first_has_ended(it: Watched) -> None:
+    row = it.pool.row
+    row[metrics.IN_USE], row[metrics.IN_STATEMENT], row[metrics.OLDEST_STATEMENT] = 8, 5, 1000.0
+    it.reachability.asking(60.0)  # as long as is usual here, the page says
+    it.log.all_hang = lambda alias, *, beside_others=False: beside_others
+    it.reachability.asking(9.0)
+    it.reachability._slow_look_at = 0.0
+    it.reachability.asking(12.3)
+    it.wait_for("5 statements of this worker without an answer for a second or more, the first", 1)
+    it.reachability.asking(240.1)
+    row[metrics.OLDEST_STATEMENT] = 1100.0  # another's
+    it.reachability.asking(1.0)
+    it.wait_for("the first of the statements that hung has ended, after 240.1s", 1)
+    assert len(it.lines) == 2
 
 
 def test_a_refused_login_is_no_outage(it: Watched) -> None:
