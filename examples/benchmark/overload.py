@@ -23,7 +23,7 @@ import itertools
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Reversible
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,7 @@ class NeverEmpty(rule.Overload):  # type: ignore[name-defined, misc]
         super().begin(now, out=out)
         self.formed = now
 
-    def late(self, queue: Reversible[Any], now: float, timeout: float) -> int:
+    def late(self, queue: Any, now: float, timeout: float) -> int:
         self.on = self.on or now - self.formed >= timeout * rule.ONSET
         return int(super().late(queue, now, timeout))
 
@@ -211,7 +211,7 @@ class Lasting(rule.Overload):  # type: ignore[name-defined, misc]
         super().begin(now, out=out)
         self.on = now - self.last < TIMEOUT
 
-    def late(self, queue: Reversible[Any], now: float, timeout: float) -> int:
+    def late(self, queue: Any, now: float, timeout: float) -> int:
         late = int(super().late(queue, now, timeout))
         if late:
             self.last = now
@@ -221,7 +221,7 @@ class Lasting(rule.Overload):  # type: ignore[name-defined, misc]
 class OneByOne(rule.Overload):  # type: ignore[name-defined, misc]
     """Refuses one for each that is served."""
 
-    def late(self, queue: Reversible[Any], now: float, timeout: float) -> int:
+    def late(self, queue: Any, now: float, timeout: float) -> int:
         return min(1, int(super().late(queue, now, timeout)))
 
 
@@ -256,6 +256,7 @@ PATIENT_CASES: dict[str, dict[str, Any]] = {
     "800 clients in a closed loop": {"clients": 800},
     "a spike of 5 s of work": {"spike": 5.0},
     "a spike of 9 s of work": {"spike": 9.0},
+    "the same, and 1/s": {"spike": 9.0, "rate": 1},
     "100/s, all connections held for 6 s": {"rate": 100, "stall": (30.0, 36.0)},
     "160/s, all connections held for 6 s": {"rate": 160, "stall": (30.0, 36.0)},
 }

@@ -9,7 +9,6 @@ able to tell the same story twice. A rule that finds nobody to happen to does no
 
 from __future__ import annotations
 
-from collections.abc import Reversible
 from contextlib import suppress
 from typing import Any
 
@@ -105,7 +104,7 @@ class WatchedOverload(Overload):
         super().__init__()
         self.machine = machine
 
-    def late(self, queue: Reversible[Any], now: float, timeout: float) -> int:
+    def late(self, queue: Any, now: float, timeout: float) -> int:
         late = super().late(queue, now, timeout)
         waits = [now - waiter.since for waiter in queue]
         if late >= len(waits) or (late and min(waits[:late]) <= timeout * LATE):
