@@ -11,7 +11,8 @@ import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gevent
@@ -34,7 +35,7 @@ from pooled_serve.pool.host import Host
 from pooled_serve.pool_plan import PoolPlans
 from pooled_serve.status.hanging_log import nobody_hangs
 from pooled_serve.status.routes import RouteTable
-from pooled_serve.status.scoreboard import PoolRow
+from pooled_serve.status.scoreboard import Loss, PoolRow
 
 LAST_CALL_SECONDS = 5.0
 """Seconds after the last hook until threads lose their connections. Jobs have that long to finish;
@@ -224,26 +225,29 @@ def atomic_aliases() -> set[str]:
 def join_scoreboard(
     row_for: Callable[..., PoolRow | None],
     table: RouteTable,
-    unreachable: Iterable[str],
+    unreachable: Mapping[str, Loss],
     usual_hold: Callable[[], float] = float,
     all_hang: Callable[..., bool] = nobody_hangs,
+    is_used: Callable[[str], bool] = nobody_hangs,
 ) -> None:
     """Put this worker's present and future pools on the scoreboard.
 
     :param row_for: see :func:`pooled_serve.backend.registry.join_scoreboard`.
     :param table: of the routes of this worker.
-    :param unreachable: aliases of databases that could not be reached, which are probed until they
-        can be.
+    :param unreachable: databases that could not be used, by alias. They are probed until they can
+        be.
     :param usual_hold: see :attr:`pooled_serve.status.pool_log.PoolLog.usual_hold`.
     :param all_hang: see :attr:`pooled_serve.status.pool_log.PoolLog.all_hang`.
+    :param is_used: whether another worker can use a database.
     """
     registry.join_scoreboard(row_for, routes.count_in(table), usual_hold, all_hang)
-    for alias in unreachable:
+    for alias, loss in unreachable.items():
         if alias in connections.settings:
             connections[alias]  # makes the database, if it was not used yet
             _databases[alias].pool  # noqa: B018 - made at first use
-            # What found that out before has not said so in this worker's log.
-            _databases[alias].reachability.lose(logged=False)
+            _databases[alias].reachability.inherit(
+                loss.since, refused=loss.refused, is_used=partial(is_used, alias)
+            )
     end_request()
 
 

@@ -197,6 +197,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.scoreboard.unreachable(self.app.unreachable),
                 self.scoreboard.usual_hold,
                 self.scoreboard.hangs,
+                self.scoreboard.is_used,
             )
 
     def notify(self) -> None:

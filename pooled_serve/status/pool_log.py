@@ -285,17 +285,18 @@ class PoolLog(HangingLog):
     ) -> None:
         """The database can be used again, after a line that said it cannot.
 
+        :param failures: of this worker: none if only former ones have tried in vain.
         :param refused: the server could be reached, but refused the login.
         :param full: it could, but had no connection left.
         """
         room = "has connections left again" if full else "is back"
         log_later(
             logging.WARNING,
-            "database %r %s after %.1fs; failed attempts to connect: %d",
+            "database %r %s after %.1fs%s",
             self._alias,
             "lets the user log in again" if refused else room,
             seconds,
-            failures,
+            f"; failed attempts to connect: {failures}" if failures else "",
         )
 
     def retried(self, error: Exception) -> None:

@@ -10,6 +10,7 @@ stuck server by its answer to that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -56,6 +57,10 @@ BLOCKED_SECONDS = 1.0
 still to be read."""
 
 
+def _no() -> bool:
+    return False
+
+
 class Reachability(PoolListener):
     """Whether the last attempt to connect reached the database, and whether it answers.
 
@@ -72,6 +77,8 @@ class Reachability(PoolListener):
         self._lost_since: float | None = None
         self._failures = 0  # in a row
         self._loss_logged = False
+        self._is_first: Callable[[], bool] = _no
+        """Asked whether to tell of the end of a loss that former workers have told of."""
         self._refused = False  # the server answers, but does not let anybody in
         self._full = False  # the same, because it has no connection left
         self._stuck = False  # it neither answers nor refuses
@@ -100,12 +107,13 @@ class Reachability(PoolListener):
         """A connection was opened."""
         now = time.monotonic()
         self._log.usable()
-        if self._lost_since is not None and self._loss_logged:
+        if self._lost_since is not None and (self._loss_logged or self._is_first()):
             how = {"refused": self._refused, "full": self._full}
             self._log.database_back(now - self._lost_since, self._failures, **how)
         elif self._stuck and self._lost_since is None:
             self._log.hiccup(self._silence)
         self._lost_since = None
+        self._is_first = _no
         self._asked.end()
         self._refused = self._full = self._stuck = False
         self._write_row()
@@ -263,6 +271,19 @@ class Reachability(PoolListener):
             self.pool.count(metrics.OUTAGES)
         self._write_row()
         self.resume()
+
+    def inherit(self, since: float, *, refused: bool, is_used: Callable[[], bool]) -> None:
+        """Note what former workers have found, as :meth:`lose` does.
+
+        :param since: in monotonic seconds; 0 if it was the preflight, which has not told the log.
+        :param refused: whether the server can be reached, and refuses the login.
+        :param is_used: whether another worker can use the database, and has told so. A HUP that
+            corrects a password ends a loss for all workers at once.
+        """
+        self._refused = refused
+        if since:
+            self._is_first = lambda: not is_used()
+        self.lose(logged=False, seconds=time.monotonic() - since if since else 0.0)
 
     def resume(self) -> None:
         """Start to probe, if :attr:`probing` is set and the database cannot be used."""

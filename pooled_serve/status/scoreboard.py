@@ -23,10 +23,10 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.figures import hanging_statements
@@ -67,6 +67,15 @@ _POOL_ROW_BYTES = (
 _SLOT_BYTES = MAX_POOLS * _POOL_ROW_BYTES
 _TABLES = _HEAD_BYTES + MAX_WORKERS * _SLOT_BYTES  # where the tables of routes begin
 _LOADS = _TABLES + MAX_WORKERS * TABLE_BYTES  # and the numbers of the workers
+
+
+class Loss(NamedTuple):
+    """What is known of a database that cannot be used."""
+
+    since: float = 0.0
+    """In monotonic seconds; 0 if no worker has found it."""
+    refused: bool = False
+    """Whether the server can be reached, and refuses the login."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ class Scoreboard:
         self.history = History()
         # Kept up to date in the master only; a worker has a copy as of its fork.
         self._allocated: set[int] = set()
-        self._last_reachable: dict[str, float] = {}
+        self._last_losses: dict[str, Loss | None] = {}  # None: it can be used
         self._warned = False
 
     # --- For the master ------------------------------------------------------------------------
@@ -154,6 +163,7 @@ class Scoreboard:
         if slot is None:
             self._warn(f"more than {MAX_WORKERS} workers")
             return None
+        self._last_losses |= self._losses()  # who has found them may end before this one can look
         self._allocated.add(slot)
         self._words[_HIGHEST_SLOT] = max(self._words[_HIGHEST_SLOT], slot)
         self._words[_HIGHEST_SLOT + slot] = _COMING
@@ -182,7 +192,7 @@ class Scoreboard:
                 continue
             current = row.current
             if current[metrics.REACHABLE] != metrics.UNKNOWN:
-                self._last_reachable[row.texts[0]] = current[metrics.REACHABLE]
+                self._last_losses[row.texts[0]] = _loss(current)
             for i in range(metrics.FIRST_GAUGE):
                 row.retired[i] += current[i]
             for i in range(metrics.ROW_LENGTH):
@@ -235,17 +245,26 @@ class Scoreboard:
         start = _LOADS + (slot - 1) * LOAD_BYTES
         return LoadRow(memoryview(self._memory)[start : start + LOAD_BYTES])
 
-    def unreachable(self, at_start: Iterable[str]) -> list[str]:
-        """Returns the aliases of the databases that could not be reached when last tried.
+    def unreachable(self, at_start: Iterable[str]) -> dict[str, Loss]:
+        """Returns the databases that could not be used when last tried, by alias.
 
-        :param at_start: those that could not be reached before there was any worker.
+        :param at_start: those that could not be used before there was any worker.
         """
-        found = {alias: float(metrics.NO) for alias in at_start} | self._last_reachable
-        for snapshot in self.read():
-            reachable = snapshot.current[metrics.REACHABLE]
-            if reachable != metrics.UNKNOWN:
-                found[snapshot.alias] = reachable
-        return [alias for alias, reachable in found.items() if reachable == metrics.NO]
+        found = dict.fromkeys(at_start, Loss()) | self._last_losses | self._losses()
+        return {alias: loss for alias, loss in found.items() if loss is not None}
+
+    def _losses(self) -> dict[str, Loss | None]:
+        known = (s for s in self.read() if s.current[metrics.REACHABLE] != metrics.UNKNOWN)
+        return {snapshot.alias: _loss(snapshot.current) for snapshot in known}
+
+    def is_used(self, alias: str) -> bool:
+        """Returns whether a worker that goes on can use the database."""
+        ending = self.ending()
+        return any(
+            s.current[metrics.REACHABLE] == metrics.YES and s.slot not in ending
+            for s in self.read()
+            if s.alias == alias
+        )
 
     # --- For readers ---------------------------------------------------------------------------
 
@@ -374,3 +393,10 @@ class Scoreboard:
         if not self._warned:
             self._warned = True
             log.warning("the status page does not show everything: there are %s", what)
+
+
+def _loss(current: Sequence[float]) -> Loss | None:
+    """Returns what a worker's row says of its database; None if it can be used."""
+    if current[metrics.REACHABLE] != metrics.NO:
+        return None
+    return Loss(current[metrics.LOST], bool(current[metrics.LOGIN_REFUSED]))

@@ -287,6 +287,27 @@ def test_a_wrong_password(status: StartStatus, mariadb: Server) -> None:
     assert [route["route"] for route in it.stats()["routes"]] == ["quick"], "probes are no use"
 
 
+def test_a_password_that_is_corrected_with_a_hup(
+    status: StartStatus, mariadb: Server, tmp_path: Path
+) -> None:
+    """The workers that were refused have ended by the time at which others can tell of it."""
+    database = mariadb.create_database()
+    file = tmp_path / "password"
+    file.write_text("not this one")
+    settings = f'DATABASES["default"]["PASSWORD"] = open({str(file)!r}).read()'
+    it = shop(status, "-w", "2", database=database, django=settings)
+    it.site.server.wait_for_log("refuses the login: Access denied for user", times=2)
+    before = it.site.server.worker_pids()
+    file.write_text(str(database.django()["PASSWORD"]))
+    it.site.server.signal(signal.SIGHUP)
+    again = "database 'default' lets the user log in again after"
+    log = it.site.server.wait_for_log(again)
+    assert re.search(rf"\[WARNING\] {again} \d+\.\ds$", log, re.M)
+    wait_until(lambda: not it.site.server.worker_pids() & before)
+    wait_until(lambda: it.get("/readyz").status == 200)
+    assert it.site.server.log.count(again) <= 2, "two that come at once may both be the first"
+
+
 def test_a_server_that_others_fill_while_it_is_used(
     status: StartStatus, start_mariadb: Callable[..., Server]
 ) -> None:

@@ -432,6 +432,39 @@ def test_a_server_that_is_full_is_not_called_down_nor_one_that_is_down_full(it: 
     assert len(it.lines) == 5
 
 
+@pytest.mark.parametrize(
+    ("refused", "what"), [(True, "lets the user log in again"), (False, "is back")]
+)
+def test_the_end_of_what_former_workers_have_told_of_is_told_by_the_first(
+    it: Watched, refused: bool, what: str
+) -> None:
+    since = time.monotonic() - 40
+    it.reachability.inherit(since, refused=refused, is_used=lambda: False)
+    assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (NO, refused)
+    assert it.pool.row[metrics.LOST] == pytest.approx(since)
+    it.connect(None)
+    settle(lambda: bool(it.lines))
+    (line,) = it.lines
+    assert re.fullmatch(rf"database 'default' {what} after 4\d\.\ds", line.text)
+    it.reachability.lose(logged=False)  # another one, which nobody has told of
+    it.connect(None)
+    it.reachability.inherit(since, refused=refused, is_used=lambda: True)  # who has told of it
+    it.connect(None)
+    it.reachability.inherit(0.0, refused=refused, is_used=lambda: False)  # nobody has
+    it.connect(None)
+    settle()
+    assert len(it.lines) == 1
+    assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (YES, 0)
+
+
+def test_a_worker_that_has_told_of_it_itself_tells_of_its_end(it: Watched) -> None:
+    it.reachability.inherit(time.monotonic() - 40, refused=False, is_used=lambda: True)
+    it.connect(NO_SERVER)
+    it.connect(None)
+    settle(lambda: bool(it.with_text(BACK)))
+    assert it.lines[-1].text.endswith("; failed attempts to connect: 1")
+
+
 def test_an_error_that_is_no_outage_is_logged_with_what_helps(it: Watched) -> None:
     it.connect(OperationalError(2026, "SSL connection error"))
     settle(lambda: bool(it.lines))

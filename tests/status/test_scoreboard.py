@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import time
@@ -17,7 +18,7 @@ from pooled_serve.pool import metrics
 from pooled_serve.pool.metric import Kind
 from pooled_serve.status import scoreboard as module
 from pooled_serve.status.load import LoadRow
-from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, PoolRow, Scoreboard
+from pooled_serve.status.scoreboard import MAX_POOLS, MAX_WORKERS, Loss, PoolRow, Scoreboard
 from pooled_serve.status.stats import as_stats
 from support.processes import forked
 
@@ -325,13 +326,39 @@ def test_it_is_stopping_from_when_the_master_is_told() -> None:
 
 def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
     scoreboard = Scoreboard()
-    assert scoreboard.unreachable(["a", "b"]) == ["a", "b"]
+    assert [*scoreboard.unreachable(["a", "b"])] == ["a", "b"]
     slot = _allocated(scoreboard)
     scoreboard.register(slot)
     for alias, reachable in (("a", metrics.YES), ("c", metrics.NO)):
         row = scoreboard.pool_row(slot, alias)
         assert row is not None
         row.current[metrics.REACHABLE] = reachable
-    assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
+        row.current[metrics.LOST], row.current[metrics.LOGIN_REFUSED] = 7.0, 1.0
+    known = {"b": Loss(), "c": Loss(7.0, refused=True)}
+    assert scoreboard.unreachable(["a", "b"]) == known
+    assert [scoreboard.is_used(alias) for alias in "abc"] == [True, False, False]
+    worker = _forked_with(scoreboard)
     scoreboard.retire(slot)
-    assert scoreboard.unreachable(["a", "b"]) == ["b", "c"]
+    assert scoreboard.unreachable(["a", "b"]) == known
+    assert worker.unreachable(["a", "b"]) == known, "also if the former ones have ended meanwhile"
+    assert not scoreboard.is_used("a")
+
+
+def test_a_worker_that_ends_speaks_for_no_other() -> None:
+    scoreboard = Scoreboard()
+    slot = _allocated(scoreboard)
+    scoreboard.register(slot)
+    row = scoreboard.pool_row(slot, "a")
+    assert row is not None
+    row.current[metrics.REACHABLE] = metrics.YES
+    assert scoreboard.is_used("a")
+    scoreboard.mark_stopping(slot)
+    assert not scoreboard.is_used("a")
+
+
+def _forked_with(scoreboard: Scoreboard) -> Scoreboard:
+    """What the worker has that is forked next: the same memory, and a copy of the rest."""
+    _allocated(scoreboard)
+    forks: Scoreboard = copy.copy(scoreboard)
+    forks._last_losses = dict(scoreboard._last_losses)
+    return forks
