@@ -61,7 +61,7 @@ def a_route_is_counted_in_few_calls_and_in_none_without_a_status_page() -> list[
     without, of_routes = calls(request, "pooled_serve"), calls(request, "/routes.py")
     scoreboard = Scoreboard()
     slot = scoreboard.allocate() or 0
-    patch.join_scoreboard(partial(scoreboard.pool_row, slot), scoreboard.route_table(slot), [])
+    patch.join_scoreboard(partial(scoreboard.pool_row, slot), scoreboard.route_table(slot), {})
     request()
     found = [of_routes, calls(request, "pooled_serve") - without]
     leases = {row[:2]: row.numbers[0] for row in scoreboard.read_routes()[slot]}
