@@ -228,7 +228,7 @@ def join_scoreboard(
     unreachable: Mapping[str, Loss],
     usual_hold: Callable[[], float] = float,
     all_hang: Callable[..., bool] = nobody_hangs,
-    is_used: Callable[[str], bool] = nobody_hangs,
+    is_used: Callable[[str], bool] = lambda alias: False,
 ) -> None:
     """Put this worker's present and future pools on the scoreboard.
 
