@@ -32,6 +32,28 @@ _BARS = "▁▂▃▄▅▆▇█"
 _CHART = 50  # columns, of six seconds each
 
 
+TOTALS = {
+    "acquired": "acquired_total",
+    "after a wait": "waited_total",
+    "refused": "timeouts_total",
+    "opened": "opened_total",
+    "closed": "closed_total",
+    "reset": "reset_total",
+    "pinned": "pinned_total",
+    "refused early": "shed_total",
+    "failed": "failed_total",
+    "unanswered": "unanswered_total",
+    "database lost": "outages_total",
+    "waited for the database": "outage_waits_total",
+    "ran again": "retried_total",
+    "ended at the server": "killed_total",
+    "client gone": "client_gone_total",
+    "connect errors": "connect_errors_total",
+    "held too long": "leaked_total",
+}
+"""What is told since the start, in the words and the order of the page for browsers."""
+
+
 def page(stats: Mapping[str, Any], charts: Mapping[str, Any]) -> str:
     """Returns the page.
 
@@ -130,6 +152,7 @@ def _pool(
             top = max(highest, cap or 0) if key == "in_use" else highest
             yield f"{name:8} {_sparkline(values, top)} 5 min, ≤ {count(highest)}"
     yield from _peaks(pool)
+    yield from _totals(pool)
     if host := stats["hosts"].get(alias):
         yield (
             f"host     {count(host['taken'])} of {count(host['limit'])} taken, lent"
@@ -179,6 +202,27 @@ def _peaks(pool: Mapping[str, Any]) -> Iterator[str]:
     windows = " · ".join(pool["peaks"])
     yield f"most     in use {of('in_use', count)}   waiting {of('waiting', count)}   in {windows}"
     yield f"         wait {of('wait_seconds', duration)}   (without outages and hangs)"
+
+
+def _totals(pool: Mapping[str, Any]) -> Iterator[str]:
+    """What was counted since the start; what never was is left out."""
+    told = []
+    for name, key in TOTALS.items():
+        number: Any = pool.get(key) or 0
+        by_reason = number if isinstance(number, Mapping) else {}
+        total = sum(by_reason.values()) if isinstance(number, Mapping) else number
+        if not total and name != "acquired":
+            continue
+        parts = (_whole(f"{reason} {count(n)}") for reason, n in by_reason.items() if n)
+        told.append(_whole(f"{name} {count(total)}") + f" ({', '.join(parts)})" * bool(by_reason))
+    lines = textwrap.wrap(" · ".join(told), COLUMNS - 9)
+    for label, line in zip(("in all", *[""] * len(lines)), lines, strict=False):
+        yield f"{label:9}{line}".replace("\u00a0", " ")
+
+
+def _whole(text: str) -> str:
+    """A number and its name stay on one line."""
+    return text.replace(" ", "\u00a0")
 
 
 def _workers(stats: Mapping[str, Any], alias: str) -> Iterator[str]:

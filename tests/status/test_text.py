@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from pooled_serve.status import words
 from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
 from pooled_serve.status.sentence import Sentence, as_json
-from pooled_serve.status.text import COLUMNS, advice_page, page
+from pooled_serve.status.text import COLUMNS, TOTALS, advice_page, page
 from support.answers import Answers, a_route, recent
 from support.ports import free_port
 from support.site import VIEWS
@@ -61,6 +62,21 @@ def test_it_has_the_numbers_of_a_real_server(status: StartStatus) -> None:
     assert f"= {pool['idle']} idle" in text
     assert "GET run" in text
     assert it.get("/", "HEAD", Accept="*/*").body == b""
+
+
+def test_it_has_what_was_counted_since_the_start_as_the_page_for_browsers_has() -> None:
+    html = (files("pooled_serve.status") / "page.html").read_text()
+    (totals,) = re.findall(r"^function totals\(.*?^}", html, re.M | re.S)
+    shown = dict(re.findall(r'"([a-z ]+)", pool\.([a-z_]+_total)', totals))
+    assert {**shown, "refused": "timeouts_total"} == TOTALS
+    reasons = {"surplus": 120, "age": 4, "reset failed": 3, "lent": 100, "dead": 0}
+    counted = {"closed_total": reasons, "outage_waits_total": 33, "shed_total": 3}
+    text = page(full(acquired_total=123_456, timeouts_total=12, pinned_total={}, **counted), {})
+    assert (
+        "in all   acquired 123,456 · refused 12 · closed 227 (surplus 120, age 4,\n"
+        "         reset failed 3, lent 100) · refused early 3 ·\n"
+        "         waited for the database 33\n"
+    ) in text
 
 
 def full(**pool: Any) -> dict[str, Any]:
