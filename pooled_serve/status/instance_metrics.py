@@ -19,6 +19,12 @@ INSTANCE_METRICS = (
         "the log.",
     ),
     (
+        Kind.GAUGE,
+        "starting",
+        "Workers that are yet to serve, and load the project. If it rises and stays, that takes "
+        "long: see the log.",
+    ),
+    (
         Kind.COUNTER,
         "worker_deaths_total",
         "Workers that ended without being told to. If it rises, they are killed (for want of "

@@ -218,6 +218,7 @@ class StatusServer:
             "app": self._worker.app.app_uri,
             "uptime_seconds": self._scoreboard.uptime,
             "stopping": self._scoreboard.stopping,
+            "starting": self._scoreboard.starting,
             "worker_deaths_total": self._scoreboard.deaths,
             "worker_death_ago_seconds": self._scoreboard.death_ago(now),
             "cpus": _cpus(),
@@ -261,6 +262,7 @@ class StatusServer:
             "workers": len(self._scoreboard.workers()),
             "worker_deaths_total": self._scoreboard.deaths,
             "stopping": self._scoreboard.stopping,
+            "starting": self._scoreboard.starting,
             "cpus": _cpus(),
         }
         snapshots, now = self._read(), time.monotonic()

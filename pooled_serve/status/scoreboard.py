@@ -348,6 +348,11 @@ class Scoreboard:
         return {slot for slot, pid in enumerate(self._words[1:_HIGHEST_SLOT], 1) if pid < 0}
 
     @property
+    def starting(self) -> int:
+        """How many workers are about to serve, and load the project."""
+        return self._words[_HIGHEST_SLOT + 1 : _ENDING].tolist().count(_COMING)
+
+    @property
     def stopping(self) -> bool:
         """Whether the master is about to end; or every worker is stopping, or there is none, and
         none is about to serve: in a reload the old ones stop while the new ones load the project,

@@ -84,6 +84,8 @@ def advice_page(stats: Mapping[str, Any]) -> str:
 
 def _head(stats: Mapping[str, Any]) -> Iterator[str]:
     workers = plural(len(stats["workers"]), "worker")
+    if starting := stats.get("starting"):
+        workers += f", {count(starting)} starting"
     cpu = f" · CPU {_cpu(stats['workers'][0])}" if len(stats["workers"]) == 1 else ""
     mode = f" · {stats['pool_mode']} mode" if stats.get("pool_mode") else ""
     facts = f"{workers}{cpu}{mode} · up {span(stats['uptime_seconds'])}"

@@ -63,6 +63,7 @@ UNUSED = {
         "worker_cpu_seconds_total",
         "cpus",
         "stopping",
+        "starting",
     ),
 }
 

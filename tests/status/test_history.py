@@ -423,3 +423,13 @@ def test_workers_that_lend_each_other_connections_never_seem_to_have_more_than_t
         told = with_history(stats, snapshots, History(), 100.0)
         assert told["pools"]["default"]["in_use"] == in_use
         assert [worker["pools"]["default"]["in_use"] for worker in told["workers"]] == [7, 7]
+
+
+@pytest.mark.parametrize(("phase", "asked"), [(0.1, 0.05), (0.1, 0.95), (0.9, 0.05), (0.9, 0.95)])
+def test_the_last_ten_seconds_are_ten(phase: float, asked: float) -> None:
+    """Whenever in a second the samples are taken, and whenever somebody asks."""
+    history, pool = History(), Pool()
+    watch(history, [pool], *(second + phase for second in range(1000, 1030)))
+    before = history.before("default", 1029 + asked)
+    assert before is not None
+    assert round(1029 + asked - before.at) == RECENT_SECONDS

@@ -111,8 +111,8 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
                         continue
                     of_worker = value(f"pooled_serve_worker_{name}", worker=slot)
                     assert abs(of_worker - worker[name]) < 30
-        elif key == "stopping":
-            assert value("pooled_serve_stopping") == number == 0
+        elif key in ("stopping", "starting"):
+            assert value(f"pooled_serve_{key}") == number == 0
         elif key == "worker_death_ago_seconds":
             assert number is None, "none has; Prometheus knows when the number of them has risen"
         elif key == "worker_deaths_total":

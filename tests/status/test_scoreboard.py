@@ -279,6 +279,17 @@ def test_a_pool_row_is_whole_words() -> None:
     assert module._POOL_ROW_BYTES % 8 == module._SLOT_BYTES % 8 == module._HEAD_BYTES % 8 == 0
 
 
+def test_it_knows_how_many_workers_are_yet_to_serve() -> None:
+    scoreboard = Scoreboard()
+    first, second, third = (scoreboard.allocate() or 0 for _ in range(3))
+    assert scoreboard.starting == 3
+    scoreboard.register(first)
+    assert (len(scoreboard.workers()), scoreboard.starting) == (1, 2)
+    scoreboard.retire(second)  # it could not load the project
+    scoreboard.register(third)
+    assert scoreboard.starting == 0
+
+
 def test_it_is_stopping_when_no_worker_is_to_stay() -> None:
     scoreboard = Scoreboard()
     first, second = _allocated(scoreboard), _allocated(scoreboard)

@@ -29,7 +29,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     stats = it.stats()
     assert set(stats) == {
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
-        *("findings", "advice", "cpus", "pool_mode", "stopping"),
+        *("findings", "advice", "cpus", "pool_mode", "stopping", "starting"),
         *("worker_deaths_total", "worker_death_ago_seconds"),
     }
     assert stats["hosts"] == {}

@@ -79,6 +79,11 @@ def test_it_has_what_was_counted_since_the_start_as_the_page_for_browsers_has() 
     ) in text
 
 
+@pytest.mark.parametrize(("starting", "facts"), [(0, "20 workers · "), (2, "20 workers, 2 start")])
+def test_it_tells_of_workers_that_are_yet_to_serve(starting: int, facts: str) -> None:
+    assert facts in page(full() | {"starting": starting}, {})
+
+
 def full(**pool: Any) -> dict[str, Any]:
     """With all that a real server has."""
     lately = dict.fromkeys(
