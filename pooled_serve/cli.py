@@ -28,7 +28,14 @@ EXAMPLES = (
 ESSENTIAL, START, MORE = "Connection Pool", "Start", "More about the Pool"
 
 
-SUBCOMMANDS = {"check": " --check", "run": "", "runserver": "", "serve": "", "start": ""}
+SUBCOMMANDS = {
+    "check": " --check",
+    "gunicorn": "",
+    "run": "",
+    "runserver": "",
+    "serve": "",
+    "start": "",
+}
 """First words of other commands, and the option that does the same here."""
 
 
@@ -195,14 +202,26 @@ def serve(
 
 
 def _too_many(arguments: list[str]) -> StartupError:
-    words = [word for word in arguments if word in SUBCOMMANDS]
-    app, *more = [word for word in arguments if word not in SUBCOMMANDS] or [""]
-    if words:
-        from pooled_serve.preflight import project
+    from pooled_serve.preflight import project
 
+    words = [word for word in arguments if word in SUBCOMMANDS]
+    # As runserver takes it.
+    ports = [word for word in arguments if re.fullmatch(r"([\w.]*:)?\d+", word)]
+    app, *more = [word for word in arguments if word not in (*SUBCOMMANDS, *ports)] or [""]
+    if words or (ports and not more):
         app = project.named_as_module(app)
-        problem = f"there is no command {words[0]!r}; the application is the only argument"
-        return startup_error("PS401", problem, f"use pooled-serve {app}{SUBCOMMANDS[words[0]]}")
+        problem = f"there is no command {(words or ports)[0]!r}"
+        if not words:
+            problem = f"{ports[0]} is no option"
+        bind = f" -b {ports[0]}" if ports and ":" in ports[0] else ""
+        bind = bind or (f" -b 127.0.0.1:{ports[0]}" if ports else "")
+        said = f"{problem}; the application is the only argument"
+        does = SUBCOMMANDS[words[0]] if words else ""
+        return startup_error("PS401", said, f"use pooled-serve {app}{does}{bind}")
+    if dashes := [word for word in arguments if word[:1] in ("–", "—")]:
+        meant = "--" + dashes[0].lstrip("–—-")
+        problem = f"{dashes[0]} begins with a long dash, as word processors make of two"
+        return startup_error("PS401", problem, f"use {meant}")
     rest = " ".join(more)
     problem = f"an argument too many after the application {app}: {rest}"
     hint = f"leave out {rest}, or put the option that it is for before it; see pooled-serve --help"

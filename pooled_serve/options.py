@@ -80,8 +80,15 @@ def seconds(value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError(f"must be a number of seconds above 0, not {value!r}{REMEDY}{EXAMPLE}10")
+        use = f"{EXAMPLE}10"
+        if isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value.strip())):
+            use = f"{EXAMPLE}{int(found[1]) * _UNITS[found[2][0]]}"
+        raise ValueError(f"must be a number of seconds above 0, not {value!r}{REMEDY}{use}")
     return number
+
+
+_WITH_UNIT = re.compile(r"([1-9]\d{0,5}) ?(s|sec|seconds|m|min|minutes|h|hours|d|days)")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds_or_none(value: object) -> float:
@@ -378,7 +385,12 @@ def from_environment(environ: Mapping[str, str]) -> list[tuple[Option, str]]:
             option.parse(text)
         except ValueError as error:
             name = option.variable
-            raise ValueError(f"{name}: {complaint(error, f'{name}=')}") from None
+            said = complaint(error, f"{name}=")
+            bare = text.strip().strip("'\"")
+            with contextlib.suppress(ValueError):
+                option.parse(bare)
+                said = f"{said.partition(REMEDY)[0]}{REMEDY}use {name}={bare}, without the quotes"
+            raise ValueError(f"{name}: {said}") from None
         found.append((option, text))
     return found
 

@@ -30,6 +30,7 @@ _KEYS = (
 )
 _KEY_CUTOFF = 0.8
 """Of difflib's ratio, for a key that may have been meant: "PASSWD" has 0.86 of "PASSWORD"."""
+_MYSQL = "django.db.backends.mysql"
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
 
 
@@ -152,6 +153,16 @@ def _wrong(alias: str, settings: Mapping[str, Any], name: str, wanted: str, hint
     shown = repr(value) if name in ("PORT", "CONN_MAX_AGE") else f"of type {type(value).__name__}"
     text = f"{name} of the database {alias!r} is {shown}, not {wanted}"
     return startup_error("PS110", text, f"correct DATABASES in the settings: use {hint}")
+
+
+def without_engine(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Databases that Django takes for none, though something is said of them."""
+    for alias, one in settings.items():
+        said = [name for name in ("NAME", "HOST", "USER") if one[name]]
+        if one["ENGINE"] == "django.db.backends.dummy" and said:
+            text = f"there is {said[0]}, and no ENGINE, so each query will fail"
+            hint = f'write "ENGINE": {_MYSQL!r} in DATABASES'
+            yield Finding(Level.WARN, "PS110", alias, text, hint)
 
 
 def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def blame(error: BaseException, settings: str) -> tuple[str, str] | None:
     if (behind := _setting_behind(error)) is None:
         return None
     setting, value = behind
-    remedy = ""
+    remedy = engine_meant(value) if setting.startswith("ENGINE") else ""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and not _is_in(missing, value):  # what it names is there, and imports something else
         named = _setting_that_names(missing)
@@ -78,6 +78,44 @@ def blame(error: BaseException, settings: str) -> tuple[str, str] | None:
         remedy or f"correct {setting} of {settings}, or install what it names",
         f"  {setting} of {settings}, {value!r}: {_in_a_line(error)}",
     )
+
+
+def engine_meant(value: object) -> str:
+    """Returns the remedy for an engine's name that is nearly one of Django's; empty for others."""
+    words = {"mysql": "mysql", "maria": "mysql", "postg": "postgresql", "sqlite": "sqlite3"}
+    package, _, last = str(value).rpartition(".")
+    if package not in ("", "django.db", "django.db.backends", "django.db.backend"):
+        return ""
+    meant = next((name for word, name in words.items() if word in last.lower()), None)
+    right = f"django.db.backends.{meant}"
+    return f"write {right!r} as ENGINE in DATABASES" if meant and right != value else ""
+
+
+def missing_remedy(error: BaseException) -> str:
+    """Returns the remedy for a variable that the environment lacks, or a package that is not
+    installed; empty for other errors."""
+    if isinstance(error, KeyError) and error.args:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if frames and frames[-1].f_globals is vars(os):  # os.environ
+            return f"set the variable {error.args[0]} in the environment of this command"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if not Path(package).exists() and package not in sys.modules:
+            python = f"{_python()} -m pip install"
+            return f"install the package that has {package} where pooled-serve is ({python} ...)"
+    return ""
+
+
+def first_unreadable() -> str | None:
+    """Returns the first place that this user would have to read, and may not: the folders of
+    Python, its environment and the project."""
+    places = (
+        os.path.dirname(os.__file__),
+        sys.prefix,
+        os.path.dirname(os.path.dirname(__file__)),
+        ".",
+    )
+    return next((os.path.abspath(p) for p in places if not os.access(p, os.R_OK | os.X_OK)), None)
 
 
 def _is_in(module: str, name: object) -> bool:

@@ -27,6 +27,7 @@ from pooled_serve.errors import (
 from pooled_serve.preflight.failures import (
     SETTINGS_VARIABLE,
     blame,
+    missing_remedy,
     traceback_command,
     where,
 )
@@ -55,8 +56,10 @@ def _refuse_path(app: str, name: str) -> None:
         return
     dotted, folder = as_module(name)
     there = _wsgi_modules()
-    if dotted == "manage" or not dotted:
-        hint = f"use {', '.join(there)}" if there else "use the module's name, as in myproject.wsgi"
+    if there and (dotted in ("manage", "") or not os.path.exists(name)):
+        hint = f"use {', '.join(there)}"
+    elif dotted == "manage" or not dotted:
+        hint = "use the module's name, as in myproject.wsgi"
     else:
         hint = _use(dotted, folder)
     raise startup_error(
@@ -91,7 +94,7 @@ def _refuse_configured(app: str) -> None:
 
 def is_path(name: str) -> bool:
     """Whether a name is that of a file instead of a module's."""
-    return "/" in name or name.endswith(".py")
+    return "/" in name or name.endswith(".py") or bool(name and not name.strip("."))
 
 
 def named_as_module(app: str) -> str:
@@ -163,7 +166,7 @@ def _import_failed(name: str, error: BaseException, given: str = "") -> StartupE
             f"{name} uses Django's settings, but names no settings module",
             f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
         )
-    hint, detail = "correct the error above", where(error)
+    hint, detail = missing_remedy(error) or "correct the error above", where(error)
     if (blamed := blame(error, settings)) is not None:
         hint, detail = blamed
     return startup_error(
@@ -174,14 +177,20 @@ def _import_failed(name: str, error: BaseException, given: str = "") -> StartupE
     )
 
 
+_NO_SETTINGS = frozenset(
+    ("__init__", "admin", "apps", "asgi", "manage", "models", "tests", "urls", "views", "wsgi")
+)
+"""Modules that Django's projects have beside them."""
+
+
 def _nearest_settings(name: str) -> str | None:
     """Returns the module that was meant, of those beside it, and those named settings."""
     files = [*Path.cwd().glob("*/settings.py"), *Path.cwd().glob("*/settings/*.py")]
     files += Path.cwd().joinpath(*name.split(".")).parent.glob("*.py")
     known = {".".join(f.relative_to(Path.cwd()).with_suffix("").parts) for f in files}
-    known -= {name for name in known if name.endswith("__init__")}
+    known = {name for name in known if name.rpartition(".")[2] not in _NO_SETTINGS}
     found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
-    return found[0] if found else None
+    return next(iter(found or (known if len(known) == 1 else ())), None)
 
 
 def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
@@ -189,6 +198,14 @@ def _attribute(module: ModuleType, attribute: str, app: str) -> Any:
         # "create_app('production')" is gunicorn's syntax; so are the messages.
         from gunicorn import util
 
+        bare = attribute.removesuffix("()")
+        found = getattr(module, bare, None)
+        if bare != attribute and callable(found) and not isinstance(found, type | FunctionType):
+            raise startup_error(
+                "PS103",
+                f"{module.__name__}:{bare} is the application itself, and makes none",
+                f"use {module.__name__}:{bare}, without parentheses",
+            )
         try:
             return util.import_app(app)
         except Exception as error:
@@ -296,6 +313,18 @@ def host_warnings() -> Iterator[Finding]:
         text = "DEBUG is off and ALLOWED_HOSTS is empty: every request will get 400"
         hint = 'list the host names of the site, as in ALLOWED_HOSTS = ["www.example.com"]'
         yield Finding(Level.WARN, "PS113", "", text, hint)
+
+
+def secret_notes() -> Iterator[Finding]:
+    """Tell of a SECRET_KEY that Django refuses to give, at the first request that signs."""
+    from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured
+
+    try:
+        settings.SECRET_KEY  # noqa: B018 - looked at when it is read
+    except ImproperlyConfigured:
+        text = "it is empty: whatever signs (sessions, forms, the admin) fails with a 500"
+        yield Finding(Level.NOTE, "", "SECRET_KEY", text)
 
 
 def migration_notes() -> Iterator[Finding]:

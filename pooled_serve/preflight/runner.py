@@ -129,6 +129,9 @@ def _report(app: str, *, check: bool) -> ProjectReport:
     default = next((report for report in reports if report.alias == "default"), None)
     if check and default and default.facts and not databases.lacks_name(default):
         doubts += _in_time(project.migration_notes)
+    if check:
+        doubts += project.secret_notes()
+    doubts += databases.without_engine(connections.settings)
     connections.close_all()  # that the project itself has opened
     return ProjectReport(
         app=app if ":" in app else f"{app}:{project.DEFAULT_ATTRIBUTE}",

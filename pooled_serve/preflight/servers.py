@@ -26,12 +26,13 @@ ANSWER_TIMEOUT_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def usable(problem: str) -> Iterator[None]:
+def usable(problem: str, hint: str = "") -> Iterator[None]:
     """Turn errors in the body, which wrong DATABASES cause, into a StartupError.
 
+    :param hint: the remedy; without it a general one.
     :raises StartupError: PS102, with the problem and the original error.
     """
-    hint = "correct DATABASES in the settings, or install what it needs"
+    hint = hint or "correct DATABASES in the settings, or install what it needs"
     try:
         yield
     except StartupError:
@@ -61,7 +62,8 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
     from pooled_serve.backend import patch
 
     engine = settings["ENGINE"]
-    with usable(f"the engine {engine!r} of the database {alias!r} cannot be loaded"):
+    said = f"the engine {engine!r} of the database {alias!r} cannot be loaded"
+    with usable(said, failures.engine_meant(engine)):
         wrapper = connections[alias]
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine

@@ -28,19 +28,18 @@ from pooled_serve.errors import (
 )
 from pooled_serve.pool.host import Host
 from pooled_serve.preflight.budget import plural
-from pooled_serve.preflight.failures import where
+from pooled_serve.preflight.failures import first_unreadable, where
 from pooled_serve.preflight.plan import Plan, make_plan
 from pooled_serve.preflight.project import NO_URLS, named_as_module, url_warnings
 from pooled_serve.preflight.reports import ProjectReport
-from pooled_serve.serve import addresses, early, names, signals
+from pooled_serve.serve import addresses, early, names, signals, values
 from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import (
     HOST_VARIABLE,
-    PROGRAM,
     Config,
-    bad_value,
 )
 from pooled_serve.serve.loggers import loggers_stay_enabled
+from pooled_serve.serve.values import PROGRAM, bad_value
 from pooled_serve.serve.written import COMMAND_LINE, GUNICORNS_VARIABLES
 from pooled_serve.status.scoreboard import Scoreboard
 from pooled_serve.tuning import gc as collector
@@ -121,7 +120,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
             raise startup_error(
                 "PS403",
                 f"the configuration file {location} cannot be used",
-                early.remedy(failed) or "correct it, or name another with -c FILE",
+                early.remedy(failed)
+                or names.one_dash(location, self.cfg.settings)
+                or "correct it, or name another with -c FILE",
                 where(failed),
             ) from error
         finally:
@@ -155,7 +156,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         for name, variable in GUNICORNS_VARIABLES.items():
             self.cfg.written.add(variable, {name: self.cfg.env_orig.get(variable)})
         self.cfg.check_bind()
-        self.cfg.check_env()
+        values.check_env(self.cfg)
         # gunicorn would read these later, and crash on bad values
         env, _ = self.cfg.env, self.cfg.address
         early.refuse(env)
@@ -202,6 +203,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             *self._report.warnings,
             *names.unknown_variables(self.cfg.env_orig),
             *names.near_settings(self.cfg.file, self.cfg.file_values, self.cfg.settings),
+            *names.stray_words(self.cfg.stray_words, self.cfg.settings),
             *self.cfg.unread_file(),
         ]
         if not self.cfg.preload_app:  # else the master has patched before its hooks run
@@ -227,7 +229,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._former = self.cfg
         try:
             super().reload()
-            self.cfg.check_files()
+            values.check_files(self.cfg)
             if self.plan.contradictions:
                 raise StartupError(EXIT_PLAN, self.plan.contradictions)
             self.cfg.check_listeners(before[0])
@@ -269,7 +271,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         :raises StartupError: the project cannot be loaded.
         """
         self._is_check = check
-        self.cfg.check_files()
+        values.check_files(self.cfg)
         # The child and all workers inherit the modules that are imported before the fork.
         with compat.imports():
             from pooled_serve.driver import connection  # noqa: F401
@@ -303,6 +305,12 @@ class Application(WSGIApplication):  # type: ignore[misc]
                 f"({error.strerror})",
                 "start it as root, or leave them out",
             ) from None
+        if (unreadable := first_unreadable()) is not None:
+            raise startup_error(
+                "PS401",
+                f"--user, --group: user {os.geteuid()} may not read {unreadable}",
+                "put Python and the project where that user may read them, or name another user",
+            )
 
     def describe(self) -> str:
         """Returns the plan in full."""

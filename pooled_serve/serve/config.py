@@ -23,11 +23,10 @@ from pooled_serve.preflight.project import CONFIG_FILE
 from pooled_serve.preflight.reports import DatabaseReport
 from pooled_serve.serve import addresses, early, names, signals, values
 from pooled_serve.serve.loggers import loggers_stay_enabled
-from pooled_serve.serve.written import ARGUMENTS, Written
+from pooled_serve.serve.values import bad_value
+from pooled_serve.serve.written import ARGUMENTS, Written, named
 
 log = logging.getLogger("gunicorn.error")
-
-PROGRAM = "pooled-serve"
 
 HOST_VARIABLE = "_POOLED_SERVE_HOST"
 """Tells the new master, after USR2, of the descriptors that its workers share with the old ones."""
@@ -48,6 +47,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         # The configuration file, once it is read.
         self.file, self.file_values = "", dict[str, Any]()
         self.written = Written(self.settings)
+        self.stray_words: list[str] = []  # in GUNICORN_CMD_ARGS
 
     @property
     def address(self) -> list[Any]:
@@ -99,16 +99,6 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 said = f"{self.named('bind')}: there is no port {port[1:]!r}"
                 raise bad_value(said, values.PORTS)
 
-    def check_env(self) -> None:
-        """Reject variables for the workers that have no value."""
-        for text in self.settings["raw_env"].value:
-            if "=" not in text:
-                setting = self.settings["raw_env"]
-                raise bad_value(
-                    f"{self.named('raw_env')}: must be NAME=VALUE, not {text!r}",
-                    values.remedy(setting),
-                )
-
     def check_numbers(self) -> None:
         """Reject numbers that would end in gunicorn's traceback, or a division by zero here."""
         workers = self.workers
@@ -117,16 +107,6 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 f"{self.named('workers')}: must be a whole number above 0, not {workers}",
                 "use a whole number, as in 1: one for each CPU",
             )
-
-    def check_files(self) -> None:
-        """Reject files that are not there."""
-        for name in ("certfile", "keyfile"):
-            path = getattr(self, name)
-            if path and not os.path.exists(path):
-                raise bad_value(
-                    f"{self.named(name)}: there is no file {path}",
-                    "correct the path: it counts from the folder of the command, or --chdir",
-                )
 
     def check_status_address(self) -> None:
         """Reject a status page where the application is served."""
@@ -186,6 +166,9 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 "proxy keeps idle connections is enough (6 s, keepalive_timeout 4s in nginx)"
             )
             yield Finding(Level.NOTE, "", "keepalive", text)
+        if self.threads > 1:
+            text = "has no effect: gevent's worker serves each client in a greenlet of its own"
+            yield Finding(Level.NOTE, "", "threads", f"{self.named('threads')} {text}")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files != resource.RLIM_INFINITY and self.worker_connections >= files:
             text = (
@@ -386,6 +369,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                     arguments.append(option.flag if on else option.flag.replace("--", "--no-"))
         except ValueError as error:
             raise bad_value(str(error)) from None
+        self.stray_words = given.pop("args", [])
         self.written.add(ARGUMENTS, given)
         return arguments
 
@@ -400,7 +384,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if setting is None:
                 raise bad_value(str(error)) from None
             where = name if self.reads_file or not setting.cli else self.written.name(name, value)
-            written = f"{name} = " if where == name else f"{setting.cli[-1]} "
+            written = f"{name} = " if where == name else f"{named(setting)} "
             problem = values.problem(setting, value, options.complaint(error, written))
             if values.has_comma(setting, value):
                 problem = f"must not be a tuple, as {value!r} is{options.REMEDY}"
@@ -446,12 +430,3 @@ def _with_ports_as_text(value: object) -> object:
 def _remove_pidfile(arbiter: Any) -> None:
     if arbiter.pidfile is not None:
         arbiter.pidfile.unlink()
-
-
-def bad_value(problem: str, remedy: str = "") -> StartupError:
-    """Returns a usage error about one option.
-
-    :param problem: may end in " → " and a remedy, which then counts.
-    """
-    text, _, hint = problem.partition(options.REMEDY)
-    return startup_error("PS401", text, hint or remedy or f"see {PROGRAM} --help")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,23 @@ def unknown_variables(environ: Mapping[str, str]) -> list[Finding]:
         and name not in VARIABLES
         and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
     ]
+
+
+def stray_words(words: Sequence[str], known: Mapping[str, Any]) -> Iterator[Finding]:
+    """Words of GUNICORN_CMD_ARGS that are no options: gunicorn ignores them."""
+    flags = [flag for setting in known.values() for flag in setting.cli or ()]
+    for word in words[:1]:
+        meant = next((flag for flag in flags if flag.lstrip("-") == word.partition("=")[0]), None)
+        text = f"GUNICORN_CMD_ARGS: {' '.join(words)} has no effect, since {word} is no option"
+        hint = f"did you mean {meant}?" if meant else "leave it out, or name its option before it"
+        yield Finding(Level.WARN, "PS402", "", text, hint)
+
+
+def one_dash(location: str, known: Mapping[str, Any]) -> str:
+    """Returns the remedy for "-check", which is -c heck; empty if no option begins with that."""
+    meant = f"--c{location}"
+    flags = {"--check"} | {flag for setting in known.values() for flag in setting.cli or ()}
+    return f"use {meant}, with two dashes" if meant in flags else ""
 
 
 def near_settings(

@@ -1,11 +1,17 @@
-"""What a setting of gunicorn's takes, as the remedy for a value that it does not take."""
+"""What a setting of gunicorn's takes: values that are refused, with a remedy."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 from gunicorn.config import validate_string
+
+from pooled_serve.errors import StartupError, startup_error
+from pooled_serve.options import REMEDY
+
+PROGRAM = "pooled-serve"
 
 PORTS = "use a port from 1 to 65535"
 
@@ -72,3 +78,53 @@ def has_comma(setting: Any, value: object) -> bool:
     except Exception:
         return False
     return True
+
+
+def bad_value(text: str, hint: str = "") -> StartupError:
+    """Returns a usage error about one option.
+
+    :param text: may end in " → " and a remedy, which then counts.
+    """
+    said, _, use = text.partition(REMEDY)
+    return startup_error("PS401", said, use or hint or f"see {PROGRAM} --help")
+
+
+def check_env(cfg: Any) -> None:
+    """Reject variables for the workers that have no value."""
+    setting = cfg.settings["raw_env"]
+    for text in setting.value:
+        if "=" not in text:
+            said = f"{cfg.named('raw_env')}: must be NAME=VALUE, not {text!r}"
+            raise bad_value(said, remedy(setting))
+
+
+def check_files(cfg: Any) -> None:
+    """Reject files that are not there, or cannot be written."""
+    for name in ("certfile", "keyfile", "logconfig", "logconfig_json"):
+        path = getattr(cfg, name)
+        if path and not os.path.exists(path):
+            said = f"{cfg.named(name)}: there is no file {path}"
+            raise bad_value(
+                said, "correct the path: it counts from the folder of the command, or --chdir"
+            )
+    for name in ("errorlog", "accesslog", "pidfile"):
+        path = getattr(cfg, name)
+        if path and path != "-":
+            # A pidfile is written beside it first.
+            _check_writable(f"{cfg.named(name)}: {path}", path, in_place=name != "pidfile")
+
+
+def _check_writable(said: str, path: str, *, in_place: bool) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise bad_value(
+            f"{said} is in {folder}, which is no directory", "create it, or name another"
+        )
+    if os.path.isdir(path):
+        raise bad_value(
+            f"{said} is a directory", f"name a file in it, as in {path.rstrip('/')}/log"
+        )
+    target = path if in_place and os.path.exists(path) else folder
+    if not os.access(target, os.W_OK):
+        hint = f"let user {os.geteuid()} write to {target}, or name another"
+        raise bad_value(f"{said} cannot be written", hint)

@@ -22,6 +22,11 @@ _PAIR = re.compile(rf"(--?[a-z][a-z-]*)(?: ({_VALUE}))?")
 _RUN = re.compile(rf"(?<![\w-]){_OPTION}(?: {_OPTION})*")
 
 
+def named(setting: Any) -> str:
+    """Returns the longest of a setting's options: "--error-logfile", not "--log-file"."""
+    return str(max(setting.cli or [setting.name], key=len))
+
+
 @dataclass(frozen=True)
 class Place:
     """One place in which a setting was written."""
@@ -35,10 +40,10 @@ class Place:
     def name(self) -> str:
         """The setting as it is called there, and the source, if that is not the command line."""
         if self.source == COMMAND_LINE:
-            return str(self.setting.cli[-1])
+            return named(self.setting)
         if self._is_variable:
             return self.source
-        return f"{self.source}: {self.setting.name if self.in_file else self.setting.cli[-1]}"
+        return f"{self.source}: {self.setting.name if self.in_file else named(self.setting)}"
 
     @property
     def _is_variable(self) -> bool:
@@ -99,7 +104,7 @@ class Written:
         """
         places = self.places(name)
         place = next((p for p in places if p.value == value), places[0] if places else None)
-        return place.name if place else str((self._settings[name].cli or [name])[-1])
+        return place.name if place else named(self._settings[name])
 
     def as_written(self, text: str) -> str:
         """Returns a text in which each option that was written elsewhere than on the command line

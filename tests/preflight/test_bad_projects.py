@@ -200,9 +200,9 @@ PROJECTS = {
         for setting, value, settings, error in (
             (
                 "ENGINE in DATABASES",
-                "django.db.backends.mysqll",
-                "DATABASES['default']['ENGINE'] = 'django.db.backends.mysqll'",
-                "django.core.exceptions.ImproperlyConfigured: 'django.db.backends.mysqll' isn't an "
+                "django.db.backends.oracel",
+                "DATABASES['default']['ENGINE'] = 'django.db.backends.oracel'",
+                "django.core.exceptions.ImproperlyConfigured: 'django.db.backends.oracel' isn't an "
                 "available database backend or couldn't be imported. To use one",
             ),
             (
@@ -222,7 +222,7 @@ PROJECTS = {
     "app of the project's that fails": Case(
         "PS102",
         "mysite.wsgi exists",
-        "→ correct the error above",
+        "→ install the package that has no_such_thing where pooled-serve is (",
         settings="INSTALLED_APPS = ['notes.apps.NotesConfig']",
         files={"notes/__init__.py": "", "notes/apps.py": "\nimport no_such_thing"},
         output="notes/apps.py\", line 2: ModuleNotFoundError: No module named 'no_such_thing'\n",

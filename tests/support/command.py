@@ -14,6 +14,7 @@ import pytest
 from gunicorn.config import Chdir
 
 from pooled_serve import cli
+from pooled_serve.serve import early
 from support.serve import POOLED_SERVE, environment
 
 EXIT_USAGE, EXIT_PROJECT, EXIT_PLAN, EXIT_DATABASE = 2, 4, 5, 6
@@ -85,6 +86,7 @@ class Here:
         # Other tests may have imported Django, which the command refuses before gevent has patched.
         for name in ("django.conf", "django.db"):
             monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(early._watch, "place", "")
         # Two files of one size, written in the same second, would have the same bytecode.
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         for name in set(os.environ) - set(environment()):
