@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pooled_serve.errors import Finding, Level
+from conftest import MakeProject
+from pooled_serve.errors import EXIT_SERVER, Finding, Level
 from pooled_serve.options import BY_SETTING
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
 from pooled_serve.serve.config import Config
 from pooled_serve.serve.written import Written
-from support.command import EXIT_USAGE, Here
+from support.command import EXIT_USAGE, Here, run
+from support.django_project import SQLITE
 from support.plans import database
 
 idle, busy, hasty = database(), database(in_use=120), database(wait_timeout=30)
@@ -221,3 +224,13 @@ def test_only_what_was_written_elsewhere_is_rewritten() -> None:
         "use POOLED_SERVE_POOL_SIZE=4 and --max-outstanding 12, or bind = 'HOST:PORT' in my.py "
         "(ulimit -n), --check or -h HOST"
     )
+
+
+def test_an_address_in_use_is_changed_where_it_was_written(project: MakeProject) -> None:
+    folder = project(databases=SQLITE)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (folder / "gunicorn.conf.py").write_text(f"bind = '127.0.0.1:{port}'")
+        done = run("mysite.wsgi", cwd=folder)
+    remedy = "listen elsewhere with bind = 'HOST:PORT' in gunicorn.conf.py"
+    done.assert_one_problem("PS501", EXIT_SERVER, f"127.0.0.1:{port} is in use", remedy)
