@@ -38,7 +38,7 @@ LOOKS_SECONDS = 1.0
 """A look at what the connections in use do stands for the time since the last one, unless that was
 longer: the event loop was blocked, and what they have done meanwhile is not known."""
 
-NEWS_SECONDS = 5.0
+STALE_SECONDS = 5.0
 """What was heard of the server longer ago says nothing of now."""
 
 FAILED_OVER = "moved"
@@ -349,16 +349,17 @@ class PoolBase(Generic[C]):
         for listener in self._listeners:
             listener.asking(metrics.age(silence.asked, now))
 
-    def want_news(self) -> None:
-        """Somebody wants to know whether the server is there. If nobody uses the pool, and nothing
-        was heard of the server lately, the listeners are told, and may find out."""
+    def check_freshness(self) -> None:
+        """Somebody wants to know whether the server is there. If nobody waits for an answer of it,
+        and nothing was heard of it lately, the listeners are told, and may find out."""
         last = max((entry.idle_since for entry in self._idle[-1:]), default=0.0)
         heard = max(last, self._silence.answered)
-        if not heard or self._closed or self._entries.busy:
-            return  # never used, or those at work will tell
-        if self._clock() - heard >= NEWS_SECONDS:
+        asking = self.row[metrics.ASKING] or self._entries.in_transit
+        if not heard or self._closed or asking:
+            return  # never used, or those who ask will tell
+        if self._clock() - heard >= STALE_SECONDS:
             for listener in self._listeners:
-                listener.unheard()
+                listener.stale()
 
     def _note_outage(self, now: float) -> None:
         """Note until when the database could not be used, or requests wait that began to because

@@ -65,7 +65,7 @@ class PoolListener:
         """The oldest question has had no answer for this long, others may have; 0 if there is none.
         Called each time the gauges are read."""
 
-    def unheard(self) -> None:
+    def stale(self) -> None:
         """Somebody wants to know whether the server is there, and it was not heard of lately."""
 
     def retried(self, error: Exception) -> None:

@@ -150,13 +150,13 @@ class StatusServer:
             for slot, load in self._scoreboard.read_loads().items()
         }
 
-    def _want_news(self) -> None:
+    def _check_freshness(self) -> None:
         """Find out about databases that nobody uses; the next answer has what was found."""
         for pool in self._pools().values():
-            pool.want_news()
+            pool.check_freshness()
 
     def _read(self) -> list[Snapshot]:
-        self._want_news()
+        self._check_freshness()
         self.refresh_gauges()
         return self._scoreboard.read()
 
@@ -198,7 +198,7 @@ class StatusServer:
     def _readyz(self) -> Answer:
         if self._scoreboard.stopping:
             return Answer(UNAVAILABLE, "stopping\n")
-        self._want_news()
+        self._check_freshness()
         lost: dict[str, set[str]] = {}
         for each in self._scoreboard.read():
             if each.current[metrics.REACHABLE] == metrics.NO:

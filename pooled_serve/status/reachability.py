@@ -209,7 +209,7 @@ class Reachability(PoolListener):
                     self._slow_since = self.pool.row[metrics.OLDEST_STATEMENT]
                     self._slow_seconds = seconds
 
-    def unheard(self) -> None:
+    def stale(self) -> None:
         """Nobody has asked the server anything for a while, and somebody wants to know."""
         if not self.probing or self._out or time.monotonic() < self._ask_again_at:
             return
@@ -253,8 +253,12 @@ class Reachability(PoolListener):
             if is_answer(error):
                 return True
             in_vain = got_no_answer(error) or code_of(error) in HUNG_UP
-            # Any other one, such as a refusal by its host, says nothing of the statements.
-            return False if in_vain and shortage_behind(error) is None else None
+            if in_vain and shortage_behind(error) is None:
+                return False
+            # Any other one, such as a refusal by its host, says nothing of the statements. But
+            # newcomers would meet it, too, so the pool shall find out.
+            self.pool.probe()
+            return None
 
     # --- Lost ----------------------------------------------------------------------------------
 

@@ -111,31 +111,41 @@ class Curious(PoolListener):
 
     told = 0
 
-    def unheard(self) -> None:
+    def stale(self) -> None:
         self.told += 1
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(base.NEWS_SECONDS - 0.1, 0), (base.NEWS_SECONDS + 0.1, 1)]
+    ("seconds", "told"), [(base.STALE_SECONDS - 0.1, 0), (base.STALE_SECONDS + 0.1, 1)]
 )
-def test_news_are_old_after_a_while(make_pool: MakePool, seconds: float, told: int) -> None:
-    now, listener = 100.0, Curious()
-    pool = make_pool(clock=lambda: now, listeners=(listener,))
+def test_what_was_heard_is_stale_after_a_while(
+    make_pool: MakePool, seconds: float, told: int
+) -> None:
+    now, listener, asks = 100.0, Curious(), True
+    pool = make_pool(
+        clock=lambda: now, listeners=(listener,), awaits=lambda conn: "this" if asks else None
+    )
     now += 1000.0
-    pool.want_news()
+    pool.check_freshness()
     assert listener.told == 0, "it was never used"
     with leased(pool):
         pass
     now += seconds
     with leased(pool):
+        pool.refresh_gauges()
         now += seconds
-        pool.want_news()
-        assert listener.told == 0, "somebody is at work"
+        pool.check_freshness()
+        assert listener.told == 0, "somebody waits for an answer"
         now -= seconds
-    pool.want_news()
-    assert listener.told == 0, "the last one has just come back"
+        asks = False
+        pool.refresh_gauges()  # there is one
+        now += seconds
+        pool.check_freshness()
+        assert listener.told == told, "who has a connection, and asks nothing, hears nothing"
+    pool.check_freshness()
+    assert listener.told == told, "the last one has just come back"
     now += seconds
-    pool.want_news()
+    pool.check_freshness()
     pool.close()
-    pool.want_news()
-    assert listener.told == told
+    pool.check_freshness()
+    assert listener.told == 2 * told

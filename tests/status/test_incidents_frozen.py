@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pooled_serve.pool.base import NEWS_SECONDS
+from pooled_serve.pool.base import STALE_SECONDS
 from pooled_serve.status.reachability import STUCK_SECONDS
 from support.client import gate
 from support.load import Hammer
@@ -91,6 +91,15 @@ def frozen(server: Server) -> Iterator[None]:
         yield
     finally:
         os.kill(server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def down(server: Server) -> Iterator[None]:
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 @contextmanager
@@ -212,6 +221,22 @@ def test_what_is_said_of_a_hiccup_of_three_seconds_is_true(shop: StartShop, work
 
 
 @torture
+@pytest.mark.parametrize(("freezes", "cap"), [(True, 1), (True, 4), (False, 4)])
+def test_a_server_that_is_gone_while_who_has_a_connection_asks_nothing(
+    shop: StartShop, cap: int, freezes: bool
+) -> None:
+    """A job of the project's own, such as one that looks into a queue once an hour."""
+    it, server = shop(cap=cap)
+    assert it.site.server.get("/forget").status == 200
+    wait_until(lambda: it.pool()["in_use"] == 1 and it.pool()["asking"] == 0)
+    watch = Watch(it)
+    with frozen(server) if freezes else down(server):
+        watch.until(time.monotonic() + STALE_SECONDS + STUCK_SECONDS + 4)
+        assert not watch.seen[-1].ready, watch.story()
+    wait_until(lambda: watch.look().ready)
+
+
+@torture
 @pytest.mark.parametrize("idle_seconds", [1, 31])
 def test_a_server_that_froze_while_nobody_asked(shop: StartShop, idle_seconds: int) -> None:
     """A connection that was idle for long is pinged before it is used, a fresh one is not."""
@@ -223,7 +248,7 @@ def test_a_server_that_froze_while_nobody_asked(shop: StartShop, idle_seconds: i
             # Who asks for the page lets it ask a server that was not heard of for some seconds.
             watch.until(time.monotonic() + 3)
             assert watch.names() in (["all is well"], ["all is well", "stuck server"])
-            assert ("stuck server" in watch.names()) == (idle_seconds > NEWS_SECONDS)
+            assert ("stuck server" in watch.names()) == (idle_seconds > STALE_SECONDS)
             asked = time.monotonic()
             answer = threads.submit(it.site.server.get, "/quick", timeout=60)
             watch.until(asked + 9)
