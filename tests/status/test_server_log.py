@@ -176,7 +176,7 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
 
 
 def test_a_worker_that_ends_has_told_of_every_503(status: StartStatus) -> None:
-    it = status("--pool-timeout", "0.3", cap=1)
+    it = status("--pool-timeout", "2", cap=1)
 
     def refuse(many: int) -> None:
         with ThreadPoolExecutor(1 + many) as threads, gate(it.site.database) as statement:
