@@ -70,7 +70,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     host: Host | None = None  # made before the first fork; None without --max-per-host
     bound_twice = False  # after USR2 the old master's workers have a bound of their own
     urls_failed = False  # when this process, or its master, has loaded the project
-    _former: Config | None = None  # from before the last HUP
+    former: Config | None = None  # from before the last HUP
     app_uri: Any  # a string, once the configuration is loaded
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -160,10 +160,10 @@ class Application(WSGIApplication):  # type: ignore[misc]
         # gunicorn would read these later, and crash on bad values
         env, _ = self.cfg.env, self.cfg.address
         early.refuse(env)
-        if self._former is not None:
+        if self.former is not None:
             # Only a start can have gevent patch before the master loads the project, and a master
             # that has loaded it does not load it anew.
-            self.cfg.keep(["preload_app"], self._former)
+            self.cfg.keep(["preload_app"], self.former)
         self._use_pooled_worker()
         self._disable_control_socket()
         self.cfg.check_numbers()
@@ -226,7 +226,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         """Reload the configuration, on HUP. Keeps the old one if the new one cannot be used."""
         before = self.cfg, self.plan, self.app_uri
         modules = dict(sys.modules)
-        self._former = self.cfg
+        self.former = self.cfg
         try:
             super().reload()
             values.check_files(self.cfg)
@@ -251,7 +251,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     @property
     def has_reloaded(self) -> bool:
         """Whether there was a HUP."""
-        return self._former is not None
+        return self.former is not None
 
     def judge_workers(self, new: int, old: int) -> None:
         """Warn if this number of workers can need more connections than the server allows, and log

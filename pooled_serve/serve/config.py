@@ -303,6 +303,13 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
 
     def on_reload(self, arbiter: Any) -> None:
         """Gunicorn's hook: HUP, before new workers start. Runs the user's."""
+        former = arbiter.app.former
+        if self.pool_max_per_host is not None and former.pool_max_per_host is None:
+            log.warning(
+                "the old workers know no limit of the host: until they have ended, it may have "
+                "their connections on top of --max-per-host %s",
+                self.pool_max_per_host,
+            )
         self._users("on_reload", arbiter)
 
     def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:

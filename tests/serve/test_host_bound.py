@@ -233,6 +233,21 @@ def test_a_new_master_of_another_version_says_that_there_are_two_bounds(
     wait_until(lambda: it.server.worker_pids() == old)
 
 
+def test_a_bound_that_comes_with_a_hup_says_that_old_workers_have_none(
+    project: MakeProject, serve: StartServe, tmp_path: Path
+) -> None:
+    conf = tmp_path / "conf.py"
+    conf.write_text("pool_max_per_host = None")
+    server = serve(project(VIEWS), "-c", str(conf))
+    warning = "until they have ended, it may have their connections on top of --max-per-host"
+    conf.write_text("pool_max_per_host = 6")
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(f"{warning} 6\n")
+    conf.write_text("pool_max_per_host = 7")
+    server.signal(signal.SIGHUP)
+    assert server.wait_for_log("Hang up: Master", 2).count(warning) == 1
+
+
 def suppressed(get: Callable[..., object]) -> Callable[..., None]:
     def run(*args: object) -> None:
         with suppress(Exception):
