@@ -104,7 +104,7 @@ class PoolBase(Generic[C]):
         *("_orphans", "_inherited", "_backoff", "_retry_timer", "_age_timer", "_next_expiry"),
         *("_renewed_at", "_shed", "_overload", "_is_outage", "_outage", "_outage_timer"),
         *("_tokens", "_hungry", "_part", "_trace", "_restore", "_probe_since"),
-        *("_loopless", "_drained", "_account", "_longest_waits", "_waits_since"),
+        *("_loopless", "_drained", "_account", "_longest_waits", "_most_in_use", "_maxima_since"),
         *("_awaits", "_silence", "_quiet_since", "_backlog_until", "_inquiring", "_asked"),
         *("_listened_at", "_emptied"),
     )
@@ -211,7 +211,8 @@ class PoolBase(Generic[C]):
         self._probe_since = 0.0  # when a probe first lacked a token; 0 if none does
         self._account: Account | None = None
         self._longest_waits = [0.0, 0.0]  # of this stretch of a second or more, and the last one
-        self._waits_since = 0.0
+        self._most_in_use = [0, 0]  # the same, when a connection was opened
+        self._maxima_since = 0.0
         self._silence = Silence()
         self._quiet_since = 0.0  # as the listeners were told; 0 if they were not
         self._listened_at = -math.inf
@@ -306,10 +307,12 @@ class PoolBase(Generic[C]):
         row[metrics.CLOSING] = len(entries.resetting) + len(entries.closing)
         row[metrics.WAITING] = len(self._queue)
         now = self._clock()
-        if now - self._waits_since >= 1.0:
+        if now - self._maxima_since >= 1.0:
             self._longest_waits = [0.0, self._longest_waits[0]]
-            self._waits_since = now
+            self._most_in_use = [0, self._most_in_use[0]]
+            self._maxima_since = now
         row[metrics.LONGEST_WAIT] = max(self._longest_waits)
+        row[metrics.MOST_IN_USE] = max(len(entries.leased), *self._most_in_use)
         row[metrics.OLDEST_HELD] = oldest.leased_at if oldest else 0.0
         row[metrics.OLDEST_WAIT] = head.since if head else 0.0
         self._listen(now)

@@ -94,6 +94,8 @@ class ConnectingPool(ReturningPool[C]):
             entry.expires = now + age * (1 - AGE_JITTER * random.random())
         entry.idle_since = now
         self._entries.opened(entry, conn, now)
+        # A burst of some milliseconds, which the gauges do not show, needs these connections, too.
+        self._most_in_use[0] = max(self._most_in_use[0], len(self._leased))
         if not entry.token_is_used:
             self._write_trace(entry)
         for listener in self._listeners:

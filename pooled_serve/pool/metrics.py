@@ -286,6 +286,12 @@ LAST_OUTAGE = _declare(
     "falls to 0, see pooled_serve_reachable and pooled_serve_stuck.",
 )
 _LONGEST = "The longest wait that ended a moment ago. If it rises, see pooled_serve_waited_total."
+MOST_IN_USE = _declare(
+    Kind.GAUGE,
+    "most_in_use",
+    "Most connections in use a moment ago, also between two looks at the gauges. If it rises, see "
+    "pooled_serve_waited_total.",
+)
 LONGEST_WAIT = _declare(Kind.LONGEST, "longest_wait_seconds", _LONGEST)
 REACHABLE = _declare(
     Kind.REACHABLE,

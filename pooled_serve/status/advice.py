@@ -1,7 +1,8 @@
 """What the numbers of an instance should be, judged by its peaks: a pure function of
 ``/stats.json``.
 
-A peak of connections in use is that of samples, one a second; whether anybody waited is exact.
+A peak of connections in use is at least what there was at any moment at which one was opened or a
+sample taken; whether anybody waited is exact.
 """
 
 from __future__ import annotations

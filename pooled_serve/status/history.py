@@ -127,11 +127,11 @@ class History:
             for snapshot in snapshots:
                 rows.setdefault(snapshot.alias, []).append(snapshot.row)
             for alias, of_workers in rows.items():
-                area = self._area(alias) or self._new_area(alias, now)
-                if area is not None:
-                    most = max(row[metrics.IN_USE] for row in of_workers)
+                if area := self._area(alias) or self._new_area(alias, now):
+                    most = max(row[metrics.MOST_IN_USE] for row in of_workers)
                     total = metrics.total(of_workers)
-                    total[metrics.IN_USE] = min(total[metrics.IN_USE], limit)
+                    for gauge in (metrics.IN_USE, metrics.MOST_IN_USE):
+                        total[gauge] = min(total[gauge], limit)
                     hanging = is_hanging(total, now, usual, area.last_hang(now))
                     area.write(second, now, total, most, busy=busy(), hanging=hanging)
         return True
@@ -369,7 +369,7 @@ class _Area:
         waited, refused = risen(metrics.WAITED), risen(metrics.TIMEOUTS)
         waits = bool(waited or refused or row[metrics.WAITING])
         begun = float(waits and not self._waited_in(second - 1))
-        maxima = (row[metrics.IN_USE], most, row[metrics.WAITING], wait)
+        maxima = (row[metrics.MOST_IN_USE], most, row[metrics.WAITING], wait)
         in_vain = (waited + refused) * busy
         return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain)
 

@@ -90,7 +90,8 @@ def with_history(
         pool["peaks"] = history.peaks(alias, now)
         if host := (stats.get("hosts") or {}).get(alias):
             # Each worker's gauge is from another moment: what one has lent another, both count.
-            pool["in_use"] = min(pool["in_use"], host["limit"])
+            for key in ("in_use", "most_in_use"):
+                pool[key] = min(pool[key], host["limit"])
     stats["routes"] = history.recent_routes(stats["routes"], now)
     for alias, pool in stats["pools"].items():
         hung, usual = history.hangs(alias, now), partial(usual_hold, stats)

@@ -55,6 +55,7 @@ UNUSED = {
     *("uptime_seconds", "route_longest_held_seconds", "route_idle_seconds_total", "login_refused"),
     *(
         "asking",
+        "most_in_use",
         "last_outage_seconds",
         "lost_seconds",
         "worker_loop_delay_seconds",

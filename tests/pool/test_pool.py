@@ -499,3 +499,19 @@ def test_the_fast_path_makes_few_calls(make_pool: MakePool) -> None:
     # cycle: acquire, clock, pop, _usable, check; release, id, pop, clock, bisect_left, condition,
     # _put_back, len, append; and the profiler's own end
     assert count_calls(cycle) <= 16
+
+
+def test_the_most_in_use_is_known_between_two_looks_for_one_to_two_seconds(
+    make_pool: MakePool,
+) -> None:
+    now = 100.0
+    pool = make_pool(size=1, max_outstanding=5, clock=lambda: now)
+    pool.refresh_gauges()
+    conns = [pool.acquire() for _ in range(4)]
+    for conn in conns:
+        pool.release(conn)
+    for seconds, most in ((0.25, 4), (0.8, 4), (1.0, 0)):
+        now += seconds
+        assert (pool.stats()["in_use"], pool.stats()["most_in_use"]) == (0, most)
+    with leased(pool):
+        assert pool.stats()["most_in_use"] == 1

@@ -39,6 +39,8 @@ class Pool:
 
     def count(self, **changes: float) -> None:
         for name, value in changes.items():
+            if name == "in_use":  # as the pool's gauges: that is the least
+                self.count(most_in_use=value)
             index = getattr(metrics, name.upper())
             is_counter = index < metrics.FIRST_GAUGE
             self.row[index] = self.row[index] + value if is_counter else value
@@ -47,6 +49,17 @@ class Pool:
 def watch(history: History, pools: list[Pool], *seconds: float) -> None:
     for second in seconds:
         assert history.sample(lambda: [pool.snapshot() for pool in pools], second)
+
+
+def test_a_burst_between_two_samples_is_in_the_peak_and_not_in_the_chart() -> None:
+    """Else a smaller cap would be advised, which those of the burst would wait for."""
+    history, pool = History(), Pool()
+    pool.count(in_use=2)
+    pool.count(most_in_use=9)
+    watch(history, [pool], 1000, 1001)
+    peaks = history.peaks("default", 1001)["1h"]
+    assert (peaks["in_use"], peaks["in_use_worker"]) == (9, 9)
+    assert history.charts(1001)["pools"]["default"]["in_use"][-1] == 2
 
 
 def test_the_peak_of_several_workers_is_that_of_their_sum() -> None:
@@ -415,13 +428,14 @@ def test_workers_that_lend_each_other_connections_never_seem_to_have_more_than_t
     snapshots = []
     for slot in (1, 2):
         row = metrics.new_row()
-        row[metrics.IN_USE] = 7.0
+        row[metrics.IN_USE] = row[metrics.MOST_IN_USE] = 7.0
         snapshots.append(Snapshot(slot, slot, "default", "", "", list(row), retired))
     for hosts, in_use in (({}, 14), ({"default": {"limit": 10}}, 10)):
         stats = {"uptime_seconds": 5.0, "hosts": hosts, "routes": []}
         stats |= as_stats(snapshots, {1: 1, 2: 2}, 100.0)
         told = with_history(stats, snapshots, History(), 100.0)
         assert told["pools"]["default"]["in_use"] == in_use
+        assert told["pools"]["default"]["most_in_use"] == in_use
         assert [worker["pools"]["default"]["in_use"] for worker in told["workers"]] == [7, 7]
 
 

