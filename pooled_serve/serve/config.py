@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -310,6 +311,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 "their connections on top of --max-per-host %s",
                 self.pool_max_per_host,
             )
+        if arbiter.app.scoreboard is not None and self.pool_options() != former.pool_options():
+            arbiter.app.scoreboard.history.begin_peaks_anew(time.monotonic())
         self._users("on_reload", arbiter)
 
     def nworkers_changed(self, arbiter: Any, new: int, old: int | None) -> None:
@@ -317,6 +320,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         self._users("nworkers_changed", arbiter, new, old)
         if old is not None:  # None at the start, when the plan was shown
             arbiter.app.judge_workers(new, old)
+            if arbiter.app.scoreboard is not None:
+                arbiter.app.scoreboard.history.begin_peaks_anew(time.monotonic())
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:
         """Gunicorn's hook: a worker is about to be forked. The user's runs first.

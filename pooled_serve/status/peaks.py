@@ -107,6 +107,11 @@ class Peaks:
             self._cells[name] = numbers[at : at + many * _CELL_WORDS]
             at += many * _CELL_WORDS
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        for cell in self._cells.values():
+            cell[:] = memoryview(bytes(8 * len(cell))).cast("d")
+
     def add(self, second: int, peak: Peak) -> None:
         """Add a second to the cells that it belongs to."""
         for name, (period, many) in WINDOWS.items():

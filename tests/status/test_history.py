@@ -12,13 +12,9 @@ import pytest
 
 from pooled_serve.pool import metrics
 from pooled_serve.status.figures import RECENT_SECONDS, quantile, recent
-from pooled_serve.status.history import (
-    BYTES_PER_POOL,
-    KEPT_SECONDS,
-    MAX_POOLS,
-    History,
-)
+from pooled_serve.status.history import MAX_POOLS, History
 from pooled_serve.status.instance_metrics import ROUTE_METRICS
+from pooled_serve.status.pool_history import BYTES_PER_POOL, KEPT_SECONDS
 from pooled_serve.status.route_history import ROUTES_SECONDS
 from pooled_serve.status.routes import OTHER, RouteUse, as_routes
 from pooled_serve.status.scoreboard import Snapshot
@@ -60,6 +56,23 @@ def test_a_burst_between_two_samples_is_in_the_peak_and_not_in_the_chart() -> No
     peaks = history.peaks("default", 1001)["1h"]
     assert (peaks["in_use"], peaks["in_use_worker"]) == (9, 9)
     assert history.charts(1001)["pools"]["default"]["in_use"][-1] == 2
+
+
+def test_peaks_begin_anew_with_other_bounds() -> None:
+    """Advice would say that who has waited for the old one had waited for the new one."""
+    history, pool = History(), Pool()
+    pool.count(in_use=4, waiting=9, waited=20)
+    watch(history, [pool], *range(1000, 1030))
+    assert history.peaks("default", 1029)["24h"]["waiting"] == 9
+    pool.count(in_use=2, waiting=0)
+    history.begin_peaks_anew(1029.5)
+    watch(history, [pool], *range(1030, 1034))
+    for second in (1034, 1100):
+        watch(history, [pool], second)
+        for window in history.peaks("default", second).values():
+            assert (window["in_use"], window["waiting"], window["waited"]) == (2, 0, 0)
+            assert window["seconds"] == second - 1029 if second < 1035 else 6
+    assert history.charts(1100)["pools"]["default"]["waiting"][-80] == 9, "the chart goes on"
 
 
 def test_the_peak_of_several_workers_is_that_of_their_sum() -> None:
