@@ -278,8 +278,11 @@ def start_server(
     venv: Path, port: int, status_port: int, options: argparse.Namespace, cleanup: ExitStack
 ) -> subprocess.Popen[bytes]:
     arguments = ["shop.wsgi", "--pool-size", "4"]
-    cap = ["--max-outstanding", "10"]
-    arguments += cap if options.workers == 1 else [f"-w{options.workers}", "--max-per-host", "10"]
+    cap = "--max-outstanding" if options.workers == 1 else "--max-per-host"
+    if options.workers > 1:
+        arguments += [f"-w{options.workers}"]
+    if not any(each.partition("=")[0] == cap for each in options.others):
+        arguments += [cap, "10"]
     arguments += ["-b", f"127.0.0.1:{port}", "--status", f"127.0.0.1:{status_port}"]
     arguments += options.others  # of two values the last counts
     say(f"In {shown(SHOP)}: pooled-serve {shlex.join(arguments)}")

@@ -320,7 +320,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         self._users("nworkers_changed", arbiter, new, old)
         if old is not None:  # None at the start, when the plan was shown
             arbiter.app.judge_workers(new, old)
-            if arbiter.app.scoreboard is not None:
+            if arbiter.app.scoreboard is not None and new != old:
                 arbiter.app.scoreboard.history.begin_peaks_anew(time.monotonic())
 
     def pre_fork(self, arbiter: Any, worker: Any) -> None:

@@ -3,7 +3,8 @@
 * scoreboard.py: the statistics of all workers, in shared memory
 * load.py: how busy each worker is; culprit.py: who blocks it; shortage.py: what this machine lacks
 * routes.py: which route has held connections, and for how long; route_history.py: lately
-* history.py: the last five minutes, in that memory; peaks.py: the peaks of a day
+* history.py: the last five minutes, in that memory, pool_history.py: those of one database;
+  peaks.py: the peaks of a day
 * figures.py: what the counters say about a stretch of time; episodes.py: what a trouble has cost
 * findings.py: what is wrong now, first of all what busy.py says of workers, disruptions.py of
   databases that cannot be used, and views.py of views

@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_peak_is_of_all_workers_together_and_survives_them(status: StartStatus
         os.kill(pid, signal.SIGKILL)
     later = it.wait_for(lambda stats: len(stats["workers"]) == 2)
     assert found(later, "24h") | {"seconds": 0} == most | {"seconds": 0}
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_peaks_begin_anew_with_a_hup_that_changes_the_pools(
+    status: StartStatus, tmp_path: Path, others: bool
+) -> None:
+    conf = tmp_path / "conf.py"
+    conf.write_text("pool_mode = 'request'")
+    it = status("-c", str(conf), "--pool-timeout", "60", cap=1)
+    with ThreadPoolExecutor(2) as threads:
+        with gate(it.site.database) as statement:
+            answers = [threads.submit(it.site.run, statement) for _ in range(2)]
+            it.wait_for(lambda stats: (stats["pools"].get("default") or {}).get("waiting") == 1)
+            it.wait_for(lambda stats: found(stats, "24h")["waiting"] == 1)
+        assert [answer.result().status for answer in answers] == [200] * 2
+    if others:
+        conf.write_text("pool_mode = 'transaction'")
+    (before,) = it.site.server.worker_pids()
+    it.site.server.signal(signal.SIGHUP)
+    it.wait_for(lambda stats: before not in [each["pid"] for each in stats["workers"]])
+    it.wait_for(lambda stats: found(stats, "24h")["waiting"] == (0 if others else 1))
+    assert it.site.run("SELECT 1").status == 200
+    seconds = found(it.stats(), "24h")["seconds"]
+    it.wait_for(lambda stats: found(stats, "24h")["seconds"] > seconds + 8)  # all is known by then
+    assert found(it.stats(), "24h")["waiting"] == (0 if others else 1)
 
 
 def found(stats: dict[str, Any], window: str) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pooled_serve.pool.metrics import CLOSE_REASONS, PIN_REASONS
 from pooled_serve.status.episodes import KINDS
 from pooled_serve.status.peaks import PEAK_KEYS, WINDOWS
 from support.client import gate
@@ -21,6 +25,11 @@ from support.status import SLEEP, StartStatus
 from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = "README.md", "examples/deploy/README.md"
+NAMES = {"default", "5m", "1h", "24h", *CLOSE_REASONS, *PIN_REASONS}
+"""Keys that are names of something: a database, a window of the peaks, a reason."""
 
 
 def test_the_keys_of_the_contract(status: StartStatus) -> None:
@@ -216,3 +225,28 @@ def test_json_is_json(status: StartStatus) -> None:
     it.site.run("SELECT 1")
     stats = json.loads(it.get("/stats.json").body, parse_constant=lambda name: pytest.fail(name))
     assert stats["pools"]["default"]["max_outstanding"] is None
+
+
+def test_every_key_is_described(status: StartStatus) -> None:
+    it = status("--max-per-host", "4")
+    assert it.site.run("SELECT 1").status == 200
+    text = "".join((ROOT / path).read_text() for path in DOCUMENTS)
+    described = set(re.findall(r"`([a-z0-9_]+)`", text))
+
+    def keys(value: object) -> Iterator[str]:
+        if isinstance(value, list):
+            for each in value:
+                yield from keys(each)
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                if key not in NAMES:
+                    yield key
+                yield from keys(each)
+
+    stats = it.wait_for(lambda stats: stats["routes"] and stats)
+    # Buckets have the name of their histogram, and bounds that are no names.
+    found = {re.sub("_(total|buckets)$", "", key) for key in keys(stats) if key[0].isalpha()}
+    known = {re.sub("_(total|buckets)$", "", key) for key in described}
+    known |= {key.replace("wait", "held") for key in known}  # as it says
+    lacks = found - known
+    assert not lacks, f'add to "More of /stats.json" in examples/deploy/README.md: {sorted(lacks)}'
