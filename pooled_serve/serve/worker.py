@@ -96,6 +96,9 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Set the handlers, with signals blocked: gunicorn first sets the default action."""
         with signals.blocked():
             super().init_signals()
+        # SIGCHLD's, too, by which gevent's waitpid() learns of the end of a child. gevent sets its
+        # own only after the first fork, and would wait for ever if the child has ended by then.
+        os.register_at_fork(before=gevent.get_hub().loop.install_sigchld)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """Exit at once, on INT or QUIT. Later ones are ignored.

@@ -1,9 +1,12 @@
 """The views of test_serving.py."""
 
 import os
+from typing import Any
 
+import gevent
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from gevent.monkey import get_original
 
 from pooled_serve.backend import patch
 
@@ -54,6 +57,19 @@ def fork(request: HttpRequest) -> HttpResponse:
         return JsonResponse(
             {"same": cursor.fetchone()[0] == mine, "child": os.waitstatus_to_exitcode(status)}
         )
+
+
+def fork_and_sleep(request: HttpRequest) -> HttpResponse:
+    """Fork, where the processor goes to the child first."""
+    sleep = get_original("time", "sleep")
+    os.register_at_fork(after_in_parent=lambda: sleep(0.2))
+    child = os.fork()
+    if child == 0:
+        os._exit(3)
+    ended: Any = None
+    with gevent.Timeout(10, False):
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return JsonResponse({"child": ended})
 
 
 def orphan(request: HttpRequest) -> HttpResponse:

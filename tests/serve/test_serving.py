@@ -398,6 +398,13 @@ def test_fork_in_user_code_leaves_the_connections_of_the_parent_alone(
     assert web.get("/one").status == 200
 
 
+def test_a_child_that_ends_before_its_parent_goes_on_is_not_waited_for_for_ever(
+    project: Any, database: Database, serve: Any
+) -> None:
+    web = serve(project(VIEWS, databases={"default": database.django()}), *SMALL)
+    assert web.get("/fork_and_sleep").json() == {"child": 3}
+
+
 def test_the_users_own_hooks_all_run(site: Path, serve: Any) -> None:
     once = {
         "on_starting": "server",
