@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -427,6 +429,64 @@ def test_an_event_loop_that_nobody_wakes_is_found_and_goes_on(call: str, stalls:
         check=False,
     )
     assert (done.stdout, done.stderr) == (f"{stalls}\n", "")
+
+
+# Waiting
+
+
+def never(*_: object) -> bool:
+    return False
+
+
+def test_a_wait_that_fails_says_for_what_and_where() -> None:
+    numbers = {"waiting": "ü"}
+    with pytest.raises(AssertionError) as failed:
+        processes.wait_until(lambda: numbers["waiting"] == "ü?", timeout=0)
+    assert re.fullmatch(
+        r"not so within 0 s: `numbers\[\"waiting\"\] == \"ü\?\"` at "
+        r"tests/test_support\.py:\d+, the last answer is False",
+        str(failed.value),
+    )
+    with pytest.raises(AssertionError, match=r"s: `not any\( number for number in \[.+\] \)` at "):
+        processes.wait_until(
+            lambda: (
+                not any(
+                    number
+                    for number in [
+                        "a list that is too long for one line",
+                        "and another, so it has two",
+                    ]
+                )
+            ),
+            timeout=0,
+        )
+    for named in (never, partial(never, 1)):
+        with pytest.raises(AssertionError, match=r"s: never\(\) at tests/test_support\.py:\d+,"):
+            processes.wait_until(named, 0)
+    with pytest.raises(AssertionError, match=r"(?s)never\(\) at .*, the last answer .*\nits log"):
+        processes.wait_until(lambda: 0 or None, 0, asked=never, showing=lambda: "its log")
+
+
+def test_a_wait_for_the_log_that_fails_shows_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "wait_until", partial(processes.wait_until, timeout=0))
+    server = Serve("app:application", cwd=tmp_path)
+    with server._log:
+        os.write(server._log.fileno(), b"".join(b"line %d\n" % number for number in range(50)))
+        assert server.wait_for_log("line 4", times=11)
+        assert server.wait_for_log(re.compile(r"line \d{2}$", re.M), times=40)
+        with pytest.raises(AssertionError, match=r"the log does not say 'line 51'\nline 0\n"):
+            server.wait_for_log("line 51")
+        with pytest.raises(AssertionError, match=r"does not say 'line 4\\\\d' 11 times\n"):
+            server.wait_for_log(re.compile(r"line 4\d"), times=11)
+        with pytest.raises(AssertionError) as failed:
+            server.wait_until_log(lambda log: log.count("line") == 51)
+        first, head, *lines = str(failed.value).splitlines()
+        assert first.startswith(
+            'not so within 0 s: `log.count("line") == 51` at tests/test_support.py:'
+        )
+        assert (head, lines[0], lines[-1]) == ("the log ends with:", "line 10", "line 49")
 
 
 # --quick

@@ -41,7 +41,7 @@ def stack() -> Iterator[ExitStack]:
 
 def start(serve: StartServe, folder: Path, workers: int, looks: int = PATIENT) -> Serve:
     web = serve(folder, "-w", str(workers), *KEEP, env={"LOOKS": str(looks)})
-    wait_until(lambda: web.log.count("Booting worker") == workers)
+    web.wait_for_log("Booting worker", times=workers)
     for worker in web.worker_pids():
         accepts(web, worker)
     return web

@@ -59,7 +59,7 @@ def test_at_twice_the_capacity_most_of_it_is_answered_while_users_wait(site: Sta
     stats = shop.pool()
     assert 0 < stats["shed_total"] <= stats["timeouts_total"]
     got_503 = len(refused) + sum(outcome.result == 503 for outcome in outcomes)
-    wait_until(lambda: sum(map(int, RECOVERED.findall(shop.server.log))) == got_503)
+    shop.server.wait_until_log(lambda log: sum(map(int, RECOVERED.findall(log))) == got_503)
     said = [match[1] for match in EARLY.finditer(shop.server.log)]
     assert said
     assert max(map(int, said)) == shop.cap
@@ -86,7 +86,7 @@ def test_who_wants_to_wait_is_answered_by_the_deadline(site: StartSite) -> None:
     assert len(served) >= seconds * 20 / 4
 
     # One that halts the clients for long enough makes the pressure end twice.
-    wait_until(lambda: sum(map(int, RECOVERED.findall(shop.server.log))) == len(refused))
+    shop.server.wait_until_log(lambda log: sum(map(int, RECOVERED.findall(log))) == len(refused))
     lines = [line for line in shop.server.log.splitlines() if " pool 'default'" in line]
     assert RECOVERED.search(lines[-1])
     told = [line for line in lines if not RECOVERED.search(line)]
@@ -113,7 +113,7 @@ def test_a_refusal_says_when_to_come_back_and_the_log_says_who_holds(site: Start
     assert answer.status == 503
     assert answer.headers["Retry-After"] == "1"
     assert answer.seconds >= 1
-    wait_until(lambda: RECOVERED.search(shop.server.log))
+    shop.server.wait_for_log(RECOVERED)
     (said,) = REFUSED.findall(shop.server.log)
     assert said[:2] == ("2", "1")
     assert 1.0 <= float(said[2]) <= took + 0.1

@@ -64,7 +64,7 @@ def test_clients_that_nobody_has_accepted_before_a_stop_are_served(
 ) -> None:
     web = serve(project(BUSY, databases={}), "-w", "2", *more)
     wait_until(lambda: len(web.worker_pids()) == 2)
-    wait_until(lambda: web.log.count("Booting worker") == 2)
+    web.wait_for_log("Booting worker", times=2)
     for _ in range(8):
         web.get("/hello")
     workers = web.worker_pids()
@@ -75,7 +75,7 @@ def test_clients_that_nobody_has_accepted_before_a_stop_are_served(
             for client in clients:
                 client.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
             web.signal(signal.SIGTERM)
-            wait_until(lambda: "Handling signal: term" in web.log)
+            web.wait_for_log("Handling signal: term")
             time.sleep(1.2)  # they look once a second, and are to do so before they accept
         finally:
             resume(workers)
@@ -100,7 +100,7 @@ def test_requests_that_a_stop_may_cut_are_named(project: MakeProject, serve: Sta
         time.sleep(0.5)
         web.signal(signal.SIGTERM)
         says = rf"worker {worker} has 1 request in flight \(GET /hold, [123] s\): {SOON}"
-        wait_until(lambda: re.search(says, web.log))
+        web.wait_for_log(re.compile(says))
         web.wait()
     assert "secret" not in web.log
 

@@ -146,7 +146,7 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     said = re.compile(
         r"\[ERROR\] database 'default' cannot be reached: .*\n  → see that the server"
     )
-    wait_until(lambda: len(said.findall(it.site.server.log)) == 2)
+    it.site.server.wait_for_log(said, times=2)
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)
     it.site.server.wait_for_log("is back after", times=2)

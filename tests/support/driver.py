@@ -10,7 +10,7 @@ import gevent
 from gevent.event import Event
 
 from pooled_serve.pool import DIRTY, ConnectionPool
-from support.processes import MAX_WAIT_SECONDS
+from support.processes import MAX_WAIT_SECONDS, source_of
 
 NEVER = float("inf")
 
@@ -146,10 +146,12 @@ def leased(pool: ConnectionPool[FakeConnection], **options: Any) -> Iterator[Fak
 
 def settle(condition: Callable[[], bool] = lambda: True) -> None:
     """Let everything happen that is due, until the condition holds."""
-    with gevent.Timeout(MAX_WAIT_SECONDS, AssertionError("it does not settle")):
+    with gevent.Timeout(MAX_WAIT_SECONDS, False):
         gevent.sleep(0.002)
         while not condition():
             gevent.sleep(0.001)
+        return
+    raise AssertionError(f"not so within {MAX_WAIT_SECONDS:g} s: {source_of(condition)}")
 
 
 def assert_sound(pool: ConnectionPool[FakeConnection], driver: FakeDriver) -> None:

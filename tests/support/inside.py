@@ -14,6 +14,8 @@ from typing import Any
 import gevent
 from django import db
 
+from support.processes import source_of
+
 # Of MySQL, which Django's types do not know; and with private parts that tests change.
 connection: Any = db.connection
 connections: Any = db.connections
@@ -50,7 +52,9 @@ def in_use(alias: str = "default") -> int:
 def settle(condition: Callable[[], object], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, {alias: pool(alias).stats() for alias in patch.pools()}
+        if time.monotonic() > end:
+            stats = {alias: pool(alias).stats() for alias in patch.pools()}
+            raise AssertionError(f"not so within {seconds:g} s: {source_of(condition)}, {stats}")
         gevent.sleep(0.005)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import signal
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
+
+TESTS = Path(__file__).parents[1]
 
 T = TypeVar("T")
 
@@ -68,16 +71,49 @@ def kill_group(group: int) -> None:
 
 
 def wait_until(
-    condition: Callable[[], T | Literal[False] | None], timeout: float = MAX_WAIT_SECONDS
+    condition: Callable[[], T | Literal[False] | None],
+    timeout: float = MAX_WAIT_SECONDS,
+    *,
+    asked: Callable[..., object] | None = None,
+    showing: Callable[[], object] = str,
 ) -> T:
-    """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds."""
+    """Ask again and again until the answer is true, and return it. Fail after `timeout` seconds.
+
+    :param asked: what the test awaits, if that is not the condition itself.
+    :param showing: says what else is to be seen then, such as the end of a log.
+    """
     deadline = time.monotonic() + timeout
     while True:
         if answer := condition():
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"not so within {timeout:g} s, the last answer is {answer!r}")
+            what = f"not so within {timeout:g} s: {source_of(asked or condition)}"
+            raise AssertionError(f"{what}, the last answer is {answer!r}\n{showing()}".rstrip())
         time.sleep(0.02)
+
+
+def source_of(function: Callable[..., object]) -> str:
+    """Its text and its place, if it is a lambda, else its name and its place."""
+    code = getattr(getattr(function, "func", function), "__code__", None)  # func: of a partial
+    if code is None:
+        return repr(function)
+    path = Path(code.co_filename)
+    place = f"{path.relative_to(TESTS.parent) if path.is_relative_to(TESTS) else path}"
+    # Where its instructions come from; those that nothing is written for have no width.
+    spans = [
+        ((line, column), (last_line, end))
+        for line, last_line, column, end in code.co_positions()
+        if line and last_line and column is not None and end and (line, column) != (last_line, end)
+    ]
+    if code.co_name != "<lambda>" or not spans:
+        return f"{code.co_name}() at {place}:{code.co_firstlineno}"
+    (first, column), (last, end) = min(span[0] for span in spans), max(span[1] for span in spans)
+    lines = [line.encode() for line in linecache.getlines(code.co_filename)[first - 1 : last]]
+    if not lines:
+        return f"a lambda at {place}:{first}"
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][column:]
+    return f"`{' '.join(b''.join(lines).decode().split())}` at {place}:{first}"
 
 
 @contextmanager

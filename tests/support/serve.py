@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from support import processes
 from support.ports import free_port
 from support.servers import ROOT, tied_to_us
+
+T = TypeVar("T")
 
 Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
 
@@ -252,13 +255,25 @@ class Serve:
         # The server writes through the same file position, which seek() would move.
         return os.pread(self._log.fileno(), end, 0).decode(errors="replace")
 
-    def wait_for_log(self, text: str, times: int = 1) -> str:
+    def wait_for_log(self, said: str | re.Pattern[str], times: int = 1) -> str:
         """The log, once this stands in it so often: much of it is written after the answer."""
+        pattern = re.compile(re.escape(said)) if isinstance(said, str) else said
         try:
-            processes.wait_until(lambda: self.log.count(text) >= times)
+            self.wait_until_log(lambda log: len(pattern.findall(log)) >= times)
         except AssertionError:
-            raise AssertionError(f"the log does not say {text!r}\n{self.log}") from None
+            often = f" {times} times" if times > 1 else ""
+            what = said if isinstance(said, str) else said.pattern
+            raise AssertionError(f"the log does not say {what!r}{often}\n{self.log}") from None
         return self.log
+
+    def wait_until_log(self, condition: Callable[[str], T | Literal[False] | None]) -> T:
+        """What the condition answers, once that is true of the log; a failure shows its end."""
+        return processes.wait_until(
+            lambda: condition(self.log), asked=condition, showing=self._last_lines
+        )
+
+    def _last_lines(self) -> str:
+        return "\n".join(["the log ends with:", *self.log.splitlines()[-40:]])
 
     def get(
         self, path: str = "/", *, timeout: float = 30.0, headers: Mapping[str, str] | None = None

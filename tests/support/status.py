@@ -6,6 +6,7 @@ import http.client
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from pprint import pformat
 from typing import Any
 
 import pytest
@@ -43,13 +44,19 @@ class StatusListener:
     def wait_for(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """The first numbers of which it is true. Whom a worker that ends hangs up on asks again."""
 
+        last: dict[str, Any] = {}
+
         def found() -> dict[str, Any]:
+            nonlocal last
             with suppress(OSError, http.client.HTTPException):
-                stats = self.stats()
-                return stats if condition(stats) else {}
+                last = self.stats()
+                return last if condition(last) else {}
             return {}
 
-        return wait_until(found)
+        def numbers() -> str:
+            return f"the last numbers are:\n{pformat(last, compact=True, width=100)}"
+
+        return wait_until(found, asked=condition, showing=numbers)
 
     def pool_at_rest(self) -> dict[str, Any]:
         """Once all connections are idle: they are cleaned, and come back, after the answer. What
