@@ -25,39 +25,63 @@ NEAR_CUTOFF = 0.85
 "timeout", "max_workers" 0.78 of "workers". In a short name one slip is more than that: "bnid" has
 0.75 of "bind"; see _is_slip()."""
 
+PART_CUTOFF = 0.65
+"""For one part of a name: "conns" has 0.89 of "conn", "retry" 0.6 of "dirty"."""
+
 LONGER = 3
 """Letters; "graceful_timeout_str" is no misspelling."""
 
 SYNONYMS = {
-    "address": "bind",
-    "conn-limit": "max-outstanding",
-    "connections": "max-outstanding",
-    "host": "bind",
-    "max-conn": "max-outstanding",
-    "max-connections": "max-outstanding",
-    "max-conns": "max-outstanding",
-    "max-overflow": "max-outstanding",
-    "max-pool-size": "max-outstanding",
-    "max-size": "max-outstanding",
-    "min-size": "pool-size",
-    "pool-limit": "max-outstanding",
-    "pool-max": "max-outstanding",
-    "pool-max-size": "max-outstanding",
-    "pool-min": "pool-size",
-    "pool-recycle": "conn-max-age",
-    "port": "bind",
-    "size": "pool-size",
+    other.replace("-", ""): option
+    for option, others in {
+        "access-logfile": "access-log",
+        "bind": "address host port",
+        "conn-max-age": (
+            "conn-lifetime conn-max-lifetime connection-lifetime max-age max-conn-age "
+            "max-conn-lifetime max-connection-age max-lifetime pool-max-age pool-recycle"
+        ),
+        "error-logfile": "error-log",
+        "leak-threshold": "leak-detection-threshold",
+        "max-outstanding": (
+            "conn-limit connection-limit connections max-active max-conn max-connections max-conns "
+            "max-open-conns max-overflow max-pool-size max-size max-total maximum-pool-size "
+            "pool-limit pool-max pool-max-size pool-maxsize"
+        ),
+        "pool-size": (
+            "max-idle-conns min-conns min-idle min-pool-size min-size minimum-idle "
+            "minimum-pool-size pool-min size"
+        ),
+        "pool-timeout": (
+            "acquire-timeout borrow-timeout checkout-timeout connection-timeout max-wait "
+            "queue-timeout"
+        ),
+    }.items()
+    for other in others.split()
 }
-"""Other words for an option, without dashes in front."""
+"""What other pools call an option, without dashes. Not here: what means one thing in one pool and
+something else in another (max-idle: connections, or seconds), and what no option is here
+(idle-timeout, max-waiting)."""
+
+NEEDLESS = dict.fromkeys(
+    ("connhealthchecks", "poolpreping", "preping", "testonborrow"),
+    "leave it out: idle connections are looked at before each use",
+)
+"""What other pools must be told and this one need not, with the remedy."""
+
+HELP = "see pooled-serve --help"
 
 
 def unknown(name: str, known: Iterable[str], source: str = "") -> Finding:
     """Returns the finding for an option or a variable that does not exist."""
     what = "option" if name.startswith("-") else "variable"
     guess = nearest(name, list(known))
-    hint = f"did you mean {guess}? " if guess else ""
+    hint = f"did you mean {guess}? {HELP}" if guess else _without_a_guess(name)
     text = f"{source}there is no {what} {name}"
-    return Finding(Level.WARN, "PS402", "", text, f"{hint}see pooled-serve --help")
+    return Finding(Level.WARN, "PS402", "", text, hint)
+
+
+def _without_a_guess(name: str) -> str:
+    return NEEDLESS.get(_squeezed(name), HELP)
 
 
 def nearest(name: str, known: list[str]) -> str | None:
@@ -66,11 +90,26 @@ def nearest(name: str, known: list[str]) -> str | None:
     squeezed = {_squeezed(word): item for word, item in bare.items()}
     if (same := squeezed.get(_squeezed(name))) is not None:  # "poolSize"
         return same
-    synonym = SYNONYMS.get(_bare(name))
+    synonym = SYNONYMS.get(_squeezed(name))
     if synonym in bare:
         return bare[synonym]
-    found = difflib.get_close_matches(_bare(name), bare, n=1, cutoff=CUTOFF)
-    return bare[found[0]] if found else None
+    if _squeezed(name) in NEEDLESS:
+        return None
+    found = difflib.get_close_matches(_bare(name), bare, cutoff=CUTOFF)
+    return next((bare[word] for word in found if not _is_another(_bare(name), word)), None)
+
+
+def _is_another(name: str, word: str) -> bool:
+    """Whether a part of the name is another in the word: "lock-timeout" is not "pool-timeout". One
+    too many or too few is a slip, as are wrong letters in one; but "idle" never is."""
+    parts, others = name.split("-"), word.split("-")
+    if "idle" in parts:
+        return "idle" not in others
+    return _lacks_one_of(parts, others) and _lacks_one_of(others, parts)
+
+
+def _lacks_one_of(parts: list[str], others: list[str]) -> bool:
+    return not all(difflib.get_close_matches(part, others, 1, PART_CUTOFF) for part in parts)
 
 
 def _squeezed(name: str) -> str:
@@ -142,7 +181,7 @@ def near_settings(
         if meant is None and (callable(value) or not name.startswith("pool_")):
             continue
         too = ", which the file has, too" if meant in values else ""
-        hint = f"did you mean {meant}{too}?" if meant else "see pooled-serve --help"
+        hint = f"did you mean {meant}{too}?" if meant else _without_a_guess(name)
         text = f"{location}: there is no setting {name}"
         yield Finding(Level.WARN, "PS402", "", text, hint)
 

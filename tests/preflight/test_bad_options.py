@@ -35,10 +35,61 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
             "--max-connections": "--max-outstanding",
             "--max-conns": "--max-outstanding",
             "--pool-max": "--max-outstanding",
+            "--port": "--bind",
+            # SQLAlchemy
             "--max-overflow": "--max-outstanding",
             "--pool-recycle": "--conn-max-age",
-            "--port": "--bind",
+            # psycopg_pool; HikariCP; DBCP; pools of Go; pools of JavaScript
+            "--max-size": "--max-outstanding",
+            "--min-size": "--pool-size",
+            "--max-lifetime": "--conn-max-age",
+            "--maximum-pool-size": "--max-outstanding",
+            "--maximumPoolSize": "--max-outstanding",
+            "--minimum-idle": "--pool-size",
+            "--connection-timeout": "--pool-timeout",
+            "--leak-detection-threshold": "--leak-threshold",
+            "--max-total": "--max-outstanding",
+            "--min-idle": "--pool-size",
+            "--max-wait": "--pool-timeout",
+            "--max-open-conns": "--max-outstanding",
+            "--max-idle-conns": "--pool-size",
+            "--conn-max-lifetime": "--conn-max-age",
+            "--conn-lifetime": "--conn-max-age",
+            "--max-age": "--conn-max-age",
+            "--acquire-timeout": "--pool-timeout",
+            "--queue-timeout": "--pool-timeout",
+            "--checkout-timeout": "--pool-timeout",
+            # a part too many, and letters too few
+            "--max-conns-per-host": "--max-per-host",
+            "--num-workers": "--workers",
+            "--gracefultimout": "--graceful-timeout",
+            "--access-log": "--access-logfile",
         }.items()
+    },
+    **{
+        f"another pool's {name}": (["a", name, "9"], "PS402", f"no option {name}", f"→ {remedy}")
+        for remedy, names in {
+            # a part of a name is another: near in letters, and far in meaning
+            "see pooled-serve --help": (
+                "--wait-timeout",
+                "--idle-timeout",
+                "--query-timeout",
+                "--write-timeout",
+                "--lock-timeout",
+                "--stop-timeout",
+                "--retry-timeout",
+                "--pool-idle-timeout",
+                "--conn-max-idle",
+                "--max-idle",
+                "--max-waiting",
+            ),
+            "leave it out: idle connections are looked at before each use": (
+                "--pool-pre-ping",
+                "--conn-health-checks",
+                "--test-on-borrow",
+            ),
+        }.items()
+        for name in names
     },
     "size as an alias": (["a", "--pool", "4"], "PS401", "--pool: ", "→ use --pool-size 4"),
     "port alone": (["a", "--status", "24211"], "PS401", "--status: ", "→ use 127.0.0.1:24211"),
@@ -285,6 +336,7 @@ NEARLY = {
     "pool_max_outstanding = 4": "max_outstanding",
     "pool = ['default:4']": "pool_aliases",
     "max_request = 1000": "max_requests",
+    "max_lifetime = 3600": "conn_max_age",
     "keep_alive = 5": "keepalive",
     "graceful_timout = 30": "graceful_timeout",
     "worker_conections = 100": "worker_connections",
@@ -318,6 +370,22 @@ def test_a_setting_of_the_file_that_is_nearly_one(
     name = source.removeprefix("def ").split(" ")[0].split("(")[0]
     says = f"gunicorn.conf.py: there is no setting {name}"
     done.assert_one_problem("PS402", 0, says, f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("pool_pre_ping = True", "leave it out: idle connections are looked at before each use"),
+        ("pool_idle_timeout = 30", "see pooled-serve --help"),
+    ],
+)
+def test_a_setting_of_another_pool_that_is_none_here(
+    project: MakeProject, source: str, remedy: str
+) -> None:
+    folder = project(databases={})
+    (folder / "gunicorn.conf.py").write_text(source)
+    done = run("mysite.wsgi", "--check", cwd=folder)
+    done.assert_one_problem("PS402", 0, "py: there is no setting pool_", f"→ {remedy}")
 
 
 OWN = (
