@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pooled_serve.status.busy import busy_workers, processor_remedy
 from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import (
     cap_of,
@@ -160,9 +161,7 @@ def _judge(
             remedy = f"--max-per-host {cap:.0f} lets busy workers use what others do not"
         return "waits", "note", f"{text}{who}", remedy
     if 2 * peaks.get("waited_busy", 0) >= waits:
-        remedy = (
-            "-w, up to one for each CPU, or views that compute less; more connections do not help"
-        )
+        remedy = processor_remedy(stats, busy_workers(stats))
         text = f"{_lower(text)}, most of this while a worker had used up its processor"
         return "busy processor", "note", f"Busy processor: {text}{who}", remedy
     option = cap_option(stats, alias, WINDOW)

@@ -130,18 +130,26 @@ def busy_processor(stats: Mapping[str, Any], queue: str) -> Sentence | None:
     if not busy:
         return None
     text = f"{busy_in_words(busy)} in the last 10 s" + f": {queue}" * bool(queue)
+    level = "warn" if queue else "note"
+    return _say(level, "busy processor", text, processor_remedy(stats, busy))
+
+
+def processor_remedy(stats: Mapping[str, Any], busy: list[Mapping[str, Any]]) -> str:
+    """Returns what helps where workers cannot keep up.
+
+    :param busy: those that cannot at this moment.
+    """
     workers, cpus = len(stats.get("workers") or ()), stats.get("cpus") or 0
     others = [worker for worker in _workers(stats) if worker not in busy]
-    if _lacks_cpus(busy[0]):
+    if busy and _lacks_cpus(busy[0]):
         what = f"this host has too few CPUs ({cpus}) for what runs on it: more, or another host"
-    elif 2 * len(others) > workers:
+    elif busy and 2 * len(others) > workers:
         what = "other workers have CPU to spare: see what this one does for so long, or wait"
     elif workers < cpus:
         what = f"-w {cpus}, one for each CPU"
     else:
         what = "more hosts or CPUs"
-    remedy = f"{what}; or views that compute less; more connections do not help"
-    return _say("warn" if queue else "note", "busy processor", text, remedy)
+    return f"{what}; or views that compute less; more connections do not help"
 
 
 def busy_in_words(busy: list[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from pooled_serve.status.busy import (
     busy_in_words,
     busy_processor,
     busy_workers,
+    processor_remedy,
     without_descriptors,
 )
 from pooled_serve.status.figures import BETWEEN_SECONDS, RECENT_SECONDS
@@ -244,10 +245,7 @@ class _Pool(ViewsInWords):
         more at a time; behind one lock they only make its queue longer, as they do before a
         busy processor."""
         if workers := busy_workers(self.stats):
-            return (
-                "more workers, up to one for each CPU, or hosts, or views that compute less; "
-                f"more connections do not help while {busy_in_words(workers)}"
-            )
+            return f"{processor_remedy(self.stats, workers)} while {busy_in_words(workers)}"
         remedy = cap_remedy(self.stats, self.alias, other)
         if not self.all_ask:
             return remedy

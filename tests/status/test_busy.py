@@ -214,6 +214,27 @@ def test_in_an_outage_or_an_overload_the_processor_is_the_consequence() -> None:
     assert "more connections do not help while worker 1 used 98 % of a CPU" in overload
 
 
+@pytest.mark.parametrize(
+    ("workers", "cpus", "waited", "what"),
+    [
+        (2, 2, 0.53, "this host has too few CPUs (2) for what runs on it: more, or another host"),
+        (2, 2, 0.0, "more hosts or CPUs"),
+        (2, 4, 0.0, "-w 4, one for each CPU"),
+    ],
+)
+def test_one_state_has_one_remedy(workers: int, cpus: int, waited: float, what: str) -> None:
+    """Whether it is the page that tells of it, with a queue or an overload, or the advice."""
+    busy = [{**IDLE, "cpu_share": 1.0 - waited, "cpu_wait_share": waited}] * workers
+    peaks = dict.fromkeys(PEAK_KEYS, 1) | {"seconds": 7200, "waited_busy": 1, "in_use": 12}
+    pool = {**QUEUE, "peaks": {"24h": peaks}}
+    overload = {**pool, "recent": recent(acquired=90, timeouts=900)}
+    stats = of(*busy, cpus=cpus, **pool)
+    told = [*findings(stats), *findings(of(*busy, cpus=cpus, **overload)), *advice(stats)]
+    assert [each.name for each in told] == ["busy processor", "overload", "busy processor"]
+    for each in told:
+        assert each.remedy.startswith(f"{what}; or views that compute less; more connections do")
+
+
 def test_refused_requests_make_it_an_emergency() -> None:
     (sentence,) = findings(of(BUSY, **QUEUE | {"recent": recent(acquired=90, timeouts=9)}))
     assert (sentence.name, sentence.level) == ("busy processor", "bad")
@@ -243,9 +264,9 @@ def test_no_larger_pool_is_advised_where_the_processor_was_the_cause() -> None:
     assert "--max-outstanding 21" in larger
     assert other == (
         "Busy processor: in 2 h waits began at 12 of 12 connections on 3 occasions, 50 % waited,"
-        " the longest 2.0 s, most of this while a worker had used up its processor. → -w, up to"
-        " one for each CPU, or views that compute less; more connections do not help."
-    ).removesuffix(".")
+        " the longest 2.0 s, most of this while a worker had used up its processor. → -w 4, one"
+        " for each CPU; or views that compute less; more connections do not help"
+    )
 
 
 # --- What is measured --------------------------------------------------------------------------

@@ -51,8 +51,8 @@ LOOK = (
 )
 OTHER = "more workers or hosts, shorter requests"
 CPU = (
-    "more workers, up to one for each CPU, or hosts, or views that compute less; more connections"
-    " do not help while worker 1 used 98 % of a CPU"
+    "-w 4, one for each CPU; or views that compute less; more connections do not help while worker"
+    " 1 used 98 % of a CPU"
 )
 
 
@@ -82,7 +82,7 @@ def test_more_connections_are_a_remedy_where_no_lock_is_behind_it(
 def test_more_connections_are_none_where_the_processor_is_used_up(asking: float) -> None:
     """What refuses more than it serves may be busy with that, and is told of as overload."""
     lately = recent(acquired=90, timeouts=900, asking_share=asking)
-    stats: dict[str, Any] = copy.deepcopy(Answers(1, **QUEUE, recent=lately).stats)
+    stats: dict[str, Any] = copy.deepcopy(Answers(1, **QUEUE, recent=lately).stats) | {"cpus": 4}
     stats["workers"][0] |= {"seen_ago_seconds": 0.1, "cpu_share": 0.98, "cpu_wait_share": 0.0}
     (sentence,) = findings(stats)
     assert sentence.name == "overload"
