@@ -23,7 +23,7 @@ from pooled_serve.pool.outage import Outage
 from pooled_serve.pool.overload import Overload
 from pooled_serve.pool.silence import QUIET_SECONDS, Silence
 from pooled_serve.pool.tokens import Tokens
-from pooled_serve.pool.waiters import Waiters
+from pooled_serve.pool.waiters import Waiter, Waiters
 
 get_thread = get_original("_thread", "get_ident")
 """The OS thread, whatever gevent has patched; a pool belongs to one."""
@@ -369,10 +369,19 @@ class PoolBase(Generic[C]):
         of that."""
         if self.row[metrics.REACHABLE] == metrics.NO or self.row[metrics.STUCK]:
             self._backlog_until = now + BACKLOG_SECONDS
+            # Of a frozen server no connect may have told: all that is open is in use.
+            for waiter in self._queue if self.row[metrics.STUCK] else ():
+                self._held(waiter)
         elif not self._queue or now >= self._backlog_until:
             self._backlog_until = 0.0
             return
         self.row[metrics.LAST_OUTAGE] = now
+
+    def _held(self, waiter: Waiter[C]) -> None:
+        """Count one who waits in an outage, once."""
+        if not waiter.held:
+            waiter.held = True
+            self.count(metrics.OUTAGE_WAITS)
 
     def _observe(self, total: int, seconds: float) -> None:
         """Count a duration in a histogram: its sum, and one of the buckets behind that."""

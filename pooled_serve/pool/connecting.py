@@ -15,7 +15,6 @@ from pooled_serve.pool.entry import C, Entry
 from pooled_serve.pool.retiring import CLOSE_TIMEOUT_SECONDS
 from pooled_serve.pool.returning import ReturningPool
 from pooled_serve.pool.tokens import LOOK_SECONDS, Turn
-from pooled_serve.pool.waiters import Waiter
 
 AGE_JITTER = 0.1
 """Connections opened together must not retire together: up to this share is cut from their age."""
@@ -379,12 +378,6 @@ class ConnectingPool(ReturningPool[C]):
             self._refuse_when_long()
         else:
             self._refuse_waiters()
-
-    def _held(self, waiter: Waiter[C]) -> None:
-        """Count one who waits in an outage, once."""
-        if not waiter.held:
-            waiter.held = True
-            self.count(metrics.OUTAGE_WAITS)
 
     def probe(self) -> None:
         """Try to connect in the background, unless the last attempt is too recent, or the pool

@@ -2,7 +2,8 @@
 
 The page tells of a trouble for some seconds after its end, and the numbers of these seconds do not
 contain one of minutes. So whoever samples a pool notes since when a trouble lasts, and what had
-been counted before it.
+been counted before it. Other causes make requests wait, too, so counting ends with the trouble, and
+with the last request that began to wait in it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ COUNTED = {
 }
 """What a trouble costs: keys as in ``recent`` of ``/stats.json``."""
 
+_COUNTED_IN = {OUTAGE: COUNTED | {"waited": metrics.OUTAGE_WAITS}}
+"""Of the requests that wait when the database is lost, some wait for a pool that is too small."""
+
 
 def told(recent: Mapping[str, Any]) -> Iterator[str]:
     """Returns the kinds of trouble that are in the numbers of the last seconds.
@@ -43,8 +47,10 @@ def told(recent: Mapping[str, Any]) -> Iterator[str]:
 
 
 # Until when it lasted, 0 while the rest is written; since when; for how long without its pauses;
-# until when it has made requests wait. Behind that, what had been counted before it.
-_UNTIL, _BEGAN, _LASTED, _FELT, _COUNTS = range(5)
+# until when it has made requests wait; the last sample in which it lasted, or the first in line had
+# begun to wait in it. Behind that, what it has cost; and the counters that are part of that.
+_UNTIL, _BEGAN, _LASTED, _FELT, _LIVE_AT, _COSTS = range(6)
+_COUNTS = _COSTS + len(COUNTED)
 _WORDS = _COUNTS + len(COUNTED)
 EPISODE_WORDS = len(KINDS) * _WORDS
 """Numbers that the troubles of a database take."""
@@ -60,14 +66,10 @@ class Stretch(NamedTuple):
     """When requests last waited because of it."""
 
 
-def stretches(
+def _stretches(
     at: float, row: Sequence[float], last_at: float, hung_until: float
 ) -> dict[str, Stretch]:
-    """Returns the troubles of a sample, by KINDS.
-
-    :param last_at: when the one before it was taken.
-    :param hung_until: see :class:`figures.Second`.
-    """
+    """Returns the troubles of a sample, by KINDS; see :meth:`Episodes.note`."""
     found = {}
     silent_since = max(row[metrics.OLDEST_STATEMENT], row[metrics.LAST_ANSWER])
     felt, failed = row[metrics.LAST_OUTAGE], row[metrics.CONNECT_ERROR + 1]
@@ -92,38 +94,77 @@ class Episodes:
         self._of = {kind: numbers[i * _WORDS : (i + 1) * _WORDS] for i, kind in enumerate(KINDS)}
 
     def note(
-        self, found: Mapping[str, Stretch], before: Callable[[float], Sequence[float] | None]
+        self,
+        at: float,
+        last_at: float,
+        row: Sequence[float],
+        hung_until: float,
+        before: Callable[[float], Sequence[float] | None],
     ) -> None:
         """Note what a sample has.
 
+        :param last_at: when the one before it was taken.
+        :param hung_until: see :class:`figures.Second`.
         :param before: returns the row of the last sample before a moment; None if there is none,
             and all that was counted counts.
         """
-        for kind, stretch in found.items():
-            words = self._of[kind]
-            until, lasted = words[_UNTIL], words[_LASTED]
-            if not until or stretch.since - max(until, words[_FELT]) >= SAME_SECONDS:
-                until, lasted, base = stretch.since, 0.0, before(stretch.since)
-                words[_UNTIL] = 0.0  # not to be read until it is whole
-                words[_BEGAN] = stretch.since
-                for i, index in enumerate(COUNTED.values(), _COUNTS):
-                    words[i] = base[index] if base is not None else 0.0
-            words[_LASTED] = lasted + max(0.0, stretch.until - max(until, stretch.since))
-            words[_FELT] = stretch.felt
-            words[_UNTIL] = max(until, stretch.until)
+        found = _stretches(at, row, last_at, hung_until)
+        waits_since = row[metrics.OLDEST_WAIT] if row[metrics.WAITING] else 0.0
+        for kind, words in self._of.items():
+            was_live = bool(words[_UNTIL]) and words[_LIVE_AT] == last_at
+            is_live = was_live and 0 < waits_since <= words[_UNTIL]
+            if stretch := found.get(kind):
+                # A queue that goes on after it may be that of a pool which is too small.
+                is_new = stretch.since - words[_FELT] > BETWEEN_SECONDS
+                is_live = is_live or stretch.until > 0 or is_new
+                _prolong(words, stretch)
+            if not is_live and not was_live:
+                continue
+            counts, indexes = words[_COUNTS:], _COUNTED_IN.get(kind, COUNTED).values()
+            if not was_live and (base := before(found[kind].since)) is not None:
+                for i, index in enumerate(indexes):
+                    counts[i] = max(counts[i], base[index])
+            # Also if it is over: the last of its requests have left between two samples.
+            _add(words[_COSTS:_COUNTS], kind, row, counts)
+            for i, index in enumerate(indexes):
+                counts[i] = row[index]
+            if is_live:
+                words[_LIVE_AT] = at
 
-    def read(self, kind: str, row: Sequence[float]) -> dict[str, Any] | None:
+    def read(self, kind: str, row: Sequence[float], last_at: float) -> dict[str, Any] | None:
         """Returns the last trouble of a kind; None if there was none. ``seconds`` are those from
-        its beginning to its end, ``lasted_seconds`` those without its pauses; the rest was counted
-        from its beginning on.
+        its beginning to its end, ``lasted_seconds`` those without its pauses; the rest is what it
+        has cost.
 
         :param row: the pool's of this moment.
+        :param last_at: when the last sample was taken.
         """
-        until, began, lasted, _, *counts = self._of[kind]
+        words = self._of[kind]
+        until, began, lasted = words[:_FELT]
         if not until:
             return None
-        costs = {
-            key: max(0, int(row[index] - then))
-            for (key, index), then in zip(COUNTED.items(), counts, strict=True)
-        }
-        return {"seconds": until - began, "lasted_seconds": lasted, **costs}
+        costs = list(words[_COSTS:_COUNTS])
+        if words[_LIVE_AT] == last_at:
+            _add(costs, kind, row, words[_COUNTS:])
+        numbers = dict(zip(COUNTED, map(int, costs), strict=True))
+        return {"seconds": until - began, "lasted_seconds": lasted, **numbers}
+
+
+def _add(costs: Any, kind: str, row: Sequence[float], before: Sequence[float]) -> None:
+    """Add what has been counted since then."""
+    for i, index in enumerate(_COUNTED_IN.get(kind, COUNTED).values()):
+        costs[i] += max(0.0, row[index] - before[i])
+
+
+def _prolong(words: Any, stretch: Stretch) -> None:
+    """Note that a trouble has lasted for longer, or that another one has begun."""
+    until, lasted = words[_UNTIL], words[_LASTED]
+    if not until or stretch.since - max(until, words[_FELT]) >= SAME_SECONDS:
+        until, lasted = stretch.since, 0.0
+        words[_UNTIL] = 0.0  # not to be read until it is whole
+        words[_BEGAN] = stretch.since
+        for i in range(_COSTS, _COUNTS):
+            words[i] = 0.0
+    words[_LASTED] = lasted + max(0.0, stretch.until - max(until, stretch.since))
+    words[_FELT] = stretch.felt
+    words[_UNTIL] = max(until, stretch.until)

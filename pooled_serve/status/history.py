@@ -167,7 +167,8 @@ class History:
 
     def episode(self, alias: str, kind: str, row: Sequence[float]) -> dict[str, Any] | None:
         """Returns the last trouble of a kind, see :meth:`Episodes.read`."""
-        return area.episodes.read(kind, row) if (area := self._area(alias)) else None
+        area = self._area(alias)
+        return None if area is None else area.episodes.read(kind, row, area.last_at())
 
     def hangs(self, alias: str, now: float) -> bool:
         """Whether statements hung in the last second, in all workers together."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pooled_serve.pool import metrics
-from pooled_serve.status.episodes import EPISODE_WORDS, Episodes, stretches
+from pooled_serve.status.episodes import EPISODE_WORDS, Episodes
 from pooled_serve.status.figures import BETWEEN_SECONDS, RECENT_SECONDS, Second
 from pooled_serve.status.peaks import (
     DOUBT_SECONDS,
@@ -101,8 +101,7 @@ class PoolHistory:
             hung = hung_until = at
         elif row[metrics.WAITING] and 0 < row[metrics.OLDEST_WAIT] <= hung:
             hung_until = at  # the first in line has waited since then
-        found = stretches(at, row, last_at, hung_until)
-        self.episodes.note(found, lambda moment: self._row_before(moment, last))
+        self.episodes.note(at, last_at, row, hung_until, lambda at: self._row_before(at, last))
         start = second % _RING * _SECOND_WORDS
         self._seconds[start] = 0.0  # not to be read until it is whole
         head = array("d", (at, most, last, busy, hung, hung_until))

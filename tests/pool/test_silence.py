@@ -395,3 +395,16 @@ def test_until_when_an_outage_made_requests_wait(it: Frozen) -> None:
     later = hold(it.pool, go_on)
     later.join()
     assert it.later(1)["last_outage_seconds"] == 7
+
+
+def test_who_waits_behind_a_frozen_server_waits_for_the_database(it: Frozen) -> None:
+    """No connect tells of it: all that may be open is in use."""
+    go_on = Event()
+    users = [hold(it.pool, go_on) for _ in range(3)]
+    assert it.later(0)["outage_waits_total"] == 0
+    it.pool.row[metrics.STUCK] = 1
+    for _ in range(2):
+        stats = it.later(1)
+        assert stats["outage_waits_total"] == stats["waiting"] > 0, "each counts once"
+    go_on.set()
+    gevent.joinall(users)

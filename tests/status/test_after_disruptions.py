@@ -32,6 +32,7 @@ class Seconds:
             for name, value in changes.items():
                 index = getattr(metrics, name.upper())
                 self.row[index] = value + self.row[index] * (index < metrics.FIRST_GAUGE)
+            self.row[metrics.MOST_IN_USE] = self.row[metrics.IN_USE]
             row = list(self.row)
             self.history.sample(
                 lambda: [Snapshot(1, 1, "default", "", "", row, retired)],  # noqa: B023
@@ -273,8 +274,9 @@ def test_an_outage_is_told_with_its_whole_length_and_costs() -> None:
     seconds = usual()
     seconds.next(timeouts=7, connect_errors=2)  # of an overload before it
     assert over(seconds, "outage") is None
-    lose(seconds, 400, timeouts=3, connect_errors=2)
-    seconds.next(waited=20, timeouts=1)
+    waits = {"waiting": 1.0, "oldest_wait": seconds.at + 10}
+    lose(seconds, 400, timeouts=3, connect_errors=2, **waits)
+    seconds.next(waiting=0, oldest_wait=0.0, timeouts=1, outage_waits=20)
     its = over(seconds, "outage")
     assert its["lasted_seconds"] == its["seconds"] == pytest.approx(399.4)
     assert (its["timeouts"], its["connect_errors"], its["waited"]) == (1201, 800, 20)
@@ -312,9 +314,11 @@ def test_a_hang_is_told_with_its_whole_length_and_costs() -> None:
         seconds.next(0)
         seconds.row[metrics.TIMEOUTS] += 1
     seconds.next(in_use=2, in_statement=0, oldest_statement=0.0, waiting=0, waited=12)
-    its = over(seconds, "hang")
-    assert its["seconds"] == pytest.approx(239.4)
-    assert (its["timeouts"], its["waited"]) == (240, 12)
+    for _ in range(2):
+        its = over(seconds, "hang")
+        assert its["seconds"] == pytest.approx(239.4)
+        assert (its["timeouts"], its["waited"]) == (240, 12)
+        seconds.next(3, waiting=8, oldest_wait=seconds.at, waited=60, timeouts=2)
 
 
 def test_connects_that_failed_are_counted_from_the_first_on() -> None:
@@ -325,8 +329,41 @@ def test_connects_that_failed_are_counted_from_the_first_on() -> None:
         seconds.next(connect_errors=2)
         seconds.next(1)
     seconds.next(3, opened=1)
+    seconds.next(3, waited=60, timeouts=2)
     its = over(seconds, "failing_connects")
     assert (its["connect_errors"], its["seconds"]) == (120, pytest.approx(118.0))
+    assert (its["waited"], its["timeouts"]) == (0, 0), "which nothing has to do with it"
+
+
+def test_what_comes_after_an_outage_has_other_causes() -> None:
+    """20 clients of a slow view share 12 connections: some wait at every moment."""
+    seconds = usual()
+    seconds.next(5, waiting=8, oldest_wait=seconds.at, waited=60, timeouts=1)
+    lose(seconds, 4, outage_waits=5, timeouts=2, connect_errors=3, waiting=20, oldest_wait=990.0)
+    queue: dict[str, Any] = {"waiting": 8, "waited": 60, "timeouts": 1, "failed": 1}
+    for _ in range(9):  # as a worker notes whose queue is not empty
+        seconds.next(oldest_wait=seconds.at - 0.2, last_outage=seconds.at, **queue)
+        its = over(seconds, "outage")
+        # The last of them may be from the second in which its own queue was served.
+        assert (its["waited"], its["timeouts"], its["failed"]) == (20, 8 + 1, 1)
+    seconds.next(20, waiting=8, oldest_wait=seconds.at, waited=60, timeouts=1)
+    assert over(seconds, "outage") is None
+
+
+def test_who_began_to_wait_in_an_outage_and_gets_no_connection_is_one_of_its_costs() -> None:
+    seconds = usual()
+    lose(seconds, 4, waiting=9, oldest_wait=seconds.at)
+    seconds.next(5, timeouts=1)
+    seconds.next(3, waiting=9, oldest_wait=seconds.at, timeouts=1)
+    assert over(seconds, "outage")["timeouts"] == 5 + 1, "the last of them within the second"
+
+
+def test_pauses_of_an_outage_cost_nothing() -> None:
+    seconds = usual()
+    lose(seconds, 4, timeouts=2)
+    seconds.next(8, timeouts=5)
+    lose(seconds, 4, timeouts=2)
+    assert over(seconds, "outage")["timeouts"] == 8 + 8
 
 
 @pytest.mark.parametrize(

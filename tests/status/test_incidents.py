@@ -213,6 +213,28 @@ def test_an_outage(status: StartStatus, start_mariadb: Callable[..., Server]) ->
     it.wait_for(lambda stats: not stats["pools"]["default"]["lost_seconds"])
 
 
+def test_what_an_outage_has_cost_does_not_rise_after_it(
+    status: StartStatus, start_mariadb: Callable[..., Server]
+) -> None:
+    """There are more clients than connections: some wait at every moment."""
+    server = start_mariadb()
+    it = shop(status, cap=2, database=server.create_database())
+    assert it.site.run("SELECT 1").status == 200
+    with load(it, "/quick", 8):
+        it.wait_for(lambda stats: stats["pools"]["default"]["waited_total"] > 20)
+        server.stop()
+        it.wait_for(lambda stats: stats["pools"]["default"]["lost_seconds"] > 1)
+        server.start()
+        sentence(it, "outage over")
+        waited = it.pool()["waited_total"]
+        it.wait_for(lambda stats: stats["pools"]["default"]["waited_total"] > waited + 200)
+        stats = it.stats()
+    pool, said = stats["pools"]["default"], stats["findings"][0]["problem"]
+    its = pool["recent"]["outage"]
+    assert 0 < its["waited"] == pool["outage_waits_total"]
+    assert f"; in all {its['waited']} requests waited" in said
+
+
 @torture
 def test_an_outage_that_is_over_is_told_whole(
     status: StartStatus, start_mariadb: Callable[..., Server]
