@@ -18,6 +18,7 @@ from pooled_serve.backend import client_check
 from pooled_serve.serve.worker import PooledWorker
 from support.certificates import Authority
 from support.load import hammer
+from support.log_lines import CLIENT_GONE, GOT_503
 from support.ports import free_port
 from support.processes import wait_until
 from support.serve import Serve, connect
@@ -83,10 +84,7 @@ def test_what_a_request_that_is_ended_notices(start: StartSite) -> None:
         send(shop, "/long?seconds=60", method).close()
     wait_until(lambda: fate(shop) == ["ClientGone"] * 3, timeout=WITHIN + SLACK)
     assert shop.run("SELECT * FROM visits").json() == []
-    assert (
-        "[INFO] pool 'default': a client has hung up, and its request was ended: "
-        in shop.server.log
-    )
+    assert f"[INFO] pool 'default': {CLIENT_GONE}: " in shop.server.log
     assert "Traceback" not in shop.server.log
     shop.assert_whole()
 
@@ -213,7 +211,7 @@ def test_who_has_gone_leaves_the_queue(start: StartSite) -> None:
     holder.close()
     assert stays.recv(4096).startswith(b"HTTP/1.1 200")
     stays.close()
-    assert "503 Service Unavailable" not in shop.server.log, "nobody has seen one"
+    assert GOT_503 not in shop.server.log, "nobody has seen one"
     shop.assert_whole()
 
 

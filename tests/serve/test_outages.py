@@ -18,6 +18,7 @@ from pooled_serve.status.repeats import CALM_SECONDS
 from support import servers
 from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome
+from support.log_lines import NO_DATABASE, OVER
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Database, Server, create_twin
@@ -215,13 +216,13 @@ def test_the_log_of_an_outage_is_true(site: StartSite, mariadb: Server) -> None:
             proxy.cut()
             assert [each.result().status for each in killed] == [503] * 4  # each ran again
         wait_until(lambda: shop.run("SELECT 1").status == 503)
-        refused = shop.server.wait_for_log("refused: no connection to the database for")
+        refused = shop.server.wait_for_log(NO_DATABASE)
         assert "(0 in use, 0 idle, 0 waiting, cap 4); last connect error" in refused
         time.sleep(CALM_SECONDS + 2)
-        assert "the pressure is over" not in shop.server.log, "the visitors have gone, that is all"
+        assert OVER not in shop.server.log, "the visitors have gone, that is all"
         proxy.accept()
         shop.wait_until_served()
-        shop.server.wait_for_log("the pressure is over")
+        shop.server.wait_for_log(OVER)
         shop.assert_whole()
 
 

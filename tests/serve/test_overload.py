@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,26 +10,13 @@ import pytest
 
 from support.client import gate
 from support.load import Hammer, hammer
+from support.log_lines import EARLY, REFUSED, RELIEF
+from support.log_lines import refused as told_refused
 from support.processes import wait_until
 from support.site import SLACK, Site
 from support.torture import torture
 
 StartSite = Callable[..., Site]
-
-REFUSED = re.compile(
-    r"\[WARNING\] 503 Service Unavailable.*: pool 'default': no connection within 1s "
-    r"\((\d+) in use, 0 idle, (\d+) waiting, cap 2, longest held (\d+\.\d)s by GET /run\)"
-)
-EARLY = re.compile(
-    r"\[WARNING\] 503 Service Unavailable.*: pool 'default': refused after \d+\.\ds: requests "
-    r"arrive faster than connections come back \((\d+) in use, 0 idle, \d+ waiting, cap 4, "
-    r"longest held \d+\.\ds by GET /run\)"
-)
-RECOVERED = re.compile(
-    r"\[WARNING\] pool 'default': the pressure is over, .+; requests that got 503 "
-    r"in \d+s: (\d+)(?:, \d+ of them early)?$",
-    re.MULTILINE,
-)
 
 
 @torture
@@ -59,10 +45,13 @@ def test_at_twice_the_capacity_most_of_it_is_answered_while_users_wait(site: Sta
     stats = shop.pool()
     assert 0 < stats["shed_total"] <= stats["timeouts_total"]
     got_503 = len(refused) + sum(outcome.result == 503 for outcome in outcomes)
-    shop.server.wait_until_log(lambda log: sum(map(int, RECOVERED.findall(log))) == got_503)
-    said = [match[1] for match in EARLY.finditer(shop.server.log)]
+    shop.server.wait_until_log(lambda log: told_refused(log) == got_503)
+    said = list(EARLY.finditer(shop.server.log))
     assert said
-    assert max(map(int, said)) == shop.cap
+    assert max(int(line["in_use"]) for line in said) == shop.cap
+    assert {(line["idle"], line["cap"], line["holder"]) for line in said} == {
+        ("0", "4", "GET /run")
+    }
     assert "Traceback" not in shop.server.log
     shop.assert_whole()
 
@@ -86,15 +75,15 @@ def test_who_wants_to_wait_is_answered_by_the_deadline(site: StartSite) -> None:
     assert len(served) >= seconds * 20 / 4
 
     # One that halts the clients for long enough makes the pressure end twice.
-    shop.server.wait_until_log(lambda log: sum(map(int, RECOVERED.findall(log))) == len(refused))
+    shop.server.wait_until_log(lambda log: told_refused(log) == len(refused))
     lines = [line for line in shop.server.log.splitlines() if " pool 'default'" in line]
-    assert RECOVERED.search(lines[-1])
-    told = [line for line in lines if not RECOVERED.search(line)]
+    assert RELIEF.search(lines[-1])
+    told = [line for line in lines if not RELIEF.search(line)]
     # Of each kind a line at once, one a second later, and one after ten more.
     assert 2 <= len(told) <= 2 * (2 + took // 10)
     said = [REFUSED.search(line) for line in told if "503" in line]
     assert all(said), lines
-    assert max(int(match[1]) for match in said if match) == shop.cap
+    assert max(int(match["in_use"]) for match in said if match) == shop.cap
     assert "Traceback" not in shop.server.log
     shop.assert_whole()
 
@@ -113,8 +102,9 @@ def test_a_refusal_says_when_to_come_back_and_the_log_says_who_holds(site: Start
     assert answer.status == 503
     assert answer.headers["Retry-After"] == "1"
     assert answer.seconds >= 1
-    shop.server.wait_for_log(RECOVERED)
-    (said,) = REFUSED.findall(shop.server.log)
-    assert said[:2] == ("2", "1")
-    assert 1.0 <= float(said[2]) <= took + 0.1
+    log = shop.server.wait_for_log(RELIEF)
+    (said,) = REFUSED.finditer(log)
+    assert said.group("timeout", "in_use", "idle", "waiting", "cap") == ("1", "2", "0", "1", "2")
+    assert said["holder"] == "GET /run"
+    assert 1.0 <= float(said["held"]) <= took + 0.1
     shop.assert_whole()

@@ -14,6 +14,7 @@ import pytest
 from pooled_serve.status import leaks
 from pooled_serve.status.culprit import NOBODY, Culprit, Watch
 from support.client import gate
+from support.log_lines import BLOCKED
 from support.processes import wait_until
 from support.serve import Client
 from support.site import VIEWS
@@ -126,10 +127,10 @@ def test_who_has_blocked_a_worker_is_named(
     it = shop(status)
     it.site.server.get(f"/{path}?seconds=4")
     said = told(it, name)
-    log = it.site.server.wait_for_log("this worker let no request run for")
+    log = it.site.server.wait_for_log(BLOCKED)
     assert "Blocked worker: worker 1 let no other request run for" in said
     assert " → it computed, or waited without gevent" in said
-    line = rf"this worker let no request run for \d\.\ds, until now, in {re.escape(name)}\n  → it "
+    line = rf"{BLOCKED} \d\.\ds, until now, in {re.escape(name)}\n  → it "
     line += rf"computed, or waited without gevent \({place}\(\) in \S+views\.py, line \d+\): move"
     assert re.search(line, log)
     it.wait_for(lambda stats: stats["workers"][0]["blocked_in"] is None)

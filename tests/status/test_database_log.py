@@ -19,10 +19,20 @@ from pooled_serve.status import hanging_log, pool_log, reachability, repeats, sh
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
 from pooled_serve.status.remedies import STUCK_REMEDY
 from support.driver import settle
-from support.pool_log import OVER, Watched, watching
-
-LOST = "cannot be reached"
-BACK = "is back after"
+from support.log_lines import (
+    BACK,
+    LOGIN_AGAIN,
+    LOST,
+    NO_DESCRIPTOR,
+    NO_MORE,
+    OVER,
+    ROOM_AGAIN,
+    STATEMENTS_GO_ON,
+)
+from support.log_lines import (
+    LOGIN_REFUSED as REFUSED_LOGIN,
+)
+from support.pool_log import Watched, watching
 
 
 @pytest.fixture
@@ -98,8 +108,8 @@ def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
     ("error", "text"),
     [
         (NO_SERVER, LOST),
-        (OperationalError(1045, "Access denied"), "refuses the login"),
-        (OSError(errno.EMFILE, "Too many open files"), "no file descriptor left"),
+        (OperationalError(1045, "Access denied"), REFUSED_LOGIN),
+        (OSError(errno.EMFILE, "Too many open files"), NO_DESCRIPTOR),
     ],
 )
 def test_a_second_outage_has_its_line_at_once(
@@ -166,7 +176,7 @@ def test_statements_do_not_go_on_while_the_first_hangs(
     it.reachability.answered()
     it.reachability.unanswered(2.0)
     settle()
-    assert not it.with_text("statements go on")
+    assert not it.with_text(STATEMENTS_GO_ON)
     row[metrics.OLDEST_STATEMENT] = 0.0
     it.reachability.answered()
     it.wait_for("statements go on, none had been answered for 6.0s", 1)
@@ -220,7 +230,7 @@ def test_a_refused_login_is_no_outage(it: Watched) -> None:
     it.reachability.connect_failed(denied)
     it.reachability._loss_logged = True  # as if a line had been due
     it.connect(None)
-    settle(lambda: "lets the user log in again after" in it.lines[-1].text)
+    settle(lambda: LOGIN_AGAIN in it.lines[-1].text)
     assert (it.pool.row[REACHABLE], it.pool.row[LOGIN_REFUSED]) == (YES, 0)
 
 
@@ -238,7 +248,7 @@ def test_a_server_that_is_full_is_not_called_down_nor_one_that_is_down_full(it: 
     it.log._lost_lines.anew()
     it.connect(OperationalError(1040, "Too many connections"))
     it.connect(None)
-    settle(lambda: "has connections left again after" in it.lines[-1].text)
+    settle(lambda: ROOM_AGAIN in it.lines[-1].text)
     assert len(it.lines) == 5
 
 
@@ -316,8 +326,8 @@ def test_a_failed_connect_beside_open_connections_has_its_own_remedy(
 ) -> None:
     with it.pool.lease():
         it.reachability.connect_failed(OperationalError(code, "no"))
-        settle(lambda: bool(it.with_text("cannot open another connection: no")))
-    (line,) = it.with_text("cannot open another connection")
+        settle(lambda: bool(it.with_text(f"{NO_MORE}no")))
+    (line,) = it.with_text(NO_MORE)
     assert f"no ({code})\n  → {remedy}" in line.text
 
 

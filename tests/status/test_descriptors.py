@@ -18,6 +18,7 @@ from pymysql.err import OperationalError
 from pooled_serve.status import shortage
 from pooled_serve.status.shortage import shortage_behind
 from support.client import gate
+from support.log_lines import GOT_503, HELD, HELD_BACK, NO_DESCRIPTOR
 from support.processes import wait_until
 from support.serve import Client, connect
 from support.status import StartStatus, Status
@@ -32,7 +33,7 @@ LOGGING = {
     "loggers": {"django": {"handlers": ["console"], "level": "INFO"}},
 }
 """
-NO_CLIENT = "no client can be accepted: this process has no file descriptor left"
+NO_CLIENT = f"no client can be accepted: {NO_DESCRIPTOR}"
 TEMPLATES = """
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": ["."]}]
 """
@@ -85,15 +86,15 @@ def test_who_waits_in_vain_gets_a_503_and_leases_are_watched(status: StartStatus
             path = "/run?" + urlencode({"sql": statement})
             held = [threads.submit(holder.get, path) for holder in holders[:2]]
             wait_until(lambda: len(it.site.admin.processlist(it.site.database.user)) >= 2)
-            it.site.server.wait_for_log("been held for")
+            it.site.server.wait_for_log(HELD)
             assert waiter.get("/run?sql=SELECT+1").status == 503
         assert [answer.result().status for answer in held] == [200] * 2
-        it.site.server.wait_for_log("came back after")
+        it.site.server.wait_for_log(HELD_BACK)
         for number in it.site.connection_ids():
             it.site.admin.kill(number)
         # A connection takes the descriptor of the one before.
         assert waiter.get("/run?sql=SELECT+1").status == 200
-    assert "Logging error" not in it.site.server.wait_for_log("503 Service Unavailable")
+    assert "Logging error" not in it.site.server.wait_for_log(GOT_503)
 
 
 def test_the_status_page_is_there(status: StartStatus) -> None:

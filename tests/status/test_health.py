@@ -17,6 +17,7 @@ import pytest
 
 from support.client import gate
 from support.load import Hammer, hammer
+from support.log_lines import AT_CAP, BACK, LOST, NO_MORE
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.serve import Response
@@ -61,15 +62,13 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
         finally:
             go_on.touch()
         assert [visitor.result().status for visitor in visitors] == [200] * 8
-    it.site.server.wait_for_log("[ERROR] database 'default' cannot be reached: ")
+    it.site.server.wait_for_log(f"[ERROR] database 'default' {LOST}: ")
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)  # and nobody sent a request
-    log = it.site.server.wait_for_log("is back after")
-    line = (
-        r"\[WARNING\] database 'default' is back after \d+\.\d+s; failed attempts to connect: \d+$"
-    )
+    log = it.site.server.wait_for_log(BACK)
+    line = rf"\[WARNING\] database 'default' {BACK} \d+\.\d+s; failed attempts to connect: \d+$"
     assert re.search(line, log, re.MULTILINE)
-    assert log.count("cannot be reached") == 1, "one line for an outage"
+    assert log.count(LOST) == 1, "one line for an outage"
     it.pool_at_rest()
     assert it.site.run("SELECT 1").status == 200
 
@@ -84,10 +83,10 @@ def test_a_lost_database_is_noticed_and_its_return_without_traffic(
     server.stop()
     wait_until(lambda: it.get("/readyz").status == 503)
     assert "Outage: the database default" in it.get("/", Accept="*/*").text
-    it.site.server.wait_for_log("database 'default' cannot be reached: ")
+    it.site.server.wait_for_log(f"database 'default' {LOST}: ")
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)
-    it.site.server.wait_for_log("database 'default' is back after")
+    it.site.server.wait_for_log(f"database 'default' {BACK}")
     assert it.pool_at_rest()["acquired_total"] == acquired
 
 
@@ -106,7 +105,7 @@ def test_a_frozen_database_is_noticed_without_traffic_and_served_at_once_afterwa
         assert "Stuck server" in page or "cannot be reached" in page
         proxy.thaw()
         wait_until(lambda: it.get("/readyz").status == 200)
-        it.site.server.wait_for_log("database 'default' is back after")
+        it.site.server.wait_for_log(f"database 'default' {BACK}")
         for _ in range(4):  # of each worker
             assert it.site.run("SELECT 1").status == 200
 
@@ -120,7 +119,7 @@ def test_a_stopped_database_is_noticed_though_no_connection_is_left(
     it.wait_for(lambda stats: stats["pools"]["default"]["idle"] == 0)
     server.stop()
     wait_until(lambda: it.get("/readyz").status == 503)
-    it.site.server.wait_for_log("database 'default' cannot be reached: ")
+    it.site.server.wait_for_log(f"database 'default' {LOST}: ")
 
 
 def test_ready_starts_from_the_preflight_and_heals_without_traffic(
@@ -143,20 +142,18 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     seconds = it.stats()["uptime_seconds"] - start["uptime_seconds"]
     more = sum(attempts(end)) - sum(attempts(start))
     assert more <= 2 * (seconds + 1.5), "about one attempt a second and worker"
-    said = re.compile(
-        r"\[ERROR\] database 'default' cannot be reached: .*\n  → see that the server"
-    )
+    said = re.compile(rf"\[ERROR\] database 'default' {LOST}: .*\n  → see that the server")
     it.site.server.wait_for_log(said, times=2)
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)
-    it.site.server.wait_for_log("is back after", times=2)
+    it.site.server.wait_for_log(BACK, times=2)
     # New workers know that, whatever the preflight found.
     old = it.site.server.worker_pids()
     for pid in old:
         os.kill(pid, signal.SIGKILL)
     it.wait_for(lambda stats: len({worker["pid"] for worker in stats["workers"]} - old) == 2)
     assert it.get("/readyz").status == 200
-    assert it.site.server.log.count("is back after") == 2, "one of each of the first workers"
+    assert it.site.server.log.count(BACK) == 2, "one of each of the first workers"
 
 
 def test_a_reload_under_load_takes_no_host_out_of_service(
@@ -423,11 +420,11 @@ def test_more_connections_refused_while_some_are_open_is_no_outage(
     assert {outcome.result for outcome in outcomes} == {200}
     assert it.pool()["connect_errors_total"] > 0
     assert it.get("/readyz").status == 200
-    log = it.site.server.wait_for_log("[WARNING] pool 'default' cannot open another connection: ")
-    assert "cannot open another connection: Too many connections" in log
+    log = it.site.server.wait_for_log(f"[WARNING] pool 'default' {NO_MORE}")
+    assert f"{NO_MORE}Too many connections" in log
     assert "\n  → close idle connections (SHOW PROCESSLIST), or raise the limit" in log
-    assert "is back" not in log
-    assert "at its cap" not in log, "the pool has room, the server has not"
+    assert BACK not in log
+    assert AT_CAP not in log, "the pool has room, the server has not"
     for hog in hogs:
         hog.close()
 
@@ -439,8 +436,6 @@ def test_a_frozen_database_is_told_as_lost(status: StartStatus, mariadb: Server)
         proxy.freeze()
         assert it.site.run("SELECT 1").status == 503
         wait_until(lambda: it.get("/readyz").status == 503)
-        it.site.server.wait_for_log(
-            "database 'default' cannot be reached: the server did not answer"
-        )
+        it.site.server.wait_for_log(f"database 'default' {LOST}: the server did not answer")
         proxy.thaw()
         wait_until(lambda: it.get("/readyz").status == 200)

@@ -20,6 +20,16 @@ from pooled_serve.status.figures import RECENT_SECONDS
 from pooled_serve.status.findings import LEAK_SECONDS
 from support.client import gate
 from support.load import Hammer
+from support.log_lines import (
+    FIRST_HAS_ENDED,
+    FULL,
+    LOGIN_AGAIN,
+    LOGIN_REFUSED,
+    OTHERS_ANSWERED,
+    ROOM_AGAIN,
+    STATEMENTS_GO_ON,
+    STATEMENTS_HANG,
+)
 from support.processes import wait_until
 from support.servers import Server
 from support.site import VIEWS
@@ -155,13 +165,13 @@ def test_statements_that_hang_and_what_they_leave_behind(
         with gate(it.site.database) as statement:
             stack.enter_context(load(it, "/run?" + urlencode({"sql": statement}), 6, every=0.5))
             said = sentence(it, "hanging statements")
-            log = it.site.server.wait_for_log("pool 'default': statements hang, none has been")
+            log = it.site.server.wait_for_log(f"pool 'default': {STATEMENTS_HANG}")
         end = time.monotonic() + 60
         while "all is well" not in names[-20:-19]:  # and nothing comes back
             assert time.monotonic() < end, names
             names.append(it.stats()["findings"][0]["name"])
             time.sleep(0.1)
-        over = it.site.server.wait_for_log("statements go on, none had been answered for")
+        over = it.site.server.wait_for_log(STATEMENTS_GO_ON)
     assert "→ SHOW PROCESSLIST there says what they wait for: often a lock" in said
     assert "\n  → SHOW PROCESSLIST on the server says what they wait for" in log
     assert over.count("statements hang, ") == over.count("statements go on, ") == 1
@@ -185,7 +195,7 @@ def test_statements_that_hang_one_in_each_worker(status: StartStatus) -> None:
                     running = 1 + it.stats()["pools"].get("default", {}).get("in_use", 0)
                     it.wait_for(lambda stats: stats["pools"]["default"]["in_use"] == running)  # noqa: B023
             said = sentence(it, "hanging statements")
-            server.wait_for_log("pool 'default': statements hang, none has been", times=3)
+            server.wait_for_log(f"pool 'default': {STATEMENTS_HANG}", times=3)
             late = threads.submit(it.site.run, statement)  # its first statement is answered
             end = time.monotonic() + 4
             names = set()
@@ -273,14 +283,12 @@ def test_a_server_that_others_have_filled(
             said = sentence(it, "server full")
             assert it.get("/readyz").text == "server full (error 1040): default\n"
             assert "default  server full (error 1040) · " in it.get("/", Accept="*/*").text
-            log = it.site.server.wait_for_log("[ERROR] database 'default': the server is full: ")
+            log = it.site.server.wait_for_log(f"[ERROR] database 'default': {FULL}")
     where = f"127.0.0.1:{server.port}/{database.name}"
     text = rf"(MariaDB \S+|the server) at {where} has (had )?no connection left for default"
     assert re.match(rf"Server full: {text}( for \d+ s)? \(error 1040\)", said)
     assert said.partition(" → ")[2].startswith("close idle connections (SHOW PROCESSLIST), or")
-    assert "database 'default' has connections left again" in it.site.server.wait_for_log(
-        "again after"
-    )
+    assert f"database 'default' {ROOM_AGAIN}" in it.site.server.wait_for_log("again after")
     assert "→ close idle connections (SHOW PROCESSLIST), or" in log
     assert "reached" not in said + log, "it runs"
 
@@ -296,13 +304,13 @@ def test_a_wrong_password(status: StartStatus, mariadb: Server) -> None:
     page = it.get("/", Accept="*/*").text
     assert "✕ Login refused: " in page
     assert it.get("/readyz").text == "refuses the login: default\n"
-    line = f"[ERROR] database 'default': {where} refuses the login: Access denied for user"
+    line = f"[ERROR] database 'default': {where} {LOGIN_REFUSED}Access denied for user"
     log = it.site.server.wait_for_log(line)
     assert "\n  → correct USER, PASSWORD and NAME in DATABASES" in log.partition(line)[2]
     for host in ("127.0.0.1", "localhost"):
         mariadb.admin.query(f"ALTER USER {database.user}@{host} IDENTIFIED BY 'not this one'")
     said = sentence(it, "outage over")
-    log = it.site.server.wait_for_log("database 'default' lets the user log in again after")
+    log = it.site.server.wait_for_log(f"database 'default' {LOGIN_AGAIN}")
     for text in (said, page, log):
         assert "cannot be reached" not in text
     assert it.site.server.get("/quick").status == 200
@@ -318,11 +326,11 @@ def test_a_password_that_is_corrected_with_a_hup(
     file.write_text("not this one")
     settings = f'DATABASES["default"]["PASSWORD"] = open({str(file)!r}).read()'
     it = shop(status, "-w", "2", database=database, django=settings)
-    it.site.server.wait_for_log("refuses the login: Access denied for user", times=2)
+    it.site.server.wait_for_log(f"{LOGIN_REFUSED}Access denied for user", times=2)
     before = it.site.server.worker_pids()
     file.write_text(str(database.django()["PASSWORD"]))
     it.site.server.signal(signal.SIGHUP)
-    again = "database 'default' lets the user log in again after"
+    again = f"database 'default' {LOGIN_AGAIN}"
     log = it.site.server.wait_for_log(again)
     assert re.search(rf"\[WARNING\] {again} \d+\.\ds$", log, re.M)
     wait_until(lambda: not it.site.server.worker_pids() & before)
@@ -448,11 +456,11 @@ def test_statements_that_hang_while_others_are_served(status: StartStatus, clien
             it.wait_for(lambda stats: stats["pools"]["default"]["in_use"] == 5)
             with load(it, "/quick", clients):
                 said = sentence(it, "slow statements")
-                log = it.site.server.wait_for_log("while others are answered")
+                log = it.site.server.wait_for_log(OTHERS_ANSWERED)
                 names = [finding["name"] for finding in it.stats()["findings"]]
                 told = it.get("/metrics").text
         assert [answer.result().status for answer in hung] == [200] * 5
-        it.site.server.wait_for_log("the first of the statements that hung has ended, after")
+        it.site.server.wait_for_log(FIRST_HAS_ENDED)
     it.wait_for(lambda stats: not stats["pools"]["default"]["hanging_statements"])
     assert said.startswith("Slow statements: 5 statements at ")
     assert (", while others are answered: " in said) == (clients > 3), "they make others wait"

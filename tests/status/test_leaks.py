@@ -17,6 +17,7 @@ import pytest
 from pooled_serve.status import leaks
 from pooled_serve.status.leaks import MAX_FRAMES, WatchedLease, relevant
 from support.driver import FakeDriver, settle
+from support.log_lines import HELD_BACK
 
 LIBRARY = Path(django.__file__).parent
 
@@ -70,7 +71,7 @@ def test_a_report_tells_of_a_standstill_of_the_loop(
     assert ("(the event loop stood still for 0." in report) is bool(blocked)
     lease.end()
     with caplog.at_level(logging.INFO):
-        settle(lambda: "came back after" in caplog.text)  # or the next test would have that line
+        settle(lambda: HELD_BACK in caplog.text)  # or the next test would have that line
     caplog.clear()
     ended = WatchedLease(pool, "GET /innocent", 0.05)
     ended.end()

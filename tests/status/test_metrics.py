@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pooled_serve.options import OPTIONS
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metric import Kind
+from support.log_lines import GOT_503
 from support.metrics import samples_in
 from support.netproxy import NetProxy
 from support.processes import wait_until
@@ -277,7 +278,7 @@ def test_with_a_server_that_never_answers_nothing_is_in_use(
         used = {**labels, "db_client_connection_state": "used"}
         assert samples["db_client_connection_count", tuple(sorted(used.items()))] == 0
         assert samples["pooled_serve_connecting", tuple(sorted(labels.items()))] == 2
-        log = it.site.server.wait_for_log("503 Service Unavailable")
+        log = it.site.server.wait_for_log(GOT_503)
         assert re.search(r"no connection within 2s \(0 in use, 0 idle, ", log)
         assert "2 in use" not in log
         waits = it.pool()["wait_seconds_buckets"]

@@ -15,7 +15,8 @@ from pooled_serve.pool import metrics
 from pooled_serve.status import pool_log, repeats
 from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
 from support.driver import settle
-from support.pool_log import OVER, Watched, watching
+from support.log_lines import AT_CAP, GOT_503, OVER, OVERLOADED
+from support.pool_log import Watched, watching
 from support.torture import torture
 
 NO_SERVER = OperationalError(2003, "Can't connect to MySQL server")
@@ -41,7 +42,7 @@ def test_short_queues_and_then_a_long_wait_are_no_relief(it: Watched) -> None:
     visitors = [gevent.spawn(visitor) for _ in range(4)]  # so that there is always a short queue
     gevent.sleep(2.4)
     waiting = [gevent.spawn(it.use, 2 * LONG_WAIT_SECONDS) for _ in range(8)]
-    settle(lambda: bool(it.with_text("is at its cap")))
+    settle(lambda: bool(it.with_text(AT_CAP)))
     assert not it.with_text(OVER), "seven wait"
     gevent.joinall(visitors + waiting, raise_error=True)
     assert not it.with_text(OVER), "they waited until a moment ago"
@@ -72,7 +73,7 @@ def test_a_pool_at_its_cap_is_not_news_each_second(
     while time.monotonic() - began < 5:
         it.use_all(3, 0.3)
         gevent.sleep(0.2)
-    assert it.with_text("is at its cap") == it.lines
+    assert it.with_text(AT_CAP) == it.lines
     most = 2 + (time.monotonic() - began) // 10
     assert 1 <= len(it.lines) <= most, "the third would come ten seconds after the second"
     assert {line.level for line in it.lines} == {logging.INFO}
@@ -119,21 +120,22 @@ def test_a_pool_is_called_overloaded_while_it_is(
     monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.1))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.1)
     users = [gevent.spawn(it.use, 4 * LONG_WAIT_SECONDS) for _ in range(2)]
-    settle(lambda: bool(it.with_text("is at its cap")))
+    settle(lambda: bool(it.with_text(AT_CAP)))
     assert it.pool._overload
     it.pool._overload.on = True  # as when the first has waited for half of the timeout
-    settle(lambda: bool(it.with_text("is overloaded, late requests get 503: 1 in use")))
+    settle(lambda: bool(it.with_text(f"{OVERLOADED}: 1 in use")))
     gevent.joinall(users, raise_error=True)
-    told = len(it.with_text("is overloaded"))
+    told = len(it.with_text(OVERLOADED))
     it.use_all(2, 2 * LONG_WAIT_SECONDS)
-    assert "is at its cap" in it.lines[-1].text
-    assert len(it.with_text("is overloaded")) == told
+    assert AT_CAP in it.lines[-1].text
+    assert len(it.with_text(OVERLOADED)) == told
 
 
 def test_a_second_overload_has_its_lines_at_once(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.5)
+    # Longer than the last user of each round holds, when nobody waits any more.
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 4 * LONG_WAIT_SECONDS)
     monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.3, 0.3, 3600.0))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
     denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
@@ -143,7 +145,7 @@ def test_a_second_overload_has_its_lines_at_once(
             it.log.refused("too late")
             it.log.failed(denied)
             it.use_all(2, 2 * LONG_WAIT_SECONDS)
-        kinds = "is at its cap", "503 Service Unavailable: too late", "500 Internal Server Error: "
+        kinds = AT_CAP, f"{GOT_503}: too late", "500 Internal Server Error: "
         told.append([len(it.with_text(kind)) for kind in kinds])
         settle(lambda: not it.log._watcher)
     assert told[1] == [2 * times for times in told[0]]

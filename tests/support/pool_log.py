@@ -16,8 +16,6 @@ from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
 from support.driver import FakeDriver, settle
 
-OVER = "the pressure is over"
-
 
 @dataclass
 class Line:
