@@ -18,6 +18,8 @@ from pooled_serve.status.figures import (
     HANGING_SECONDS,
     HANGING_TIMES,
     MANY_HANG,
+    MANY_WAIT,
+    SHORT_WAIT_SECONDS,
     are_slow,
     hang,
     hangs_on,
@@ -35,11 +37,6 @@ from pooled_serve.status.words import count, duration, listed, plural, span, tim
 
 THEN = "requests then go on"
 FAILURES = "connect_errors"
-
-SHORT_WAIT_SECONDS = 0.05
-"""A queue that 95 % of requests pass in less is what a pool is for..."""
-MANY_WAIT = 0.3
-"""... unless this share of them has to."""
 
 
 class PoolInWords:
@@ -69,7 +66,7 @@ class PoolInWords:
 
     @property
     def level(self) -> str:
-        return "bad" if self.lately("timeouts") else "warn"
+        return "bad" if self.lately("timeouts") and not self.pressure_over else "warn"
 
     @property
     def pressed(self) -> bool:
@@ -81,6 +78,18 @@ class PoolInWords:
         if self.lately("waited_share") >= MANY_WAIT:
             return True
         return self.lately("waited") > 0 and self.wait_p95 >= SHORT_WAIT_SECONDS
+
+    @property
+    def pressure_over(self) -> bool:
+        """Whether that is so no more, though the numbers of the last seconds still have it."""
+        ago = self.recent.get("pressed_ago_seconds")
+        if ago is None or ago < BETWEEN_SECONDS or self.number("waiting"):
+            return False
+        return self.pressed
+
+    def verb(self, now: str, then: str) -> str:
+        """Returns the one that fits a queue of the last seconds."""
+        return then if self.pressure_over else now
 
     @property
     def wait_p95(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from pooled_serve.pool import metrics
@@ -45,6 +46,11 @@ HANGING_TIMES = 3.0
 LONG_SECONDS = 10.0
 """So many have had no answer for so long, and for HANGING_TIMES as long as usual: that is told of,
 whatever others get."""
+
+SHORT_WAIT_SECONDS = 0.05
+"""A queue that 95 % of requests pass in less is what a pool is for..."""
+MANY_WAIT = 0.3
+"""... unless this share of them has to."""
 
 LATELY_SECONDS = 25
 """As long as now, what comes before it, and the time for which an outage may make requests wait
@@ -116,6 +122,7 @@ def recent(
         "unanswered": risen(metrics.UNANSWERED),
         "lost_ago_seconds": _lost_ago([*samples, Second(now, row)], now),
         "hung_ago_seconds": _hung_ago(samples, now),
+        "pressed_ago_seconds": _pressed_ago([*samples, Second(now, row)], now),
         "leaked": risen(metrics.LEAKED),
         "closed": reasons("closed_total"),
         "pinned": reasons("pinned_total"),
@@ -222,6 +229,24 @@ def _hung_ago(samples: Sequence[Second], now: float) -> float | None:
     if not until or now - until >= RECENT_SECONDS + BETWEEN_SECONDS:
         return None
     return max(0.0, now - until)
+
+
+def _pressed_ago(samples: Sequence[Second], now: float) -> float | None:
+    """Returns how long ago a request was last refused, or waited for longer than a moment, or many
+    waited; None if that is not in the samples."""
+    for before, sample in reversed(list(pairwise(samples))):
+        row = sample.row
+        acquired, waited, refused = (
+            row[key] - before.row[key]
+            for key in (metrics.ACQUIRED, metrics.WAITED, metrics.TIMEOUTS)
+        )
+        longest = row[metrics.LONGEST_WAIT] if waited > 0 else 0.0
+        if row[metrics.WAITING]:
+            longest = max(longest, metrics.age(row[metrics.OLDEST_WAIT], sample.at))
+        many = waited > 0 and waited >= MANY_WAIT * acquired
+        if refused > 0 or many or longest >= SHORT_WAIT_SECONDS:
+            return max(0.0, now - sample.at)
+    return None
 
 
 def _lost_ago(samples: Sequence[Second], now: float) -> float | None:

@@ -187,6 +187,8 @@ class _Pool(ViewsInWords):
                 words.append(f"95 % {at_most(bound)}")
         if refused := self.refused_in_words():
             words.append(refused)
+        if words and self.pressure_over:
+            words.append(f"until {span(self.lately('pressed_ago_seconds'))} ago")
         return ", ".join(words)
 
     def _queue(self) -> Iterator[Sentence]:
@@ -227,10 +229,13 @@ class _Pool(ViewsInWords):
         full = self.at_cap()
         faster = self.routes_in_words()
         if self.lately("timeouts"):
+            arrive = self.verb(
+                "arrive faster than connections come", "arrived faster than connections came"
+            )
             yield self.say(
-                "bad",
+                self.level,
                 "overload",
-                f"requests arrive faster than connections come back, {full}: {queue}{faster}",
+                f"requests {arrive} back, {full}: {queue}{faster}",
                 self._larger_cap("more workers or hosts, shorter requests"),
             )
         yield self.say(

@@ -65,8 +65,8 @@ class ViewsInWords(PoolInWords):
         reason = max(pinned, key=lambda key: pinned[key])
         share = percent(min(1.0, total / acquired)) if acquired else "all"
         text = (
-            f"{share} of leases{self.of} are kept to the end of the request, "
-            f"{times(pinned[reason])} because of {_PINS.get(reason, f'“{reason}”')} {self.window}"
+            f"{share} of leases{self.of} {self.verb('are', 'were')} kept to the end of the request,"
+            f" {times(pinned[reason])} because of {_PINS.get(reason, f'“{reason}”')} {self.window}"
         )
         remedy = "do that in an atomic() block or on an alias of its own, or not at all"
         level = self.level if queue else "note"
@@ -83,8 +83,9 @@ class ViewsInWords(PoolInWords):
             return None
         if most_processor_share(self.stats) >= PROCESSOR_SHARE:
             return None
-        text = f"{percent(1.0 - asking)} of the connections in use{self.of} run no statement"
-        text += f" {self.window}, their views wait for something else: {queue}"
+        run, wait = self.verb("run", "ran"), self.verb("wait", "waited")
+        text = f"{percent(1.0 - asking)} of the connections in use{self.of} {run} no statement"
+        text += f" {self.window}, their views {wait} for something else: {queue}"
         atomic = self.pool.get("atomic_requests")
         views = f"{NON_ATOMIC} on {self._waiting_route() or 'these views'}"
         remedy = "--pool-mode transaction: a view that asks another service holds none meanwhile"
@@ -111,7 +112,8 @@ class ViewsInWords(PoolInWords):
         if not route:
             return ""
         idle = {name: _idle(its) for name, its, _ in self.routes()}
-        return f"; {route} has most of this time, {percent(idle[route] / sum(idle.values()))}"
+        share = percent(idle[route] / sum(idle.values()))
+        return f"; {route} {self.verb('has', 'had')} most of this time, {share}"
 
     def many_statements(self, queue: str = "") -> Sentence | None:
         # Without a queue it is no cause of anything, and that of a longer time is surer.
@@ -119,8 +121,9 @@ class ViewsInWords(PoolInWords):
             requests = its.get("requests") or 0
             each = (its.get("statements") or 0) / requests if requests else 0.0
             if each >= MANY_STATEMENTS and (share or 0) >= MANY_SHARE:
-                text = f"{route} runs {count(each)} statements for each request"
-                text += f" and holds {percent(share)} of the connection time"
+                runs, holds = self.verb("runs", "ran"), self.verb("holds", "held")
+                text = f"{route} {runs} {count(each)} statements for each request"
+                text += f" and {holds} {percent(share)} of the connection time"
                 level = self.level if queue else "note"
                 remedy = "select_related() or prefetch_related() there instead of a query per row"
                 return self.say(level, "N+1 queries", text + (f": {queue}" * bool(queue)), remedy)
@@ -131,7 +134,8 @@ class ViewsInWords(PoolInWords):
             each = its["held_seconds"] / its["leases"]
             if each < SLOW_SECONDS or (share or 0) < SLOW_SHARE:
                 break
-            text = f"{route} holds {percent(share)} of the connection time, {duration(each)} each"
+            text = f"{route} {self.verb('holds', 'held')} {percent(share)} of the connection time,"
+            text += f" {duration(each)} each"
             if self.all_ask:
                 remedy = (
                     "nearly all wait for the server's answers: SHOW PROCESSLIST there says what "
@@ -163,7 +167,8 @@ class ViewsInWords(PoolInWords):
             return ""
         route, its, share = busiest[0]
         each = duration(its["held_seconds"] / its["leases"])
-        return f"; {route} holds most, {percent(share)} of the time, {each} each"
+        holds = self.verb("holds", "held")
+        return f"; {route} {holds} most, {percent(share)} of the time, {each} each"
 
 
 def _idle(its: Mapping[str, Any]) -> float:

@@ -389,3 +389,31 @@ def test_what_hangs_beside_others_is_counted_for_log_and_alerts(
         row[getattr(metrics, name.upper())] = value
     row[metrics.OLDEST_STATEMENT], row[metrics.LAST_ANSWER] = now - numbers["oldest_statement"], now
     assert hanging_statements(row, now, lambda: held, all_hang=False) == number
+
+
+# --- Of a queue --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "presses"),
+    [
+        ({"timeouts": 1}, True),
+        ({"waited": 1, "acquired": 9, "longest_wait": 0.3}, True),
+        ({"waited": 5, "acquired": 9, "longest_wait": 0.01}, True),
+        ({"waited": 1, "acquired": 9, "longest_wait": 0.01}, False),
+        ({"acquired": 9, "longest_wait": 0.3}, False),  # of a second ago
+        ({"waiting": 3, "oldest_wait": 1029.0}, True),
+        ({"waiting": 3, "oldest_wait": 1030.29}, False),
+        ({}, False),
+    ],
+)
+def test_it_is_known_when_requests_last_waited_for_more_than_a_moment(
+    changes: dict[str, Any], presses: bool
+) -> None:
+    seconds = usual()
+    seconds.next(**changes)
+    seconds.next(6, waiting=0, oldest_wait=0.0, longest_wait=0.0, acquired=9)
+    now = seconds.at - 0.5
+    lately = seconds.history.lately("default", now)
+    found = recent_of(seconds.row, None, 10.0, lately, now)["pressed_ago_seconds"]
+    assert found == (pytest.approx(6.5) if presses else None)

@@ -390,3 +390,84 @@ def test_an_overload_in_a_reload_is_one_though_old_and_new_workers_have_twice_th
         " were in use: 9 requests wait, the longest 6.0 s, 120 refused (100 early, in an overload)"
         " in the last 10 s. → more workers or hosts, shorter requests, or "
     )
+
+
+# --- When it is over ---------------------------------------------------------------------------
+
+PAST = {"acquired": 90, "waited": 60, "waited_share": 0.7, "wait_p95_seconds": 2.0}
+"""What is left of a queue in the numbers of the last ten seconds."""
+
+
+VIEW = a_route("report/", leases=10, held_seconds=8.0)
+
+
+@pytest.mark.parametrize(
+    ("routes", "lately", "level", "now", "then"),
+    [
+        (
+            [],
+            {"timeouts": 9},
+            "bad",
+            "Overload: requests arrive faster than connections come back, ",
+            "Overload: requests arrived faster than connections came back, ",
+        ),
+        (
+            [VIEW],
+            {"timeouts": 9},
+            "bad",
+            "Slow view: GET report/ holds 100 % of the connection time, ",
+            "Slow view: GET report/ held 100 % of the connection time, ",
+        ),
+        (
+            [a_route("rows/", leases=10, held_seconds=2.0, requests=10, statements=2000)],
+            {},
+            "warn",
+            "N+1 queries: GET rows/ runs 200 statements for each request and holds ",
+            "N+1 queries: GET rows/ ran 200 statements for each request and held ",
+        ),
+        (
+            [],
+            {"asking_share": 0.1},
+            "warn",
+            "Waiting views: 90 % of the connections in use run no statement in the last 10 s, their"
+            " views wait for something else: ",
+            "Waiting views: 90 % of the connections in use ran no statement in the last 10 s, their"
+            " views waited for something else: ",
+        ),
+        (
+            [],
+            {"pinned": {"variable": 80}},
+            "warn",
+            "Pinned leases: 89 % of leases are kept to the end of the request, ",
+            "Pinned leases: 89 % of leases were kept to the end of the request, ",
+        ),
+        (
+            [a_route("quick/", leases=90, held_seconds=2.0)],
+            {},
+            "warn",
+            "Too small a pool: all 12 connections are in use: ",
+            "Too small a pool: all 12 connections were in use: ",
+        ),
+    ],
+)
+def test_what_is_over_is_told_in_the_past_tense_and_is_no_emergency(
+    routes: list[dict[str, Any]], lately: dict[str, Any], level: str, now: str, then: str
+) -> None:
+    """The numbers of the last seconds still have it, and the log says that it is over."""
+    peaks = {"5m": {"in_use": 12}}
+    for ago, waiting, told, its in (
+        (None, 0, now, level),  # of an older instance
+        (1.2, 0, now, level),
+        (6.1, 3, now, level),
+        (6.1, 0, then, "warn"),
+    ):
+        past = recent(**{**PAST, **lately}, pressed_ago_seconds=ago)
+        in_use = 12 if told == now else 0
+        stats = of(*routes, waiting=waiting, in_use=in_use, peaks=peaks, recent=past)
+        stats["pool_mode"] = "request"
+        (found,) = findings(stats)
+        assert found.problem.startswith(told)
+        assert found.level == its
+        assert (", until 6 s ago" in found.problem) == (told == then)
+        if "quick" in str(routes):
+            assert f"; GET quick/ {'holds' if told == now else 'held'} most, " in found.problem

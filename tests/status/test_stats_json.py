@@ -72,6 +72,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("shed", "wait_p50_seconds", "wait_p95_seconds", "held_p50_seconds", "held_p95_seconds"),
         *("opened", "connect_errors", "unanswered", "lost_ago_seconds", "lost_held_seconds"),
         *("leaked", "closed", "pinned", "asking_share", "hung_ago_seconds"),
+        "pressed_ago_seconds",
         *("wait_mean_seconds", "wait_p95_at_most_seconds"),
         *("held_mean_seconds", "held_p95_at_most_seconds", "failed", "connects_again"),
         *KINDS,
