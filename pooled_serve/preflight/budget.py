@@ -118,6 +118,8 @@ def fit_budget(
         if cap < plan.cap:
             pools[alias] = replace(plan, cap=cap, size=min(plan.size, cap))
             lowered[alias] = f"cap lowered from {plan.cap:.0f} to {cap}"
+            if plan.size > cap:
+                lowered[alias] += f", and pool size from {plan.size} to {cap},"
     most = sum(worst(pools[d.alias], worker_connections) for d in group) * workers * replicas
     if most > limit:  # which is a refusal with a text of its own
         return

@@ -45,10 +45,10 @@ class Plan:
     def pool(self, alias: str, conn_max_age: float | None) -> PoolPlan:
         """The numbers for an alias, whose CONN_MAX_AGE may have changed since the preflight."""
         fresh, _ = _pool_plan(self.options, alias, conn_max_age)
-        known = self.pools.get(alias)
-        if known is None:
-            return fresh
-        return replace(known, max_age=min(known.max_age, fresh.max_age))
+        known = self.pools.get(alias, fresh)
+        # A size above the cap is refused at the start, of the aliases that there are.
+        size = int(min(known.size, known.cap))
+        return replace(known, size=size, max_age=min(known.max_age, fresh.max_age))
 
     def judge(self, workers: int) -> list[Finding]:
         """Returns what is wrong with this number of workers, each with these caps, later on. Notes
@@ -210,7 +210,7 @@ def _pool_plan(
         else:
             text = f"pool size lowered from {plan.size} to {plan.cap:.0f}, the cap"
             findings.append(Finding(Level.NOTE, "", alias, text))
-        plan = replace(plan, size=int(plan.cap))
+            plan = replace(plan, size=int(plan.cap))
     if age is None and conn_max_age is None:
         text = f"CONN_MAX_AGE=None means {DEFAULT_MAX_AGE:g}s here; --conn-max-age none for never"
         findings.append(Finding(Level.NOTE, "", alias, text))

@@ -51,7 +51,9 @@ class Place:
 
     @property
     def _short(self) -> str:
-        return os.path.basename(self.source) if self.in_file else self.source
+        """The source without its folder, if that is this one."""
+        folder, name = os.path.split(self.source)
+        return name if self.in_file and folder in ("", os.getcwd()) else self.source
 
     def assigned(self, flag: str, text: str) -> tuple[str, str]:
         """Returns what to write here instead of an option, and where; the second is empty if the

@@ -155,6 +155,19 @@ def test_a_default_cap_yields_to_other_hosts() -> None:
 def test_a_default_size_yields_with_it() -> None:
     plan = plan_for(database(limit=25), workers=10)
     assert (plan.pools["default"].size, plan.pools["default"].cap) == (2, 2)
+    assert the(plan, Level.NOTE).message.startswith(
+        "cap lowered from 12 to 2, and pool size from 4 to 2, to fit max_connections=25 and leave 5"
+    )
+
+
+def test_a_size_that_was_written_is_shown_as_it_was_though_it_is_refused() -> None:
+    plan = plan_for(size=20, cap=10)
+    assert the(plan, Level.FAIL).code == "PS204"
+    assert (plan.pools["default"].size, plan.pools["default"].cap) == (20, 10)
+    # An alias that comes later was not there to be refused.
+    for alias in ("default", "tenant"):
+        pool = plan.pool(alias, 0)
+        assert (pool.size, pool.cap) == (10, 10)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,19 @@ def test_a_worker_class_is_removed_from_where_it_is(
     assert done.output.endswith(f"{remedy}\n")
 
 
+def test_a_file_of_another_folder_is_named_with_its_path(here: Here) -> None:
+    """There may be several of this name; the remedy has the path as the problem has it."""
+    file = Path(here.folder) / "other" / "g.py"
+    file.parent.mkdir()
+    file.write_text("worker_class = 'sync'")
+    done = here.run("a", "-c", "other/g.py")
+    remedy = "→ remove worker_class = 'sync' from other/g.py"
+    done.assert_one_problem("PS404", EXIT_USAGE, "the worker class is", remedy)
+    file.write_text("pool_size = 0")
+    done = here.run("a", "-c", "other/g.py")
+    done.assert_one_problem("PS401", EXIT_USAGE, "other/g.py: pool_size")
+
+
 def test_the_source_that_counts_is_named(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def named(*arguments: str) -> str:
         return server.Application([*arguments, "a"]).cfg.named("pool_size")
@@ -221,8 +234,8 @@ def test_only_what_was_written_elsewhere_is_rewritten() -> None:
         "/srv/my.py", {"bind": ["h:80"], "max_outstanding": 70, "proc_name": "n"}, in_file=True
     )
     assert written.as_written(text) == (
-        "use POOLED_SERVE_POOL_SIZE=4 and --max-outstanding 12, or bind = 'HOST:PORT' in my.py "
-        "(ulimit -n), --check or -h HOST"
+        "use POOLED_SERVE_POOL_SIZE=4 and --max-outstanding 12, or bind = 'HOST:PORT' in "
+        "/srv/my.py (ulimit -n), --check or -h HOST"
     )
 
 
