@@ -89,9 +89,13 @@ def _head(stats: Mapping[str, Any]) -> Iterator[str]:
     cpu = f" · CPU {_cpu(stats['workers'][0])}" if len(stats["workers"]) == 1 else ""
     mode = f" · {stats['pool_mode']} mode" if stats.get("pool_mode") else ""
     facts = f"{workers}{cpu}{mode} · up {span(stats['uptime_seconds'])}"
-    name = f"pooled-serve {stats['version']}  {stats['app'] or ''}"
-    room = COLUMNS - len(facts) - 2
-    yield f"{_clean(name)[:room]:{room}}  {facts}"
+    app, room = _clean(stats["app"] or ""), COLUMNS - len(facts) - 2
+    # Which application it is matters more than that it is this program.
+    for name in (f"pooled-serve {stats['version']}  {app}", f"pooled-serve  {app}", app):
+        if len(name) <= room:
+            yield f"{name:{room}}  {facts}"
+            return
+    yield from (app, facts)
 
 
 def _sentences(stats: Mapping[str, Any], besides: Container[tuple[str, str]] = ()) -> Iterator[str]:

@@ -157,6 +157,29 @@ def test_routes_have_their_queries_and_times_their_average() -> None:
     assert row.split() == ["GET", "list/", "100", "%", "4", "2.0", "s", "12", "0"]
 
 
+@pytest.mark.parametrize(
+    ("app", "head"),
+    [
+        (
+            "m.wsgi",
+            "pooled-serve 1.2.3  m.wsgi      1 worker · CPU 10 % · transaction mode · up 17 min",
+        ),
+        ("mysite.wsgi", "pooled-serve  mysite.wsgi       1 worker · CPU 10 % · transaction mode ·"),
+        ("companysite.conf.wsgi", "companysite.conf.wsgi           1 worker · CPU 10 % · transact"),
+        ("company.site.config.production.wsgi", "company.site.config.production.wsgi\n1 worker ·"),
+    ],
+)
+def test_the_name_of_the_application_is_never_cut(app: str, head: str) -> None:
+    """What matters less gives way."""
+    stats = Answers().stats | {"app": app, "pool_mode": "transaction", "findings": []}
+    stats["pools"] = {}
+    stats["workers"][0] |= {"seen_ago_seconds": 0.1, "cpu_share": 0.1}
+    text = page(stats, {})
+    assert text.startswith(head)
+    assert all(len(line) <= COLUMNS for line in text.splitlines())
+    assert " · up 17 min\n" in text
+
+
 def test_what_projects_name_is_no_command_for_a_terminal() -> None:
     stats = full(server="\x1b[2Jhost")
     stats["routes"] = [a_route("a\x1b]0;title\x07\r/", leases=1, held_seconds=1.0)]
