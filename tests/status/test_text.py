@@ -160,12 +160,12 @@ def test_routes_have_their_queries_and_times_their_average() -> None:
 @pytest.mark.parametrize(
     ("app", "head"),
     [
+        ("m.wsgi", "pooled-serve 1.2.3  m.wsgi    1 worker · CPU 10 % · transaction mode · up"),
         (
-            "m.wsgi",
-            "pooled-serve 1.2.3  m.wsgi      1 worker · CPU 10 % · transaction mode · up 17 min",
+            "mysite.wsgi",
+            "pooled-serve  mysite.wsgi     1 worker · CPU 10 % · transaction mode · up",
         ),
-        ("mysite.wsgi", "pooled-serve  mysite.wsgi       1 worker · CPU 10 % · transaction mode ·"),
-        ("companysite.conf.wsgi", "companysite.conf.wsgi           1 worker · CPU 10 % · transact"),
+        ("shop.project.conf.wsgi", "shop.project.conf.wsgi        1 worker · CPU 10 % · transact"),
         ("company.site.config.production.wsgi", "company.site.config.production.wsgi\n1 worker ·"),
     ],
 )
