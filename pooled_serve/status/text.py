@@ -10,7 +10,7 @@ from typing import Any
 from pooled_serve.status.advice import no_advice
 from pooled_serve.status.load import BLOCKED_SECONDS
 from pooled_serve.status.remedies import total_cap
-from pooled_serve.status.sentence import recent_routes
+from pooled_serve.status.sentence import lost_seconds, recent_routes
 from pooled_serve.status.words import (
     NONE,
     at_most,
@@ -279,6 +279,8 @@ def _routes(stats: Mapping[str, Any]) -> Iterator[str]:
             f" {count(its['leases']):>9} {each:>11} {queries:>8} {count(its.get('waited')):>8}"
         )
         yield f"{shown:31}{percent(share):>6}{numbers}"
+    if lost := lost_seconds(stats):
+        yield f"(of this time, {duration(lost)} while a database did not answer)"
 
 
 def _clean(text: str) -> str:

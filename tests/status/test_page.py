@@ -372,6 +372,11 @@ def test_routes_have_a_table(open_page: OpenPage) -> None:
     assert busiest == ["GET", "shop/<slug:slug>/", "75 %", "4.0 ms", "750", "–", "70", "2.5 s"]
     assert other == ["GET", "report/", "25 %", "500 ms", "2", "1.5", "0", "2.5 s"]
     assert page.tab.locator("[data-route]").count() == 2
+    told = page.tab.locator('[data-value="lost held"]')
+    assert not told.is_visible()
+    answers.set(recent=recent(lost_held_seconds=78.0))
+    page.after(1)
+    assert told.inner_text() == "Of this time, 1 min 18 s while a database did not answer"
 
 
 def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:

@@ -180,6 +180,17 @@ def test_the_name_of_the_application_is_never_cut(app: str, head: str) -> None:
     assert " · up 17 min\n" in text
 
 
+def test_what_routes_held_in_an_outage_is_told() -> None:
+    """Peaks leave it out."""
+    stats = full(recent=recent(acquired_per_second=1.0, waited_share=0.1, lost_held_seconds=78.0))
+    assert "while a database" not in page(stats, {}), "there is no table"
+    stats["routes"] = [a_route("list/", leases=4, held_seconds=80.0)]
+    told = "(of this time, 1 min 18 s while a database did not answer)"
+    assert page(stats, {}).splitlines()[-1] == told
+    stats["pools"]["default"]["recent"]["lost_held_seconds"] = 0.0
+    assert told not in page(stats, {})
+
+
 def test_what_projects_name_is_no_command_for_a_terminal() -> None:
     stats = full(server="\x1b[2Jhost")
     stats["routes"] = [a_route("a\x1b]0;title\x07\r/", leases=1, held_seconds=1.0)]
