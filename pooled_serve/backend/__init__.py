@@ -9,7 +9,7 @@
 * again.py: when a statement whose connection is dead runs on a fresh one
 * answers.py: what a session is answered that asks about an earlier statement
 * scope.py: the request of a greenlet, and how long its leases last
-* routes.py: for which route a lease is counted
+* routes.py: for which route a lease is counted; urls.py: whether a view can be found again
 * client_check.py: requests whose clients have hung up
 * unavailable.py: the 503; rehearsal.py: what an error imports, imported before
 """

@@ -28,6 +28,8 @@ from pooled_serve.backend.client_check import ClientCheck
 from pooled_serve.backend.client_check import ClientGone as ClientGone  # for the worker
 from pooled_serve.backend.registry import databases as _databases
 from pooled_serve.backend.routes import route_of as route_of  # for the worker
+from pooled_serve.backend.routes import try_urls as try_urls
+from pooled_serve.backend.routes import watch_urls as watch_urls
 from pooled_serve.backend.scope import GreenletScope, scope_here
 from pooled_serve.errors import startup_error
 from pooled_serve.pool import set_loop

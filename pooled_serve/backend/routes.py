@@ -7,17 +7,20 @@ counted when it ends, and no lease outlives its request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.core.handlers.base import BaseHandler
 
 from pooled_serve.backend.scope import GreenletScope, scope_here
+from pooled_serve.backend.urls import BrokenUrls
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metric import Row
 from pooled_serve.status.routes import METHODS, OTHER_METHOD, UNRESOLVED, RouteTable, Usage
 
 _resolve_request = BaseHandler.resolve_request
 table: RouteTable | None = None  # of this worker; None without a status page
+broken_urls: BrokenUrls | None = None  # None while they work, or nobody is told
 
 
 class RouteAccount:
@@ -88,13 +91,38 @@ def count_in(new: RouteTable) -> RouteAccount:
 def resolve_request(handler: BaseHandler, request: Any) -> Any:
     """Replaces ``BaseHandler.resolve_request``. The first route of a request is the one that
     counts: a view may call another one, with a request of its own."""
-    match = _resolve_request(handler, request)
+    try:
+        match = _resolve_request(handler, request)
+    finally:  # no view for its path is an exception, too
+        if broken_urls is not None:
+            _look_at_urls(broken_urls)
     scope = scope_here()
     so_far = scope.usage
     if type(so_far) is Unresolved and table is not None:
         usage = scope.usage = table.usage(match.route or "", request.method or "")
         so_far.move_to(usage)
     return match
+
+
+def _look_at_urls(urls: BrokenUrls) -> None:
+    global broken_urls
+    if urls.look():
+        broken_urls = None
+
+
+def watch_urls(works: Callable[[], None]) -> None:
+    """Note that the URL configuration has failed.
+
+    :param works: called once it works.
+    """
+    global broken_urls
+    broken_urls = BrokenUrls(works)
+
+
+def try_urls() -> None:
+    """Find out in the background whether the URL configuration works by now, if it has failed."""
+    if broken_urls is not None:
+        broken_urls.try_again()
 
 
 def route_of(scope: GreenletScope) -> str:
@@ -118,5 +146,5 @@ def end_request(scope: GreenletScope) -> None:
 
 def stop() -> None:
     """Count no longer: the table is that of another process."""
-    global table
-    table = None
+    global table, broken_urls
+    table = broken_urls = None

@@ -23,13 +23,24 @@ _SEARCHED = os.environ.get("PATH")  # from before --env
 
 def where(error: BaseException) -> str:
     """Returns the error with file and line of the project's own code, instead of a traceback."""
-    text = _in_a_line(error)
+    text, place = _in_a_line(error), _place(error)
+    return f"  {text}" if place is None else f'  File "{place[0]}", line {place[1]}: {text}'
+
+
+def where_without_words(error: BaseException) -> str:
+    """Returns the class of the error with file and line, for those who see the status page, not the
+    log: the words of an error may have a secret in them."""
+    name, place = type(error).__name__, _place(error)
+    return name if place is None else f"{name} in {place[0]}, line {place[1]}"
+
+
+def _place(error: BaseException) -> tuple[str, int | None] | None:
+    """Returns file and line of the project's own code; None if the error comes from elsewhere."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f'  File "{error.filename}", line {error.lineno}: {text}'
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    if not own:
-        return f"  {text}"
-    return f'  File "{own[-1].filename}", line {own[-1].lineno}: {text}'
+        return error.filename, error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [(frame.filename, frame.lineno) for frame in frames if _is_own(frame.filename)]
+    return own[-1] if own else None
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -346,24 +346,37 @@ def migration_notes() -> Iterator[Finding]:
 ASYNC_STALLS = (3, 13, 12) <= sys.version_info[:3] < (3, 14) or sys.version_info[:3] >= (3, 14, 3)
 
 
-def url_warnings() -> Iterator[Finding]:
-    """Import the URL configuration, as the first request does, and warn if that fails."""
-    from django.conf import settings
+def url_error() -> BaseException | None:
+    """Import the URL configuration, as the first request does. Returns the error if that fails."""
     from django.urls import get_resolver
 
     try:
         get_resolver().url_patterns  # noqa: B018 - imported at first use
     except (Exception, SystemExit) as error:
-        look = "import django; django.setup(); django.urls.get_resolver().url_patterns"
-        yield Finding(
-            Level.WARN,
-            NO_URLS,
-            "",
-            f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
-            f"every request will: {where(error).strip()}",
-            f"correct the error; {traceback_command(look, os.environ.get(SETTINGS_VARIABLE, ''))}",
-            exit_code=EXIT_PROJECT,
-        )
+        return error
+    return None
+
+
+def url_warnings() -> Iterator[Finding]:
+    """Warn if the URL configuration fails."""
+    if (error := url_error()) is not None:
+        yield url_warning(error)
+
+
+def url_warning(error: BaseException) -> Finding:
+    """Returns the warning for what :func:`url_error` has found."""
+    from django.conf import settings
+
+    look = "import django; django.setup(); django.urls.get_resolver().url_patterns"
+    return Finding(
+        Level.WARN,
+        NO_URLS,
+        "",
+        f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
+        f"every request will: {where(error).strip()}",
+        f"correct the error; {traceback_command(look, os.environ.get(SETTINGS_VARIABLE, ''))}",
+        exit_code=EXIT_PROJECT,
+    )
 
 
 def async_warnings() -> Iterator[Finding]:

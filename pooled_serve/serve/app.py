@@ -28,16 +28,13 @@ from pooled_serve.errors import (
 )
 from pooled_serve.pool.host import Host
 from pooled_serve.preflight.budget import plural
-from pooled_serve.preflight.failures import first_unreadable, where
+from pooled_serve.preflight.failures import first_unreadable, where, where_without_words
 from pooled_serve.preflight.plan import Plan, make_plan
-from pooled_serve.preflight.project import NO_URLS, named_as_module, url_warnings
+from pooled_serve.preflight.project import NO_URLS, named_as_module, url_error, url_warning
 from pooled_serve.preflight.reports import ProjectReport
 from pooled_serve.serve import addresses, early, names, signals, values
 from pooled_serve.serve.balance import Balance
-from pooled_serve.serve.config import (
-    HOST_VARIABLE,
-    Config,
-)
+from pooled_serve.serve.config import HOST_VARIABLE, Config
 from pooled_serve.serve.loggers import loggers_stay_enabled
 from pooled_serve.serve.values import PROGRAM, bad_value
 from pooled_serve.serve.written import COMMAND_LINE, GUNICORNS_VARIABLES
@@ -69,7 +66,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     host: Host | None = None  # made before the first fork; None without --max-per-host
     bound_twice = False  # after USR2 the old master's workers have a bound of their own
-    urls_failed = False  # when this process, or its master, has loaded the project
+    urls_error = ""  # with what they failed when this process, or its master, loaded the project
     former: Config | None = None  # from before the last HUP
     app_uri: Any  # a string, once the configuration is loaded
 
@@ -413,11 +410,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
 
     def _warn_of_urls(self) -> None:
         """Log a URL configuration that fails, which no preflight has told of: HUP runs none."""
-        found = list(url_warnings())
-        self.urls_failed = bool(found)
+        if (error := url_error()) is None:
+            return
+        self.urls_error = where_without_words(error)
         if self.has_reloaded or not any(f.code == NO_URLS for f in self._report.warnings):
-            for finding in found:
-                log.error("%s", finding)
+            log.error("%s", url_warning(error))
 
     def _close_pools(self) -> None:
         """An exit handler."""

@@ -189,7 +189,10 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if self.cfg.pool_client_check is not None:
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
-            self.scoreboard.load_row(self.slot).note_urls(failed=self.app.urls_failed)
+            row = self.scoreboard.load_row(self.slot)
+            row.note_urls(self.app.urls_error)
+            if self.app.urls_error:
+                patch.watch_urls(partial(row.note_urls, ""))
             self.scoreboard.register(self.slot)
             if not self.alive:  # told to end while it loaded the project
                 self._mark_stopping()
@@ -283,7 +286,12 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
         self.sockets.remove(listener)
         status = StatusServer(
-            listener, self, self._patch.pools, self._patch.atomic_aliases, self._route_of
+            listener,
+            self,
+            self._patch.pools,
+            self._patch.atomic_aliases,
+            self._route_of,
+            self._patch.try_urls,
         )
         status.start()
         return status

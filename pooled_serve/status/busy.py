@@ -92,21 +92,21 @@ def without_descriptors(stats: Mapping[str, Any]) -> Sentence | None:
 
 def broken_project(stats: Mapping[str, Any], ending: Collection[int]) -> Sentence | None:
     """Returns what there is to say of workers whose URL configuration failed when it was loaded;
-    None if there is none. Django tries again with each request, so what it says is past.
+    None if there is none. Django tries again with each request, and a worker notes when that works.
 
     :param ending: slots of workers that get no more requests.
     """
     workers = stats.get("workers") or ()
-    number = sum(bool(its.get("urls_failed")) and its["slot"] not in ending for its in workers)
-    if not number:
+    them = [its for its in workers if its.get("urls_failed") and its["slot"] not in ending]
+    if not them:
         return None
+    error = them[0].get("urls_error") or ""
     text = (
-        f"the URL configuration failed when {plural(number, 'worker')} loaded it (PS109): requests "
-        "get a 500 until it can be imported"
+        f"the URL configuration failed when {plural(len(them), 'worker')} loaded it (PS109"
+        + f": {error}" * bool(error)
+        + "), and requests get a 500 until it can be imported"
     )
-    remedy = (
-        "the log has file and line; correct it, and send HUP (with --preload it takes a restart)"
-    )
+    remedy = "the log has the error; correct it, and send HUP (with --preload it takes a restart)"
     return _say("bad", "broken project", text, remedy)
 
 

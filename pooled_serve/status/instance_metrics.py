@@ -93,8 +93,9 @@ WORKER_METRICS = (
     (
         Kind.GAUGE,
         "urls_failed",
-        "1 if the URL configuration failed when the worker loaded it. If it rises, the log has file"
-        " and line (PS109): correct them, and send HUP.",
+        "1 if the URL configuration failed when the worker loaded it, and has not worked since. If "
+        "it rises, requests get a 500, and the log has file and line (PS109): correct them, and "
+        "send HUP.",
     ),
 )
 """Of a worker, by the keys in ``/stats.json``; see status/load.py."""

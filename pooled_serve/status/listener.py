@@ -63,6 +63,7 @@ class StatusServer:
     :param pools: those of this worker, by alias.
     :param atomic: returns the aliases with ATOMIC_REQUESTS.
     :param route_of: see :class:`pooled_serve.status.culprit.Watch`.
+    :param try_urls: has a URL configuration that has failed tried again, in the background.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class StatusServer:
         pools: Callable[[], Mapping[str, ConnectionPool[Any]]],
         atomic: Callable[[], Container[str]] = tuple,
         route_of: Callable[[FrameType], str] = lambda frame: "",
+        try_urls: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker = worker
         self._pools = pools
         self._atomic = atomic
+        self._try_urls = try_urls
         self._scoreboard: Scoreboard = worker.scoreboard
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
@@ -204,10 +207,11 @@ class StatusServer:
             if each.current[metrics.REACHABLE] == metrics.NO:
                 what = unusable(*map(each.current.__getitem__, _WHY))
                 lost.setdefault(what, set()).add(each.alias)
-        if lost:
-            lines = (f"{what}: {', '.join(sorted(names))}\n" for what, names in lost.items())
-            return Answer(UNAVAILABLE, "".join(lines))
-        return Answer(OK, "ok\n")
+        lines = [f"{what}: {', '.join(sorted(names))}\n" for what, names in lost.items()]
+        if error := self._scoreboard.urls_error():
+            lines.append(f"URL configuration fails (PS109): {error}\n")
+            self._try_urls()  # as for databases: the next answer has what was found
+        return Answer(UNAVAILABLE, "".join(lines)) if lines else Answer(OK, "ok\n")
 
     def _numbers(self) -> dict[str, Any]:
         # Read first: when a worker dies in between, its gauges are in neither list nor sum.

@@ -52,8 +52,10 @@ _LACKED = 8
 _URLS_FAILED = 9
 _NAMED = 10  # when the loop last ran before the block that the name is about; 0: it is over
 _WORDS = 11
-_NAME = struct.Struct("248p")  # it is cut if it is too long
-LOAD_BYTES = _WORDS * _WORD + _NAME.size
+_TEXT = struct.Struct("248p")  # it is cut if it is too long
+_NAME = slice(_WORDS * _WORD, _WORDS * _WORD + _TEXT.size)
+_URLS_ERROR = slice(_NAME.stop, _NAME.stop + _TEXT.size)
+LOAD_BYTES = _URLS_ERROR.stop
 """What a worker takes of the scoreboard."""
 
 _UNKNOWN = -1.0
@@ -91,7 +93,7 @@ class LoadRow:
 
         :param block: when the loop last ran, if it is blocked at this moment; else 0.
         """
-        self._memory[_WORDS * _WORD :] = _NAME.pack(culprit.encode("utf-8", "replace"))
+        self._write(_NAME, culprit)
         self._words[_NAMED] = block
 
     def seen(self, now: float) -> None:
@@ -102,10 +104,16 @@ class LoadRow:
         """Note when the worker last had no file descriptor; 0 if it never has."""
         self._words[_LACKED] = at
 
-    def note_urls(self, *, failed: bool) -> None:
-        """Note whether the URL configuration failed when it was loaded. A worker notes it before
-        its loop is watched, so :meth:`begin` leaves it."""
-        self._words[_URLS_FAILED] = _YES if failed else _NO
+    def note_urls(self, error: str) -> None:
+        """Note with what the URL configuration has failed; empty if it works. A worker notes it
+        before its loop is watched, so :meth:`begin` leaves it."""
+        self._write(_URLS_ERROR, error)
+        self._words[_URLS_FAILED] = _YES if error else _NO
+
+    @property
+    def urls_error(self) -> str:
+        """With what the URL configuration has failed; empty if it works, or that is not known."""
+        return self._read(_URLS_ERROR) if self._words[_URLS_FAILED] == _YES else ""
 
     def note(
         self,
@@ -156,6 +164,7 @@ class LoadRow:
             "blocked_in": self._culprit(ago or 0.0) or None,
             "no_descriptor_ago_seconds": max(0.0, now - lacked) if lacked else None,
             "urls_failed": self._words[_URLS_FAILED] == _YES if self._words[_URLS_FAILED] else None,
+            "urls_error": self.urls_error or None,
         }
 
     def _culprit(self, ago: float) -> str:
@@ -163,8 +172,14 @@ class LoadRow:
         block = self._words[_SEEN] if ago >= BLOCKED_SECONDS else 0.0
         if self._words[_NAMED] != block:
             return ""  # that of another block
-        (name,) = _NAME.unpack(self._memory[_WORDS * _WORD :])
-        return str(name.decode("utf-8", "ignore"))
+        return self._read(_NAME)
+
+    def _write(self, where: slice, text: str) -> None:
+        self._memory[where] = _TEXT.pack(text.encode("utf-8", "replace"))
+
+    def _read(self, where: slice) -> str:
+        (text,) = _TEXT.unpack(self._memory[where])
+        return str(text.decode("utf-8", "ignore"))
 
     @property
     def busy(self) -> bool:

@@ -362,6 +362,13 @@ class Scoreboard:
             and _COMING not in self._words[_HIGHEST_SLOT + 1 : _ENDING]
         )
 
+    def urls_error(self) -> str:
+        """Returns with what the URL configuration has failed, if it has in all workers that go on;
+        else empty: somebody serves."""
+        going_on = sorted(self.workers().keys() - self.ending())
+        errors = [self.load_row(slot).urls_error for slot in going_on]
+        return errors[0] if errors and all(errors) else ""
+
     def _at_rest(self, read: Callable[[], _T]) -> _T | None:
         """Returns what is read while the master moves no numbers, or None if it always does."""
         for _ in range(READ_ATTEMPTS):

@@ -60,7 +60,6 @@ UNUSED = {
         "lost_seconds",
         "worker_loop_delay_seconds",
         "worker_no_descriptor_ago_seconds",
-        "worker_urls_failed",
         "worker_cpu_seconds_total",
         "cpus",
         "stopping",

@@ -410,6 +410,7 @@ def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> 
         "blocked_in": None,
         "no_descriptor_ago_seconds": None,
         "urls_failed": None,
+        "urls_error": None,
     }
     it.pause(15.25, used=1.0)
     assert it.gauges()["loop_delay_seconds"] == pytest.approx(15.0)
