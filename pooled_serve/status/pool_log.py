@@ -32,7 +32,7 @@ from pooled_serve.status.repeats import CALM_SECONDS, Refusals, Repeats
 
 log = logging.getLogger("gunicorn.error")
 
-LONG_WAIT_SECONDS = 0.25
+LOGGED_WAIT_SECONDS = 0.25
 """Shorter waits are not logged: short queues are what a pool is for. A bound of the histogram."""
 
 OVERLOADED = "overloaded, late requests get 503"
@@ -47,8 +47,8 @@ CHECK_REMEDY = "start it with --check instead, which says what may help"
 POLL_SECONDS = 1.0
 """Between two looks at a queue that has had long waits."""
 
-_LONG_WAITS = slice(
-    WAIT_BUCKETS + bisect_right(BUCKET_BOUNDS_SECONDS, LONG_WAIT_SECONDS),
+_LOGGED_WAITS = slice(
+    WAIT_BUCKETS + bisect_right(BUCKET_BOUNDS_SECONDS, LOGGED_WAIT_SECONDS),
     WAIT_BUCKETS + len(BUCKET_BOUNDS_SECONDS) + 1,
 )
 
@@ -106,18 +106,18 @@ class PoolLog(HangingLog):
 
         Reads the queue, and the histogram for long waits that ended between two looks.
         """
-        seen = self._long_waits(), 0, self._failed - self._of_failure.unlogged
+        seen = self._logged_waits(), 0, self._failed - self._of_failure.unlogged
         began: float | None = None  # when pressure was seen first; last: when most recently
         last = 0.0
         while True:
             now = time.monotonic()
             waited = self.pool.longest_wait()
-            signs = self._long_waits(), self._refused, self._failed
-            if waited >= LONG_WAIT_SECONDS or signs != seen:
+            signs = self._logged_waits(), self._refused, self._failed
+            if waited >= LOGGED_WAIT_SECONDS or signs != seen:
                 seen, last = signs, now
                 if began is None:
                     began = now
-                if waited >= LONG_WAIT_SECONDS:
+                if waited >= LOGGED_WAIT_SECONDS:
                     self._log_pressure()
             elif began is None:
                 if not self.pool.waiting:
@@ -125,13 +125,13 @@ class PoolLog(HangingLog):
                     return
             elif (
                 now - last >= max(CALM_SECONDS, self._relief_lines.pause(now))
-                and waited < LONG_WAIT_SECONDS / 2  # so that the line is true when it is written
+                and waited < LOGGED_WAIT_SECONDS / 2  # so that the line is true when it is written
                 and not self.pool.full  # the next request would wait, too
                 and not self._unreachable  # only the visitors have gone
             ):
                 break
             self._log_refusals()
-            soon = max(0.01, LONG_WAIT_SECONDS - waited)  # when the head may become a long wait
+            soon = max(0.01, LOGGED_WAIT_SECONDS - waited)  # when the head may become a long wait
             gevent.sleep(soon if began is None else POLL_SECONDS)
         self._log_relief(last - began, int(now - last))
 
@@ -139,9 +139,9 @@ class PoolLog(HangingLog):
     def _unreachable(self) -> bool:
         return self.pool.row[REACHABLE] == NO
 
-    def _long_waits(self) -> float:
+    def _logged_waits(self) -> float:
         """Returns how many there have been since the start."""
-        return sum(self.pool.row[_LONG_WAITS])
+        return sum(self.pool.row[_LOGGED_WAITS])
 
     def _log_pressure(self) -> None:
         if self._pressure_lines.due(time.monotonic()):
@@ -192,7 +192,7 @@ class PoolLog(HangingLog):
                 "pool %r: the pressure is over, no wait above %gs in the last %ds; "
                 "requests that got 503 in %.0fs: %d%s",
                 self._alias,
-                LONG_WAIT_SECONDS,
+                LOGGED_WAIT_SECONDS,
                 calm,
                 lasted,
                 refused,

@@ -16,7 +16,7 @@ from pymysql.err import OperationalError
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import LOGIN_REFUSED, NO, REACHABLE, YES
 from pooled_serve.status import hanging_log, pool_log, reachability, repeats, shortage
-from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
+from pooled_serve.status.pool_log import LOGGED_WAIT_SECONDS
 from pooled_serve.status.remedies import STUCK_REMEDY
 from support.driver import settle
 from support.log_lines import (
@@ -63,7 +63,7 @@ def test_no_pressure_is_over_while_a_newcomer_would_wait(
     holders = [gevent.spawn(it.use, 2.0) for _ in range(int(it.pool.cap))]
     gevent.sleep(0)
     waiter = gevent.spawn(it.use, 0.0)
-    gevent.sleep(2 * LONG_WAIT_SECONDS)
+    gevent.sleep(2 * LOGGED_WAIT_SECONDS)
     waiter.kill()
     gevent.sleep(0.6)
     assert not it.with_text(OVER), "nobody waits, but all connections are still held"

@@ -13,7 +13,7 @@ from pymysql.err import OperationalError
 
 from pooled_serve.pool import metrics
 from pooled_serve.status import pool_log, repeats
-from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
+from pooled_serve.status.pool_log import LOGGED_WAIT_SECONDS
 from support.driver import settle
 from support.log_lines import AT_CAP, GOT_503, OVER, OVERLOADED
 from support.pool_log import Watched, watching
@@ -41,7 +41,7 @@ def test_short_queues_and_then_a_long_wait_are_no_relief(it: Watched) -> None:
 
     visitors = [gevent.spawn(visitor) for _ in range(4)]  # so that there is always a short queue
     gevent.sleep(2.4)
-    waiting = [gevent.spawn(it.use, 2 * LONG_WAIT_SECONDS) for _ in range(8)]
+    waiting = [gevent.spawn(it.use, 2 * LOGGED_WAIT_SECONDS) for _ in range(8)]
     settle(lambda: bool(it.with_text(AT_CAP)))
     assert not it.with_text(OVER), "seven wait"
     gevent.joinall(visitors + waiting, raise_error=True)
@@ -52,13 +52,13 @@ def test_that_the_pressure_is_over_is_said_when_it_is(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_log, "CALM_SECONDS", 1.0)
-    it.use_all(4, 2 * LONG_WAIT_SECONDS)
+    it.use_all(4, 2 * LOGGED_WAIT_SECONDS)
     ended = time.monotonic()
     settle(lambda: bool(it.with_text(OVER)))
     (over,) = it.with_text(OVER)
     assert over is it.lines[-1]
     assert over.at - ended >= 0.9
-    assert over.longest_wait <= LONG_WAIT_SECONDS
+    assert over.longest_wait <= LOGGED_WAIT_SECONDS
     assert re.search(r"requests that got 503 in \d+s: 0$", over.text)
     assert {line.level for line in it.lines} == {logging.INFO}, "nobody got a 503"
     assert not it.log._watcher
@@ -77,7 +77,7 @@ def test_a_pool_at_its_cap_is_not_news_each_second(
     most = 2 + (time.monotonic() - began) // 10
     assert 1 <= len(it.lines) <= most, "the third would come ten seconds after the second"
     assert {line.level for line in it.lines} == {logging.INFO}
-    assert all(line.longest_wait >= LONG_WAIT_SECONDS for line in it.lines)
+    assert all(line.longest_wait >= LOGGED_WAIT_SECONDS for line in it.lines)
 
 
 def test_refusals_are_counted_though_not_each_is_told(
@@ -119,14 +119,14 @@ def test_a_pool_is_called_overloaded_while_it_is(
 ) -> None:
     monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.1))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.1)
-    users = [gevent.spawn(it.use, 4 * LONG_WAIT_SECONDS) for _ in range(2)]
+    users = [gevent.spawn(it.use, 4 * LOGGED_WAIT_SECONDS) for _ in range(2)]
     settle(lambda: bool(it.with_text(AT_CAP)))
     assert it.pool._overload
     it.pool._overload.on = True  # as when the first has waited for half of the timeout
     settle(lambda: bool(it.with_text(f"{OVERLOADED}: 1 in use")))
     gevent.joinall(users, raise_error=True)
     told = len(it.with_text(OVERLOADED))
-    it.use_all(2, 2 * LONG_WAIT_SECONDS)
+    it.use_all(2, 2 * LOGGED_WAIT_SECONDS)
     assert AT_CAP in it.lines[-1].text
     assert len(it.with_text(OVERLOADED)) == told
 
@@ -135,7 +135,7 @@ def test_a_second_overload_has_its_lines_at_once(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Longer than the last user of each round holds, when nobody waits any more.
-    monkeypatch.setattr(pool_log, "CALM_SECONDS", 4 * LONG_WAIT_SECONDS)
+    monkeypatch.setattr(pool_log, "CALM_SECONDS", 4 * LOGGED_WAIT_SECONDS)
     monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.3, 0.3, 3600.0))
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
     denied = OperationalError(1045, "Access denied for user 'shop'@'app'")
@@ -144,7 +144,7 @@ def test_a_second_overload_has_its_lines_at_once(
         for _ in range(4):  # the fourth line of each kind would come an hour after the third
             it.log.refused("too late")
             it.log.failed(denied)
-            it.use_all(2, 2 * LONG_WAIT_SECONDS)
+            it.use_all(2, 2 * LOGGED_WAIT_SECONDS)
         kinds = AT_CAP, f"{GOT_503}: too late", "500 Internal Server Error: "
         told.append([len(it.with_text(kind)) for kind in kinds])
         settle(lambda: not it.log._watcher)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pooled_serve.backend.scope import shorten
-from pooled_serve.status.pool_log import LONG_WAIT_SECONDS
+from pooled_serve.status.pool_log import LOGGED_WAIT_SECONDS
 from support.client import gate
 from support.load import hammer
 from support.log_lines import (
@@ -169,7 +169,7 @@ def test_a_full_pool_is_told_ever_more_rarely_and_that_it_is_over(status: StartS
         assert int(line["waiting"]) > 0
     over = RELIEF.search(it.site.server.wait_for_log(RELIEF))
     assert over
-    assert over.group("level", "long", "refused") == ("INFO", f"{LONG_WAIT_SECONDS:g}", "0")
+    assert over.group("level", "long", "refused") == ("INFO", f"{LOGGED_WAIT_SECONDS:g}", "0")
     assert over["calm"] in "56"
 
 
@@ -181,7 +181,7 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
     time.sleep(0.5)
     log = it.site.server.log
     # On a busy machine the queue may have been longer.
-    long = max(outcome.seconds for outcome in outcomes) >= LONG_WAIT_SECONDS
+    long = max(outcome.seconds for outcome in outcomes) >= LOGGED_WAIT_SECONDS
     assert long or AT_CAP not in log
     assert long or OVER not in log
 
