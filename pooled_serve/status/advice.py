@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pooled_serve.driver.error_codes import FULL
 from pooled_serve.status.busy import busy_workers, processor_remedy
 from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import (
@@ -96,7 +97,9 @@ def _trouble(stats: Mapping[str, Any], alias: str) -> str:
     pool = stats["pools"][alias]
     recent, last = pool.get("recent") or {}, pool.get("last_outage_seconds")
     if pool.get("reachable") is False or pool.get("stuck"):
-        return "the database cannot be used"
+        # Who has a connection of a full server can use it.
+        full = not pool.get("stuck") and pool.get("connect_error") in FULL
+        return "the server is full" if full else "the database cannot be used"
     if recent.get("connect_errors"):
         return "attempts to connect fail"
     if PoolInWords(stats, alias, pool).suffers_from_hang():
@@ -106,7 +109,7 @@ def _trouble(stats: Mapping[str, Any], alias: str) -> str:
     if last is not None and last < CALM_SECONDS:
         left = CALM_SECONDS - last
         again = span(60 * math.ceil(left / 60) if left > 60 else math.ceil(left))
-        return f"the database could not be used until {span(last)} ago, see again in {again}"
+        return f"the last trouble with the database ended {span(last)} ago, see again in {again}"
     return ""
 
 

@@ -209,7 +209,7 @@ class PoolInWords:
             oldest = duration(self.number("oldest_statement_seconds"))
             text += f", and the first still does, for {oldest}"
         return self.say(
-            "warn" if its.get("timeouts") else "note",
+            _level_of(its),
             "statements go on",
             text + _in_all(its),
             "nothing to do now; if it happens again, SHOW PROCESSLIST there says meanwhile what "
@@ -280,9 +280,8 @@ class PoolInWords:
             when = f" in {span(seconds)}" if seconds >= 1 else ""
             failed = f"connecting to {self.alias} failed {times(its.get(FAILURES) or errors)}{when}"
             text = f"{failed}{self.error_in_words()}, and has worked since"
-            level = "warn" if its.get("timeouts") else "note"
             text += _in_all(its, besides=FAILURES)
-            return self.say(level, "connects work again", text, "nothing to do now")
+            return self.say(_level_of(its), "connects work again", text, "nothing to do now")
         remedy = "the log has the error: often the server's limit of connections, or an account"
         if self.pool.get("connect_error") in FULL:
             remedy = FULL_REMEDY
@@ -294,11 +293,18 @@ class PoolInWords:
 
     def _outage_over(self) -> Sentence:
         its = self.recent.get(OUTAGE) or {}
-        ago = span(self.lately("lost_ago_seconds"))
-        text = f"the database {self.alias} could not be used{_lasted(its)} until {ago} ago"
-        level = "warn" if its.get("timeouts") else "note"
+        name, text = "outage over", f"the database {self.alias} could not be used"
         remedy = "nothing to do: the log says why"
-        return self.say(level, "outage over", text + _in_all(its), remedy)
+        # If no connect has failed in it, the error is that of another time.
+        code = self.pool.get("connect_error") if its.get(FAILURES) else None
+        if code in LOGIN_REFUSED:
+            name, text = "login works again", f"{self._server()} refused the login of {self.alias}"
+        elif code in FULL:  # who had a connection could use it
+            name = "server has room again"
+            text = f"{self._server()} had no connection left for {self.alias}"
+            remedy = f"nothing to do now; if it happens again: {FULL_REMEDY}"
+        text += f"{_lasted(its)} until {span(self.lately('lost_ago_seconds'))} ago{_in_all(its)}"
+        return self.say(_level_of(its), name, text, remedy)
 
     def _costs(self) -> str:
         """Who waits for the database, and who was refused."""
@@ -311,6 +317,11 @@ class PoolInWords:
         if failed := self.lately("failed"):
             parts.append(f"{count(failed)} got 500 {self.window}")
         return ", ".join(parts)
+
+
+def _level_of(its: Mapping[str, float]) -> str:
+    """How much a trouble that is over matters: more if requests have failed."""
+    return "warn" if its.get("timeouts") or its.get("failed") else "note"
 
 
 def _lasted(its: Mapping[str, float]) -> str:

@@ -140,6 +140,7 @@ HANG = {
     [
         ({"reachable": False}, "the database cannot be used"),
         ({"stuck": 1}, "the database cannot be used"),
+        ({"reachable": False, "connect_error": 1040}, "the server is full"),
         ({"recent": recent(connect_errors=1)}, "attempts to connect fail"),
         ({"recent": recent(hung_ago_seconds=2.0)}, "statements have hung until 2 s ago"),
         (
@@ -147,7 +148,7 @@ HANG = {
             "statements hang",
         ),
         *(
-            ({"last_outage_seconds": last}, f"the database could not be used until {told}")
+            ({"last_outage_seconds": last}, f"the last trouble with the database ended {told}")
             for last, told in (
                 (0.0, "0 s ago, see again in 3 min"),
                 (100.0, "2 min ago, see again in 2 min"),

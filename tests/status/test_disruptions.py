@@ -207,6 +207,54 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("code", "failures", "level", "problem"),
+    [
+        (
+            1045,
+            9,
+            "warn",
+            f"Login works again: {SERVER} refused the login of default for 25 s until",
+        ),
+        (
+            1049,
+            9,
+            "warn",
+            f"Login works again: {SERVER} refused the login of default for 25 s until",
+        ),
+        (
+            1040,
+            9,
+            "warn",
+            f"Server has room again: {SERVER} had no connection left for default for",
+        ),
+        (2003, 9, "warn", "Outage over: the database default could not be used for 25 s until 4 s"),
+        # The error is that of another time.
+        (1045, 0, "warn", "Outage over: the database default could not be used for 25 s until 4 s"),
+        (1040, 0, "warn", "Outage over: the database default could not be used for 25 s until 4 s"),
+    ],
+)
+def test_what_is_over_has_the_name_that_it_had(
+    code: int, failures: int, level: str, problem: str
+) -> None:
+    """A refused login is no outage; and of a full server, who had a connection went on."""
+    for cost, its in ({"failed": 482}, level), ({"timeouts": 612}, level), ({}, "note"):
+        over = an_episode(25.0, connect_errors=failures, **cost)
+        lately = recent(lost_ago_seconds=4.0, outage=over)
+        (sentence,) = findings(Answers(connect_error=code, recent=lately).stats)
+        assert sentence.problem.startswith(problem)
+        assert (sentence.level, sentence.problem.count(" got 50")) == (its, len(cost))
+
+
+def test_requests_that_failed_weigh_as_much_after_a_hang_or_failing_connects() -> None:
+    for trouble in (
+        recent(hung_ago_seconds=3.6, hang=an_episode(9.0, failed=3)),
+        recent(connect_errors=4, connects_again=True, failing_connects=an_episode(9.0, failed=3)),
+    ):
+        (sentence,) = findings(Answers(recent=trouble).stats)
+        assert (sentence.level, "3 requests got 500" in sentence.problem) == ("warn", True)
+
+
 @pytest.mark.parametrize(("changes", "sentence"), SENTENCES)
 def test_one_sentence_says_how_it_is(changes: dict[str, Any], sentence: str) -> None:
     assert said(**changes) == [sentence]

@@ -290,6 +290,8 @@ def test_a_server_that_others_have_filled(
     assert said.partition(" → ")[2].startswith("close idle connections (SHOW PROCESSLIST), or")
     assert f"database 'default' {ROOM_AGAIN}" in it.site.server.wait_for_log("again after")
     assert "→ close idle connections (SHOW PROCESSLIST), or" in log
+    said += sentence(it, "server has room again")
+    assert re.search(rf": {text.replace('has (had )?', 'had ')}( for \d+ s)? until \d s ago", said)
     assert "reached" not in said + log, "it runs"
 
 
@@ -309,7 +311,8 @@ def test_a_wrong_password(status: StartStatus, mariadb: Server) -> None:
     assert "\n  → correct USER, PASSWORD and NAME in DATABASES" in log.partition(line)[2]
     for host in ("127.0.0.1", "localhost"):
         mariadb.admin.query(f"ALTER USER {database.user}@{host} IDENTIFIED BY 'not this one'")
-    said = sentence(it, "outage over")
+    said = sentence(it, "login works again")
+    assert f"{database.port}/{database.name} refused the login of default" in said
     log = it.site.server.wait_for_log(f"database 'default' {LOGIN_AGAIN}")
     for text in (said, page, log):
         assert "cannot be reached" not in text
