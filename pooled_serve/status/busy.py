@@ -32,7 +32,9 @@ def blocked_worker(stats: Mapping[str, Any], queue: str) -> Sentence | None:
         worker["slot"]: worker for worker in _workers(stats) if _delay(worker) >= BLOCKED_SECONDS
     }
     now = {slot: its for slot, its in delays.items() if its["seen_ago_seconds"] >= BLOCKED_SECONDS}
-    them = now or delays
+    # Where the URL configuration fails, each request imports it anew, and with DEBUG on the page of
+    # the error takes seconds, too: that is said already. What still lasts may be something else.
+    them = now or {slot: its for slot, its in delays.items() if not its.get("urls_failed")}
     if not them:
         return None
     longest = max(

@@ -47,6 +47,20 @@ def test_how_many_it_was_and_what_to_do() -> None:
     assert [each.name for each in findings(stats, [1, 2])] == ["workers end"]
 
 
+def test_what_its_errors_have_computed_is_no_news() -> None:
+    """Each request imports the URL configuration anew, and DEBUG's page of an error takes long."""
+    stats = Answers(2).stats
+    late = {"seen_ago_seconds": 0.1, "loop_delay_seconds": 4.7}
+    for worker in stats["workers"]:
+        worker |= {**late, "urls_failed": True}
+    assert [each.name for each in findings(stats)] == ["broken project"]
+    worker["seen_ago_seconds"] = 4.7
+    assert "blocked worker" in [each.name for each in findings(stats)], "it lasts"
+    worker |= {**late, "urls_failed": False}
+    names = [each.name for each in findings(stats)]
+    assert names == ["broken project", "blocked worker"], "one that serves the project"
+
+
 def test_it_stays_while_the_worker_does() -> None:
     row = LoadRow(memoryview(bytearray(LOAD_BYTES)))
     assert row.gauges(1.0, 0.25)["urls_failed"] is None
