@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -135,18 +136,45 @@ def _import(app: str, name: str) -> ModuleType:
             missing = isinstance(error, ModuleNotFoundError) and error.name == part
             if part and not missing:
                 raise _import_failed(part, error, given) from error
-            raise startup_error(
-                "PS101",
-                f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
-                _where_it_may_be(part),
-            ) from None
+            raise _no_module(app, part) from None
     return module
 
 
-def _import_failed(name: str, error: BaseException, given: str = "") -> StartupError:
+def _no_module(app: str, part: str) -> StartupError:
+    return startup_error(
+        "PS101",
+        f"there is no module {part!r} (looked for {app!r} from {os.getcwd()})",
+        _where_it_may_be(part),
+    )
+
+
+def failed_in_worker(app: str, error: BaseException) -> Finding:
+    """Returns why a worker cannot load the project that could be loaded at the start, and what
+    comes of that. Whoever logs it logs the traceback, too."""
+    name = app.partition(":")[0]
+    if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+        failure = _no_module(app, str(error.name))
+    else:
+        failure = _import_failed(name, error, then="")
+    (found,) = failure.problems
+    if isinstance(error, SystemExit):  # gunicorn takes it for one of the worker's
+        so = "this worker ends, and so does each that takes its place"
+    else:
+        so = "this worker cannot start, and Gunicorn stops the whole server"
+    message = f"{found.message}: {so}"
+    remedy = f"{found.hint}; the same command with --check says whether it loads; then start it"
+    if isinstance(error, SystemExit):
+        remedy = remedy.replace("then start it", "then send HUP")
+    return replace(found, message=message, hint=remedy)
+
+
+def _import_failed(
+    name: str, error: BaseException, given: str = "", then: str | None = None
+) -> StartupError:
     """The error for project code that failed: the reason, and where.
 
     :param given: the settings that were named before it ran.
+    :param then: how to see the traceback; by default a command.
     """
     settings = os.environ.get(SETTINGS_VARIABLE, "")
     if (
@@ -169,12 +197,10 @@ def _import_failed(name: str, error: BaseException, given: str = "") -> StartupE
     hint, detail = missing_remedy(error) or "correct the error above", where(error)
     if (blamed := blame(error, settings)) is not None:
         hint, detail = blamed
-    return startup_error(
-        "PS102",
-        f"{name} exists, but fails while it is imported",
-        f"{hint}; {traceback_command(f'import {name}', given)}",
-        detail,
-    )
+    if then is None:
+        then = f"; {traceback_command(f'import {name}', given)}"
+    text = f"{name} exists, but fails while it is imported"
+    return startup_error("PS102", text, f"{hint}{then}", detail)
 
 
 _NO_SETTINGS = frozenset(

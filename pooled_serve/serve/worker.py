@@ -16,6 +16,7 @@ from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from pooled_serve.errors import StartupError
+from pooled_serve.preflight.project import failed_in_worker
 from pooled_serve.serve import accept, early, signals, turns
 from pooled_serve.serve.balance import Balance
 from pooled_serve.status.scoreboard import Scoreboard
@@ -181,7 +182,14 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def load_wsgi(self) -> None:
         """Load the project, with its databases pooled. gevent has patched by now; Django is not
         imported yet."""
-        super().load_wsgi()
+        try:
+            super().load_wsgi()
+        except StartupError:
+            raise  # init_process() tells of it
+        except (Exception, SystemExit) as error:
+            if self.alive:  # else it was told to end meanwhile
+                self.log.error("%s", failed_in_worker(self.app.app_uri, error))
+            raise
         from pooled_serve.backend import patch
 
         self._patch = patch

@@ -296,6 +296,51 @@ def test_a_reload_with_broken_urls_says_so(project: MakeProject, serve: StartSer
     assert server.log.count("PS109") == 2
 
 
+@pytest.mark.parametrize("module", ["settings", "models", "wsgi"])
+def test_a_reload_of_a_project_that_fails_says_what_ends_and_what_to_do(
+    project: MakeProject, serve: StartServe, module: str
+) -> None:
+    folder = project(databases={}, settings="INSTALLED_APPS = ['mysite']")
+    file = folder / "mysite" / f"{module}.py"
+    file.touch()
+    server = serve(folder)
+    rewrite(file, file.read_text() + "\nno_such_thing\n")
+    server.signal(signal.SIGHUP)
+    assert server.wait() == 3
+    told = server.log.partition("[ERROR] PS102 ")[2].splitlines()
+    assert told[0] == (
+        "mysite.wsgi exists, but fails while it is imported: this worker cannot start, and "
+        "Gunicorn stops the whole server"
+    )
+    line = len(file.read_text().splitlines())
+    where = f'  File "{file}", line {line}: '
+    assert told[1] == f"{where}NameError: name 'no_such_thing' is not defined"
+    assert told[2] == (
+        "  → correct the error above; the same command with --check says whether it loads; then "
+        "start it"
+    )
+    assert "Traceback (most recent call last)" in server.log
+    refused = run("mysite.wsgi", "--check", cwd=folder)
+    assert refused.code == EXIT_PROJECT
+    assert told[1].strip() in refused.output
+
+
+def test_a_reload_of_a_project_that_exits_says_that_each_worker_ends(
+    project: MakeProject, serve: StartServe
+) -> None:
+    folder = project(databases={})
+    server = serve(folder)
+    settings = folder / "mysite" / "settings.py"
+    before = settings.read_text()
+    rewrite(settings, before + "\nraise SystemExit('no licence')\n")
+    server.signal(signal.SIGHUP)
+    wait_until(partial(said, server, "this worker ends, and so does each that takes its place"))
+    assert f"line {len(before.splitlines()) + 2}: SystemExit: no licence" in server.log
+    rewrite(settings, before)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.get("/").status == 404)
+
+
 @pytest.mark.parametrize(
     "options",
     [
