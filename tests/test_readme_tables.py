@@ -93,7 +93,13 @@ def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     hosts = [*(key for _, key, _ in instance_metrics.HOST_METRICS), "hosts"]
     routes = [*(key for _, key, _ in instance_metrics.ROUTE_METRICS), "routes"]
     workers = [*(key for _, key, _ in instance_metrics.WORKER_METRICS), "workers", "cpus"]
-    workers += ["worker_deaths_total", "worker_death_ago_seconds", "blocked_in", "urls_error"]
+    workers += [
+        "worker_deaths_total",
+        "worker_death_ago_seconds",
+        "blocked_in",
+        "blocked_in_log",
+        "urls_error",
+    ]
     same_names(
         [key for meaning, _ in rows for key in re.findall(r"`([a-z_]+)`", meaning)],
         [*pools, *hosts, *routes, *workers],

@@ -62,6 +62,8 @@ def blocked_worker(stats: Mapping[str, Any], queue: str) -> Sentence | None:
     )
     if now:
         remedy += f": {dump}; move that elsewhere"
+    elif all(its.get("blocked_in_log") for its in them.values()):
+        remedy += ": the log has function, file and line; move that elsewhere"
     else:
         remedy += f": move that elsewhere; if it happens again, {dump}"
     bad = now and longest["seen_ago_seconds"] >= BAD_SECONDS

@@ -51,7 +51,8 @@ _RETIRED_CPU, _RETIRED_BLOCKED = 6, 7
 _LACKED = 8
 _URLS_FAILED = 9
 _NAMED = 10  # when the loop last ran before the block that the name is about; 0: it is over
-_WORDS = 11
+_IN_LOG = 11  # whether the log has the line of who that was
+_WORDS = 12
 _TEXT = struct.Struct("248p")  # it is cut if it is too long
 _NAME = slice(_WORDS * _WORD, _WORDS * _WORD + _TEXT.size)
 _URLS_ERROR = slice(_NAME.stop, _NAME.stop + _TEXT.size)
@@ -123,9 +124,13 @@ class LoadRow:
         waited: float | None,
         delay: float,
         culprit: str,
+        *,
+        in_log: bool = False,
     ) -> None:
-        """Note what :class:`Meter` has found. The culprit is that of the delay."""
+        """Note what :class:`Meter` has found. The culprit is that of the delay; the log may have
+        its line."""
         self.name(0.0, culprit)
+        self._words[_IN_LOG] = float(in_log)
         self._words[_CPU], self._words[_BLOCKED], self._words[_DELAY] = cpu, blocked, delay
         self._words[_SHARE] = _UNKNOWN if share is None else share
         self._words[_WAIT_SHARE] = _UNKNOWN if waited is None else waited
@@ -161,7 +166,8 @@ class LoadRow:
             "cpu_wait_share": None if waited < 0 or not seen else waited,
             "loop_delay_seconds": delay,
             "seen_ago_seconds": ago,
-            "blocked_in": self._culprit(ago or 0.0) or None,
+            "blocked_in": (name := self._culprit(ago or 0.0) or None),
+            "blocked_in_log": bool(self._words[_IN_LOG]) if name else None,
             "no_descriptor_ago_seconds": max(0.0, now - lacked) if lacked else None,
             "urls_failed": self._words[_URLS_FAILED] == _YES if self._words[_URLS_FAILED] else None,
             "urls_error": self.urls_error or None,
@@ -220,7 +226,8 @@ class Meter:
         self._waited = waited or _waited_for_a_processor
         self._who = who
         self._last = 0.0
-        self._told_at: dict[str, float] = {}  # when the log has last named each culprit
+        self._told: dict[str, tuple[float, bool]] = {}
+        """When the log has last named each culprit, and whether it has the line."""
         self._delay, self._by = 0.0, ""  # the longest since the last sample; who that was
         self._blocked = 0.0  # seconds, all together
         self._samples: deque[tuple[float, float, float | None, tuple[float, str]]] = deque(
@@ -249,12 +256,12 @@ class Meter:
             self._sample(now)
 
     def _tell(self, now: float, late: float, culprit: Culprit) -> None:
-        told = self._told_at = {
-            name: at for name, at in self._told_at.items() if now - at < LINE_SECONDS
+        told = self._told = {
+            name: it for name, it in self._told.items() if now - it[0] < LINE_SECONDS
         }
         if culprit.name in told:
             return
-        told[culprit.name] = now
+        told[culprit.name] = now, bool(culprit.place) and log.isEnabledFor(logging.WARNING)
         what = "it" if culprit.name else "a view"
         place = f" ({culprit.place})" if culprit.place else ""
         log.warning(BLOCKED_LINE, late, in_words(culprit.name), what, place, os.getpid())
@@ -277,7 +284,8 @@ class Meter:
             if waited is not None and waited_now is not None:
                 other = min(max(0.0, 1.0 - share), (waited_now - waited) / seconds)
         delay, by = max(late for at, _, _, late in self._samples if now - at <= RECENT_SECONDS)
-        self._row.note(time.process_time(), self._blocked, share, other, delay, by)
+        _, in_log = self._told.get(by, (now, False))
+        self._row.note(time.process_time(), self._blocked, share, other, delay, by, in_log=in_log)
 
 
 def _waited_for_a_processor() -> float | None:

@@ -21,7 +21,13 @@ FULL_REMEDY = (
 LOCK_QUERY = "SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits"
 """For an administrator of MySQL, or of MariaDB from 10.6 on. The process list does not name who
 holds the lock of a row: often one that sleeps in an open transaction."""
-WHO_HOLDS = f"who holds the lock of a row: {LOCK_QUERY}"
+TABLE_LOCKS = (
+    "of a table (metadata lock): sys.schema_table_lock_waits, on MariaDB "
+    "information_schema.metadata_lock_info (INSTALL SONAME 'metadata_lock_info')"
+)
+"""Such as that of LOCK TABLES, or of a transaction that an ALTER TABLE waits for, and others wait
+for that; no lock of a row then."""
+WHO_HOLDS = f"who holds the lock of a row: {LOCK_QUERY}; {TABLE_LOCKS}"
 HANGING_REMEDY = (
     "SHOW PROCESSLIST there says what they wait for: often a lock, which another statement or an "
     f"open transaction holds (KILL ends it); {WHO_HOLDS}"

@@ -4,6 +4,7 @@ too small, and shown."""
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import re
 import time
@@ -115,6 +116,33 @@ def test_a_worker_that_was_blocked_until_a_moment_ago() -> None:
         "Blocked worker: worker 1 let no other request run for 15.0 s, a moment ago: 7 requests"
     )
     assert "--max-outstanding" not in sentence
+
+
+def test_the_log_has_the_line_of_a_block_that_is_over() -> None:
+    over = {**IDLE, "loop_delay_seconds": 15.0, "blocked_in": "GET a", "blocked_in_log": True}
+    told = " (a library in C, a lock of another thread): the log has function, file and line; move"
+    (sentence,) = said(of(over))
+    assert sentence.endswith(f"{told} that elsewhere")
+    assert "py-spy" not in sentence
+    for other in ({**over, "blocked_in_log": False}, {**over, "seen_ago_seconds": 9.0}):
+        (sentence,) = said(of(over, other))
+        assert "py-spy" in sentence
+        assert "the log has" not in sentence
+
+
+@pytest.mark.parametrize("place", ["a() in views.py, line 3", ""])
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_whether_the_log_has_the_line(
+    caplog: pytest.LogCaptureFixture, place: str, level: int
+) -> None:
+    caplog.set_level(level, logger="gunicorn.error")
+    row = LoadRow(memoryview(bytearray(LOAD_BYTES)))
+    meter = Meter(row, 0.25, who=lambda block: Culprit("GET a", place))
+    for now in (1000.0, 1005.0, 1010.0):  # the second time it is not said again
+        meter.look(now)
+    shown = row.gauges(1010.0, 0.25)
+    assert shown["blocked_in"] == "GET a"
+    assert shown["blocked_in_log"] is (place in caplog.text and bool(place))
 
 
 @pytest.mark.parametrize(
@@ -408,6 +436,7 @@ def test_a_delay_is_seen_by_others_at_once_and_forgotten_after_ten_seconds() -> 
         "loop_delay_seconds": 6.75,
         "seen_ago_seconds": 7.0,
         "blocked_in": None,
+        "blocked_in_log": None,
         "no_descriptor_ago_seconds": None,
         "urls_failed": None,
         "urls_error": None,
@@ -489,6 +518,12 @@ def test_a_worker_that_is_blocked_is_named_by_another_one(status: StartStatus, p
     assert "Blocked worker: " in page
     after = first(it, "blocked worker")
     assert re.search(rf" let no other request run for \d\.\d s(, a moment ago)?{view}\b", after)
+
+    def has_line() -> bool:
+        return "the log has function, file and line" in first(it, "blocked worker")
+
+    wait_until(has_line)
+    assert re.search(r"\(\w+\(\) in \S+\.py, line \d+\)", it.site.server.log)
     it.wait_for(lambda stats: stats["findings"][0]["name"] != "blocked worker")
     (worker,) = (w for w in it.stats()["workers"] if w["slot"] == blocked["slot"])
     assert 4 < worker["blocked_seconds_total"] < 60

@@ -48,7 +48,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
     assert set(worker) == {
         *("slot", "pid", "pools", "cpu_seconds_total", "blocked_seconds_total", "cpu_share"),
         *("cpu_wait_share", "loop_delay_seconds", "seen_ago_seconds"),
-        *("no_descriptor_ago_seconds", "urls_failed", "urls_error", "blocked_in"),
+        *("no_descriptor_ago_seconds", "urls_failed", "urls_error", "blocked_in", "blocked_in_log"),
     }
     assert worker["slot"] == 1
     assert {worker["pid"]} == it.site.server.worker_pids()
