@@ -19,6 +19,7 @@ from support.processes import wait_until
 from support.serve import Client
 from support.site import VIEWS
 from support.status import StartStatus, Status
+from support.torture import torture
 
 INCIDENTS = Path(__file__).with_name("incidents_views.py")
 
@@ -148,6 +149,7 @@ def test_it_is_the_one_that_has_blocked_and_not_one_of_those_in_flight(status: S
         assert not any(other.done() for other in others)
 
 
+@torture
 def test_two_workers_name_what_blocks_each_of_them(status: StartStatus) -> None:
     """While it lasts, a third one says it."""
     it = shop(status, "-w", "3", "--keep-alive", "60")
