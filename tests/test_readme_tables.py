@@ -147,9 +147,9 @@ def test_each_reason_of_a_close_is_explained_with_what_to_do() -> None:
 
 PAGE = (ROOT / "pooled_serve" / "status" / "page.html").read_text()
 TOTALS = PAGE.partition("function totals(")[2].partition("\n}\n")[0]
-SHOWN = dict(re.findall(r'"([a-z ]+)", pool\.(\w+)', TOTALS))
+SHOWN = dict(re.findall(r'"([a-z0-9 ]+)", pool\.(\w+)', TOTALS))
 """The page's counters: word -> key in /stats.json."""
-TERMS = re.findall(r'^  "([a-z ]+)": "', PAGE.partition("const TERMS = {")[2], re.M)
+TERMS = re.findall(r'^  "([a-z0-9 ]+)": "', PAGE.partition("const TERMS = {")[2], re.M)
 NOT_SHOWN = {"timeouts_total"}
 """Counters that the page does not count since the start: it has **refused**, of ten seconds."""
 
@@ -174,14 +174,14 @@ def test_the_pages_words_are_explained_with_the_keys_of_their_numbers() -> None:
     rows = rows_of_table(README, "| on the page | words |")
     reasons = {*metrics.CLOSE_REASONS} - {"closed"}
     same_names(
-        [word for _, words in rows for word in re.findall(r"\*\*([a-z ]+)\*\*", words)],
+        [word for _, words in rows for word in re.findall(r"\*\*([a-z0-9 ]+)\*\*", words)],
         {*TERMS} - reasons,
         lacks="README.md explains no **{}**: add it to the table of words under Watching",
         surplus="README.md explains **{}**, which TERMS in status/page.html has not",
     )
     words = " ".join(words for _, words in rows)
     same_names(
-        [f"**{word}** `{key}`" for word, key in re.findall(r"\*\*([a-z ]+)\*\* `(\w+)`", words)],
+        [f"**{word}** `{key}`" for word, key in re.findall(r"\*\*([a-z0-9 ]+)\*\* `(\w+)`", words)],
         [f"**{word}** `{key}`" for word, key in SHOWN.items()],
         lacks="README.md's table of the page's words has no {}",
         surplus="README.md's table of the page's words has {}, and status/page.html not",

@@ -28,6 +28,9 @@ NEAR_CUTOFF = 0.85
 PART_CUTOFF = 0.65
 """For one part of a name: "conns" has 0.89 of "conn", "retry" 0.6 of "dirty"."""
 
+SLIP_CUTOFF = 0.92
+"""For another word for an option: "maxconnection" has 0.96 of "maxconnections"."""
+
 LONGER = 3
 """Letters; "graceful_timeout_str" is no misspelling."""
 
@@ -41,12 +44,15 @@ SYNONYMS = {
             "max-conn-lifetime max-connection-age max-lifetime pool-max-age pool-recycle"
         ),
         "error-logfile": "error-log",
-        "leak-threshold": "leak-detection-threshold",
+        "client-check": "check-client check-clients",
+        "leak-threshold": "leak-detection leak-detection-threshold",
         "max-outstanding": (
             "conn-limit connection-limit connections max-active max-conn max-connections max-conns "
             "max-open-conns max-overflow max-pool-size max-size max-total maximum-pool-size "
             "pool-limit pool-max pool-max-size pool-maxsize"
         ),
+        "pool-mode": "mode",
+        "status": "metrics status-addr status-address status-port",
         "pool-size": (
             "max-idle-conns min-conns min-idle min-pool-size min-size minimum-idle "
             "minimum-pool-size pool-min size"
@@ -96,7 +102,11 @@ def nearest(name: str, known: list[str]) -> str | None:
     if _squeezed(name) in NEEDLESS:
         return None
     found = difflib.get_close_matches(_bare(name), bare, cutoff=CUTOFF)
-    return next((bare[word] for word in found if not _is_another(_bare(name), word)), None)
+    meant = next((bare[word] for word in found if not _is_another(_bare(name), word)), None)
+    if meant is None:  # a slip in another word for it
+        alike = difflib.get_close_matches(_squeezed(name), SYNONYMS, 1, SLIP_CUTOFF)
+        meant = next((bare[SYNONYMS[word]] for word in alike if SYNONYMS[word] in bare), None)
+    return meant
 
 
 def _is_another(name: str, word: str) -> bool:

@@ -38,6 +38,12 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
             "--port": "--bind",
             # SQLAlchemy
             "--max-overflow": "--max-outstanding",
+            "--max-connection": "--max-outstanding",  # with a slip
+            "--conection-timeout": "--pool-timeout",
+            "--status-port": "--status",
+            "--metrics": "--status",
+            "--check-client": "--client-check",
+            "--leak-detection": "--leak-threshold",
             "--pool-recycle": "--conn-max-age",
             # psycopg_pool; HikariCP; DBCP; pools of Go; pools of JavaScript
             "--max-size": "--max-outstanding",

@@ -68,7 +68,9 @@ def test_it_has_the_numbers_of_a_real_server(status: StartStatus) -> None:
 def test_it_names_what_is_counted_since_the_start_as_the_page_for_browsers_does() -> None:
     html = (files("pooled_serve.status") / "page.html").read_text()
     (totals,) = re.findall(r"^function totals\(.*?^}", html, re.M | re.S)
-    shown = [f'"{w}": "{k}"' for w, k in re.findall(r'"([a-z ]+)", pool\.([a-z_]+_total)', totals)]
+    shown = [
+        f'"{w}": "{k}"' for w, k in re.findall(r'"([a-z0-9 ]+)", pool\.([a-z_]+_total)', totals)
+    ]
     # The other page has it in another place.
     told = [f'"{w}": "{k}"' for w, k in TOTALS.items() if w != "refused"]
     same_names(
