@@ -51,7 +51,9 @@ SYNONYMS = {
             "max-open-conns max-overflow max-pool-size max-size max-total maximum-pool-size "
             "pool-limit pool-max pool-max-size pool-maxsize"
         ),
+        "max-per-host": "pool-per-host",
         "pool-mode": "mode",
+        "statsd-host": "statsd",
         "status": "metrics status-addr status-address status-port",
         "pool-size": (
             "max-idle-conns min-conns min-idle min-pool-size min-size minimum-idle "

@@ -16,6 +16,7 @@ from pooled_serve.pool import backoff
 from pooled_serve.pool.outage import Outage
 from support.driver import NEVER, DriverError, FakeDriver, leased, settle
 from support.greenlets import join_all
+from support.log_lines import NO_DATABASE
 from support.pools import MakePool, Pool
 from support.processes import MAX_WAIT_SECONDS
 
@@ -87,11 +88,11 @@ def test_who_waits_when_it_has_become_long_is_refused_and_so_is_who_comes(
     lasted = time.monotonic() - began
     assert isinstance(error, PoolOutage), "its own deadline is later"
     told = re.fullmatch(
-        r"pool 'default': refused: no connection to the database for (\d+\.\d)s "
+        rf"pool 'default': {NO_DATABASE} (\d+\.\d)s "
         r"\(0 in use, 0 idle, .*; last connect error: refused",
         str(error),
     )
-    assert told
+    assert told, f"errors.py says {error}"
     assert TIMEOUT <= float(told[1]) <= lasted + 0.05  # it is rounded
     for _ in range(20):
         meanwhile = gevent.spawn(int)

@@ -42,6 +42,8 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
             "--conection-timeout": "--pool-timeout",
             "--status-port": "--status",
             "--metrics": "--status",
+            "--statsd": "--statsd-host",
+            "--pool-per-host": "--max-per-host",
             "--check-client": "--client-check",
             "--leak-detection": "--leak-threshold",
             "--pool-recycle": "--conn-max-age",
