@@ -219,6 +219,14 @@ class StartServe(Protocol):
 
 
 @pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> command.Here:
+    """The command in this process, in an empty folder."""
+    return command.Here(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
 def serve() -> Iterator[StartServe]:
     """Starts pooled-serve in a project: serve(project(VIEWS), "--pool-size", "2").
 

@@ -25,13 +25,6 @@ SETTINGS = [setting for setting in KNOWN_SETTINGS if setting.cli]
 PACKAGE = ROOT / "pooled_serve"
 
 
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    return Here(tmp_path, monkeypatch, capsys)
-
-
 # --- Help --------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,13 +25,6 @@ from support.servers import ROOT
 
 VALUED = [option for option in OPTIONS if not option.is_flag]
 (STRICT,) = (option for option in OPTIONS if option.is_flag)
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    return Here(tmp_path, monkeypatch, capsys)
 
 
 def value_of(option: Option, *arguments: str) -> object:

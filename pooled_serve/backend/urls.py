@@ -1,8 +1,8 @@
 """A URL configuration that failed when this worker loaded the project, and may work by now.
 
-Django imports it anew with each request until that works: a file is corrected without a HUP, or it
-asks a database that is back. Requests find out by themselves. But where all are kept away, because
-``/readyz`` says 503, nobody would; so whoever asks for that has it tried.
+Django imports it again with each request until that works, for example because a file was corrected
+without a HUP, or because a database that it asks is back. So a request finds out. But while
+``/readyz`` says 503, an orchestrator sends none, and so each request for ``/readyz`` tries it, too.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ def _no_module(app: str, part: str) -> StartupError:
 
 
 def failed_in_worker(app: str, error: BaseException) -> Finding:
-    """Returns why a worker cannot load the project that could be loaded at the start, and what
-    comes of that. Whoever logs it logs the traceback, too."""
+    """Returns why a worker cannot load the project, which could be loaded at the start, and what
+    that leads to. The traceback is not part of it: the caller logs that separately."""
     name = app.partition(":")[0]
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
         failure = _no_module(app, str(error.name))

@@ -1,9 +1,9 @@
 """Troubles of a pool: how long each has lasted, and what it has cost.
 
-The page tells of a trouble for some seconds after its end, and the numbers of these seconds do not
-contain one of minutes. So whoever samples a pool notes since when a trouble lasts, and what had
-been counted before it. Other causes make requests wait, too, so counting ends with the trouble, and
-with the last request that began to wait in it.
+The page tells of a trouble for some seconds after its end, but if it has lasted for minutes, the
+numbers of those seconds hold only its end. So each sample of a pool records when a trouble began
+and what had been counted before it. Requests also wait for other reasons, so the counting stops
+when the trouble is over and the last request that began to wait in it has been answered.
 """
 
 from __future__ import annotations

@@ -13,14 +13,6 @@ from pooled_serve.serve import app as server
 from support.command import EXIT_PLAN, EXIT_PROJECT, EXIT_USAGE, Here, run
 from support.option_values import bad_values
 
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    return Here(tmp_path, monkeypatch, capsys)
-
-
 PORTS = "→ use a port from 1 to 65535"
 
 USAGE: dict[str, tuple[list[str], str, str, str]] = {

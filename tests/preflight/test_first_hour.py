@@ -14,12 +14,10 @@ from support.django_project import SQLITE, mysql_at
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
+def here(here: Here, tmp_path: Path) -> Here:
     (tmp_path / "mysite").mkdir()
     (tmp_path / "mysite" / "wsgi.py").touch()
-    return Here(tmp_path, monkeypatch, capsys)
+    return here
 
 
 COMMANDS: dict[str, tuple[list[str], str, str, str]] = {

@@ -23,13 +23,6 @@ from support.plans import database
 idle, busy, hasty = database(), database(in_use=120), database(wait_timeout=30)
 
 
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    return Here(tmp_path, monkeypatch, capsys)
-
-
 POOLING_REMEDY = "delete the calls; use --pool-size and --max-outstanding"
 SOURCES = ("command line", "variables", "GUNICORN_CMD_ARGS", "file")
 
