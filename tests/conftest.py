@@ -45,6 +45,8 @@ STARTED = {"project", "mariadb", "mysql", "engine"}
 # So does a test that calls one of these, itself or in a fixture; a quick run knows it by that, too.
 STARTING = {command.run, run_function, Serve}
 STARTING_NAMES = {"subprocess", "Popen", "fork", "getfixturevalue", "mariadb", "mysql"}
+# Of each file, in an everyday run: each such test takes at least a second and a half of CPU.
+MOST_SERVING = 8
 # Those of the examples are found by where they are.
 EXAMPLES = Path(__file__).with_name("examples")
 
@@ -74,8 +76,9 @@ def pytest_sessionstart() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without TORTURE, leave out what takes long.
 
-    Of all tests a quarter of the cases that start processes: all would take a quarter of an hour.
-    Who names a file or a test gets all of these. With --quick it is one of a folder instead.
+    Of all tests a quarter of the cases that start processes, and of each file a few of those that
+    serve: all would take a quarter of an hour. Who names a file or a test gets all of these. With
+    --quick it is one of a folder instead.
     """
     if TORTURE:
         return
@@ -100,12 +103,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             key=lambda item: (
                 item.get_closest_marker("slow") is not None,
                 quick and "mysql" in f"{item.nodeid} {getattr(item, 'fixturenames', '')}",
-                hashlib.sha256(item.nodeid.encode()).digest(),
+                _digest(item),
             )
         )
         left_out.update(found[1 if quick else math.ceil(len(found) / 4) :])
+    if not quick:
+        serving: dict[Path, list[pytest.Item]] = {}
+        for item in itertools.chain(*cases.values()):
+            if item not in left_out and not item.get_closest_marker("slow") and _serves(item):
+                serving.setdefault(item.path, []).append(item)
+        for found in serving.values():
+            left_out.update(sorted(found, key=_digest)[MOST_SERVING:])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def _digest(item: pytest.Item) -> bytes:
+    return hashlib.sha256(item.nodeid.encode()).digest()
+
+
+def _serves(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "project" in item.fixturenames
 
 
 def _starts_processes(item: pytest.Function, *, quick: bool) -> bool:

@@ -190,6 +190,7 @@ def test_it_serves_the_shop_through_the_pool_until_it_is_told_to_stop(checkout: 
     assert not alive(family)
 
 
+@torture
 def test_workers_share_the_connections(checkout: Path) -> None:
     status_port = free_port()
     with quickstart(checkout, "-w", "2", "--status-port", str(status_port)) as running:

@@ -107,6 +107,7 @@ def test_all_workers_together_have_no_more_and_all_are_served(
     it.assert_all_can_be_taken()
 
 
+@torture
 def test_hup_does_not_double_the_bound(bounded: StartBounded) -> None:
     it = bounded()
     with it.never_more_than(LIMIT), load(it, 60) as hammer:
@@ -205,6 +206,7 @@ def test_a_child_that_the_project_forks_owns_nothing_and_asks_for_its_own(
     it.assert_all_can_be_taken()
 
 
+@torture
 def test_a_new_master_shares_the_bound_with_the_old_one(bounded: StartBounded) -> None:
     it = bounded()
     old = it.server.worker_pids()

@@ -17,7 +17,7 @@ from support.load import Hammer
 from support.processes import wait_until
 from support.serve import Serve
 from support.servers import Server
-from support.torture import TORTURE
+from support.torture import TORTURE, torture
 
 VIEWS = Path(__file__).with_name("strangers_views.py")
 WORKERS = 4
@@ -35,6 +35,7 @@ def load(web: Serve, thing: str, **who: Any) -> Hammer:
     return Hammer(web.port, f"/left?what={thing}", seconds=600, **who)
 
 
+@torture
 @pytest.mark.parametrize("mode", ["request", "transaction"])
 @pytest.mark.parametrize("kind", ["mariadb", "mysql"])
 def test_nobody_finds_what_another_has_left(

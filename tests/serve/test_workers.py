@@ -15,6 +15,7 @@ from support.django_project import rewrite
 from support.processes import wait_until
 from support.serve import Serve
 from support.servers import Server
+from support.torture import torture
 
 HELLO = """
     from django.http import HttpResponse
@@ -68,6 +69,7 @@ def test_ttin_beyond_the_budget_is_worth_a_warning(
     assert server.get("/hello").status == 200
 
 
+@torture
 def test_hup_with_more_is_worth_a_warning_or_refused(
     project: MakeProject, serve: StartServe, small: Server
 ) -> None:

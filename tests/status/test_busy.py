@@ -25,6 +25,7 @@ from support.load import Hammer
 from support.processes import wait_until
 from support.site import VIEWS
 from support.status import StartStatus, Status
+from support.torture import torture
 
 INCIDENTS = Path(__file__).with_name("incidents_views.py")
 
@@ -498,6 +499,7 @@ def first(it: Status, named: str) -> str:
     return wait_until(told, timeout=60)
 
 
+@torture
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("path", ["/compute?seconds=6", "/block?seconds=6"])
 def test_a_worker_that_is_blocked_is_named_by_another_one(status: StartStatus, path: str) -> None:

@@ -60,6 +60,7 @@ def test_a_peak_is_of_all_workers_together_and_survives_them(status: StartStatus
     assert found(later, "24h") | {"seconds": 0} == most | {"seconds": 0}
 
 
+@torture
 @pytest.mark.parametrize("others", [False, True])
 def test_peaks_begin_anew_with_a_hup_that_changes_the_pools(
     status: StartStatus, tmp_path: Path, others: bool

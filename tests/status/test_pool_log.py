@@ -131,6 +131,7 @@ def test_a_pool_is_called_overloaded_while_it_is(
     assert len(it.with_text(OVERLOADED)) == told
 
 
+@torture
 def test_a_second_overload_has_its_lines_at_once(
     it: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
