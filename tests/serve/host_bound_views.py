@@ -1,4 +1,4 @@
-"""The views of test_host_bound.py: requests that hold a connection."""
+"""The view of test_host_bound.py: a request that holds a connection."""
 
 import os
 
@@ -9,10 +9,4 @@ from django.http import HttpRequest, HttpResponse
 def nap(request: HttpRequest) -> HttpResponse:
     with connection.cursor() as cursor:
         cursor.execute("SELECT SLEEP(%s)", [float(request.GET.get("seconds", 0.05))])
-    return HttpResponse(str(os.getpid()))
-
-
-def hold(request: HttpRequest) -> HttpResponse:
-    with connection.cursor() as cursor:
-        cursor.execute(request.GET["sql"])
     return HttpResponse(str(os.getpid()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -49,9 +48,9 @@ class Bounded:
         wait_until(lambda: not self.at_work())
         with ThreadPoolExecutor(LIMIT) as threads:
             with gate(self.database) as statement:
-                path = f"/hold?{urlencode({'sql': statement})}"
+                path = "/run?" + urlencode({"sql": statement})
                 held = [threads.submit(self.server.get, path) for _ in range(LIMIT)]
-                wait_until(lambda: self.at_work() == LIMIT)
+                wait_until(lambda: self.at_work("GET_LOCK") == LIMIT)
             assert [each.result().status for each in held] == [200] * LIMIT
 
     def who_answers(self) -> int:
@@ -61,9 +60,9 @@ class Bounded:
             return int(answer.text) if answer.status == 200 else 0
         return 0
 
-    def at_work(self) -> int:
+    def at_work(self, function: str = "SLEEP") -> int:
         rows = self.mariadb.admin.processlist(self.database.user)
-        return sum(re.search("SLEEP|GET_LOCK", str(row["Info"])) is not None for row in rows)
+        return sum(function in str(row["Info"]) for row in rows)
 
 
 StartBounded = Callable[..., Bounded]
