@@ -108,6 +108,9 @@ class Site:
 
     def _is_quiet(self) -> bool:
         stats = self.pool()
-        if stats["in_use"] or stats["waiting"] or not stats["idle"]:
+        if stats["in_use"] or stats["waiting"]:
+            return False
+        if not stats["idle"]:  # a busy machine has looked only when all were too old
+            self.fill()
             return False
         return len(self.connection_ids()) == int(stats["idle"])
