@@ -14,7 +14,7 @@ from typing import Any
 import pymysql
 import pytest
 
-from pooled_serve.status.repeats import CALM_SECONDS
+from pooled_serve.status.pool_log import POLL_SECONDS
 from support import servers
 from support.haproxy import haproxy, needs_haproxy
 from support.load import Hammer, Outcome
@@ -22,7 +22,7 @@ from support.log_lines import NO_DATABASE, OVER
 from support.netproxy import NetProxy
 from support.processes import wait_until
 from support.servers import Database, Server, create_twin
-from support.site import SLACK, Site
+from support.site import CALM_SECONDS, SLACK, SOON_CALM, Site
 from support.torture import torture
 
 StartSite = Callable[..., Site]
@@ -213,7 +213,7 @@ def test_the_log_of_an_outage_is_true(site: StartSite, mariadb: Server) -> None:
     database = mariadb.create_database()
     with NetProxy(mariadb.port) as proxy:
         bound = ("--max-per-host", "4", "--pool-timeout", "1")
-        shop = site(*bound, database=database.via(proxy.port))
+        shop = site(*bound, database=database.via(proxy.port), views=SOON_CALM)
         with ThreadPoolExecutor(4) as threads:
             killed = [threads.submit(shop.run, "SELECT SLEEP(300)") for _ in range(4)]
             wait_until(lambda: len(shop.sleepers()) == 4)
@@ -223,7 +223,7 @@ def test_the_log_of_an_outage_is_true(site: StartSite, mariadb: Server) -> None:
         wait_until(lambda: shop.run("SELECT 1").status == 503)
         refused = shop.server.wait_for_log(NO_DATABASE)
         assert "(0 in use, 0 idle, 0 waiting, cap 4); last connect error" in refused
-        time.sleep(CALM_SECONDS + 2)
+        time.sleep(CALM_SECONDS + 2 * POLL_SECONDS)
         assert OVER not in shop.server.log, "the visitors have gone, that is all"
         proxy.accept()
         shop.wait_until_served()

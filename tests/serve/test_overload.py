@@ -13,7 +13,7 @@ from support.load import Hammer, hammer
 from support.log_lines import EARLY, REFUSED, RELIEF
 from support.log_lines import refused as told_refused
 from support.processes import wait_until
-from support.site import SLACK, Site
+from support.site import SLACK, SOON_CALM, Site
 from support.torture import torture
 
 StartSite = Callable[..., Site]
@@ -89,7 +89,7 @@ def test_who_wants_to_wait_is_answered_by_the_deadline(site: StartSite) -> None:
 
 
 def test_a_refusal_says_when_to_come_back_and_the_log_says_who_holds(site: StartSite) -> None:
-    shop = site(cap=2)
+    shop = site(cap=2, views=SOON_CALM)
     with ThreadPoolExecutor(2) as threads:
         with gate(shop.database) as sql:
             began = time.monotonic()

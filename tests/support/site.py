@@ -16,6 +16,14 @@ from support.servers import Database
 SLACK = 10.0
 """Seconds by which a busy machine may be late, where a test bounds how long something takes."""
 
+CALM_SECONDS = 0.5
+SOON_CALM = f"""
+    from pooled_serve.status import pool_log, repeats
+
+    pool_log.CALM_SECONDS = repeats.CALM_SECONDS = {CALM_SECONDS}
+"""
+"""Views of a site that takes an overload for over after so long; others take ten times as long."""
+
 VIEWS = Path(__file__).with_name("site_views.py")
 
 
