@@ -132,10 +132,11 @@ def test_a_restart_under_load_costs_the_transactions_that_were_open_and_nothing_
     request: pytest.FixtureRequest,
 ) -> None:
     server: Server = request.getfixturevalue(kind)
-    shop = site("--pool-mode", mode, "--pool-timeout", "30", server=server, views=SELLS)
+    # Longer than a busy machine takes to end and start the server.
+    shop = site("--pool-mode", mode, "--pool-timeout", "90", server=server, views=SELLS)
     server.admin.query(f"CREATE TABLE {shop.database.name}.sale (id SERIAL) ENGINE=InnoDB")
     server.admin.query("SET GLOBAL innodb_flush_log_at_trx_commit = 1")  # until it is restarted
-    load: dict[str, Any] = {"clients": 40, "seconds": 300, "every": 0.4, "timeout": 60}
+    load: dict[str, Any] = {"clients": 40, "seconds": 300, "every": 0.4, "timeout": 120}
     with (
         Hammer(shop.server.port, "/run?sql=SELECT+SLEEP(0.02)", **load) as reads,
         Hammer(shop.server.port, "/sell", **load) as sells,

@@ -64,7 +64,7 @@ class Schedule:
         return answer.json() if answer.status == 200 else answer.text[:500]
 
     def _client(self) -> None:
-        client = self._server.keepalive(60)
+        client = self._server.keepalive(90)
         while (path := self._next()) is not None:
             try:
                 if path == "/look":
@@ -150,6 +150,7 @@ def test_no_trace_of_a_request_is_visible_to_another(
     web: Serve = serve(
         project(views, databases=databases),
         *("--pool-size", "2", "--max-outstanding", "3", "--pool-mode", mode),
+        *("--pool-timeout", "60"),  # one that only looks must not be refused by a busy machine
     )
 
     schedule = Schedule(web, SEED)
