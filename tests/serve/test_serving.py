@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from support import processes
-from support.client import gate
+from support.client import BoundWatch, gate
 from support.django_project import rewrite
 from support.load import Hammer, hammer
 from support.processes import children, wait_until
@@ -72,16 +72,12 @@ def test_a_hundred_clients_never_exceed_the_cap_and_leave_the_pool(
 ) -> None:
     web = serve(site, "--pool-size", "4", "--max-outstanding", "10", "-w", str(workers))
     before = mariadb.admin.status("Connections")
-    peak = 0
     with (
+        BoundWatch(mariadb, database) as watch,
         Hammer(web.port, "/one", clients=100, seconds=2) as load,
-        ThreadPoolExecutor(1) as thread,
     ):
-        finished = thread.submit(load.finish)
-        while not finished.done():
-            peak = max(peak, len(mariadb.admin.processlist(database.user)))
-        succeeded(finished.result())
-    assert 4 < peak <= 10 * workers
+        succeeded(load.finish())
+    assert 4 < watch.peak <= 10 * workers, "\n".join(watch.seen)
     wait_until(lambda: len(mariadb.admin.processlist(database.user)) <= 4 * workers)
     # The server saw few connects: they were shared.
     assert mariadb.admin.status("Connections") - before < 100
