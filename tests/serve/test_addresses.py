@@ -15,7 +15,7 @@ from conftest import MakeProject, StartServe
 from pooled_serve.serve import addresses
 from support.command import Done, run
 from support.django_project import rewrite
-from support.ports import free_port
+from support.ports import free_port, is_listening
 from support.processes import wait_until
 from support.serve import POOLED_SERVE, Serve, ServerExited
 
@@ -190,6 +190,8 @@ def test_hup_with_one_more_address_changes_none(site: Path, serve: StartServe, m
     bound = Bound(site, serve, first, more=more)
     bound.hang_up(first, second)
     assert "--bind stays as it was: " in bound.server.log
+    # With reuse_port the new worker makes its own, and nobody listens before.
+    wait_until(lambda: is_listening(bound.server.port))
     assert all(bound.serves() for _ in range(20))  # no listener that nobody serves
 
 

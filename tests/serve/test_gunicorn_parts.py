@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from support.certificates import Authority
 from support.ports import free_port
 from support.processes import MAX_WAIT_SECONDS, wait_until
-from support.serve import Serve
+from support.serve import Serve, connect
 from support.servers import Database, Server
 from support.site import VIEWS, Site
 
@@ -210,7 +211,14 @@ def test_workers_that_the_control_socket_adds_count_in_the_plan(
         project((VIEWS, OWN_VIEWS), databases={"default": database.django()}),
         *("-w", "1", "--max-outstanding", "12", "--control-socket", str(control)),
     )
-    wait_until(control.exists)
+
+    def listens() -> bool:  # the file is there a little sooner
+        with suppress(OSError):
+            connect(str(control)).close()
+            return True
+        return False
+
+    wait_until(listens)
 
     def tell(command: str) -> None:
         gunicornc = Path(sys.executable).with_name("gunicornc")

@@ -472,7 +472,7 @@ def test_behind_haproxy_the_budget_is_the_servers(
 
         shop = site(server=mysql, database=database.via(port), views=views)
         shop.fill()
-        assert len(shop.connection_ids()) == shop.cap
+        wait_until(lambda: len(shop.connection_ids()) == shop.cap)  # the preflight's has gone
         order("shutdown sessions server db/only")  # as when they have been idle for too long
         wait_until(lambda: shop.server.get("/hung_up").json() == [True] * shop.cap)
         assert [shop.run("SELECT 1").status for _ in range(8)] == [200] * 8
