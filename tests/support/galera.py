@@ -31,6 +31,10 @@ SILENT_SECONDS = 3
 """After so many seconds without a word from a node, the others take it for lost. By default it is
 5; with 2 they lose each other on a busy machine."""
 
+CHECK_SECONDS = 3
+"""A busy machine may keep a node, or these checks, from an answer for longer than a second. Two of
+them that fail cut all clients of a node, and what they had in flight is lost."""
+
 _scratch = tempfile.TemporaryDirectory(prefix="pooled-serve-tests-")
 
 
@@ -173,8 +177,8 @@ class _Check(BaseHTTPRequestHandler):
                     user=USER,
                     password=self.node._password,
                     ssl_disabled=True,
-                    connect_timeout=1,
-                    read_timeout=1,
+                    connect_timeout=CHECK_SECONDS,
+                    read_timeout=CHECK_SECONDS,
                 ) as connection,
                 connection.cursor() as cursor,
             ):

@@ -37,7 +37,7 @@ CONFIG = """
 
 CHECKS = """
         option httpchk GET /
-        timeout check 1s
+        timeout check 4s
         default-server check inter 200ms fall 2 rise 2 on-marked-down shutdown-sessions
 """
 
