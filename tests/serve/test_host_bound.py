@@ -96,13 +96,14 @@ def load(it: Bounded, seconds: float) -> Hammer:
 def test_all_workers_together_have_no_more_and_all_are_served(
     bounded: StartBounded, options: tuple[str, ...]
 ) -> None:
-    it = bounded(*options)
+    # A 503 after five seconds without a connection; how long a client waits for a worker that is
+    # replaced, this machine decides.
+    it = bounded("--pool-timeout", "5", "--pool-overload", "wait", *options)
     with it.never_more_than(LIMIT), load(it, 4) as hammer:
         outcomes = hammer.finish()
     lost = {"BadStatusLine", "RemoteDisconnected", "ConnectionResetError"} if options else set()
     assert {outcome.result for outcome in outcomes} - lost == {200}
     assert {outcome.client for outcome in outcomes} == set(range(24)), "each was served"
-    assert max(outcome.seconds for outcome in outcomes) < 5
     it.assert_all_can_be_taken()
 
 
