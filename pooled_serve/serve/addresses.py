@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from glob import glob, iglob
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,23 @@ def check(addresses: Iterable[Address], status: Sequence[Address], *, reuse_port
         raise StartupError(EXIT_SERVER, problems)
 
 
-def in_use(addresses: Iterable[Address], *, reuse_port: bool) -> Iterator[Finding]:
-    """Notes about ports that somebody listens on, for who does not mean to listen there now."""
+def doubts(
+    addresses: Iterable[Address], status: Sequence[Address], *, reuse_port: bool
+) -> Iterator[Finding]:
+    """What would be in the way of listening there, for who does not mean to do so now, and perhaps
+    not on this machine: a note where somebody listens, a warning of anything else."""
     for address in addresses:
-        if not isinstance(address, tuple):
-            continue  # gunicorn replaces a Unix socket, and inherits a descriptor
+        if isinstance(address, int):
+            continue  # a descriptor, which whoever starts the server passes on
         try:
             probe = _bind(address, reuse_port=reuse_port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
                 said = f"{text(address)} is in use: a running instance may hold it"
                 yield Finding(Level.NOTE, "", "", said)
+            else:
+                problem = _problem(address, error, is_status=address in status)
+                yield replace(problem, level=Level.WARN)
         else:
             if probe is not None:
                 probe.close()

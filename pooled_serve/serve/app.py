@@ -209,7 +209,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             doubts += self.cfg.public_status_warnings()
         if self._is_check:
             doubts += self.cfg.notes(self._report.databases)
-            doubts += addresses.in_use(self.cfg.address, reuse_port=self.cfg.reuse_port)
+            doubts += self.cfg.listening_doubts()
         plan = make_plan(
             self.cfg.pool_options(),
             replace(self._report, warnings=tuple(doubts)),

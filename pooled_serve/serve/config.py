@@ -80,6 +80,10 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
                 hint = "give --status the loopback address, or one in a private network"
                 yield Finding(Level.WARN, "PS407", "", text, hint)
 
+    def listening_doubts(self) -> Iterator[Finding]:
+        """What would keep it from listening; see :func:`addresses.doubts`."""
+        return addresses.doubts(self.address, self.status_address, reuse_port=self.reuse_port)
+
     def check_bind(self) -> None:
         """Reject addresses that gunicorn takes for others: 8000 for a host, ::1:8000 for none."""
         for text in self.settings["bind"].value:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeProject, StartServe
+from pooled_serve.errors import EXIT_PLAN
 from pooled_serve.serve import addresses
 from support.command import Done, run
 from support.django_project import rewrite
@@ -91,6 +92,19 @@ def test_it_cannot_be_listened_on(
     assert not (site / "pid").exists()
     if flag == "--status":
         assert "(--status)" in done.output
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("busy", "all")])
+def test_a_check_warns_of_where_a_start_could_not_listen(site: Path, case: str) -> None:
+    """It need not run where the server will, so it does not refuse."""
+    address, says, remedy = (text.format(site=site, flag="-b") for text in CASES[case])
+    done = start(site, "-b", address, "--check")
+    done.assert_one_problem("WARN  PS501", 0, says, remedy)
+    strict = start(site, "-b", address, "--check", "--strict")
+    assert strict.code == EXIT_PLAN, strict.output
+    page = start(site, "-b", "127.0.0.1:0", "--status", address, "--check")
+    said = f"WARN PS501 {address.removeprefix('unix:')} (--status)"
+    assert said in " ".join(page.output.split())
 
 
 def test_each_of_several_is_told(site: Path, busy: int) -> None:
