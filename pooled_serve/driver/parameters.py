@@ -80,6 +80,22 @@ _KNOWN = frozenset(inspect.signature(Connection.__init__).parameters) - {"self"}
 _SSL_KEYS = frozenset({*_SSL_FILE_NAMES, "check_hostname", "verify_mode"})
 """Of the dictionary ``ssl``: all that PyMySQL looks at."""
 
+_SERVERS = frozenset(
+    {
+        "innodb_lock_wait_timeout",
+        "interactive_timeout",
+        "lock_wait_timeout",
+        "max_execution_time",
+        "max_statement_time",
+        "net_read_timeout",
+        "net_write_timeout",
+        "time_zone",
+        "wait_timeout",
+    }
+)
+"""Variables of a session that are given as options: wait_timeout is nearly write_timeout, but has
+nothing to do with it."""
+
 _CUTOFF = 0.8
 """Of difflib's ratio, for a name that may have been meant: a wrong guess is worse than none."""
 
@@ -113,9 +129,9 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
     _check_charset(params)
     _check_init_command(params)
     for name in params.keys() - _KNOWN:
-        near = _nearest(name, _KNOWN | MYSQLCLIENTS)
-        hint = f"did you mean {near!r}?" if near else "leave it out"
-        raise UnsupportedOption(f"neither PyMySQL nor mysqlclient knows {name!r}", hint)
+        raise UnsupportedOption(
+            f"neither PyMySQL nor mysqlclient knows {name!r}", _unknown(name, params[name])
+        )
     if not params.get("unix_socket") and by_name(params) and not over_tcp:
         params["unix_socket"] = local_socket()
     if not params.get("user"):
@@ -124,6 +140,14 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
         except KeyError:
             params.pop("user", None)
     return params
+
+
+def _unknown(name: str, value: object) -> str:
+    """Returns what helps against an option that nobody knows."""
+    if name in _SERVERS:
+        return f"it is a variable of the server: set it with init_command, SET {name} = {value!r}"
+    near = _nearest(name, _KNOWN | MYSQLCLIENTS)
+    return f"did you mean {near!r}?" if near else "leave it out"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

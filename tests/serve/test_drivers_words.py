@@ -305,6 +305,7 @@ def test_a_name_that_is_empty_is_said_to_be(check: Check, mariadb: Server) -> No
         ({"local_infile_dir": "/tmp"}, "'local_infile_dir'", "use local_infile"),
         ({"ssl_mode": "ALWAYS"}, "'ALWAYS'", "use one of DISABLED, PREFERRED, REQUIRED"),
         ({"read_timout": 4}, "'read_timout'", "did you mean 'read_timeout'?"),
+        ({"wait_timeout": 60}, "'wait_timeout'", "with init_command, SET wait_timeout = 60"),
     ],
 )
 def test_what_has_no_translation(
