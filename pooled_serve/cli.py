@@ -42,6 +42,17 @@ SUBCOMMANDS = {
 class ServeCommand(click.Command):
     """Help in gunicorn's own groups, examples and the pool first."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse them, but for ``-workers 4``, which would be ``-w orkers`` and an argument."""
+        known = {name for param in self.params for name in param.opts if name.startswith("--")}
+        for word in args:
+            name = word.partition("=")[0]
+            meant = f"-{name}".replace("_", "-")
+            if meant in known and not name.startswith("--"):
+                hint = f"use {meant}, with two dashes"
+                raise startup_error("PS402", f"there is no option {name}", hint)
+        return super().parse_args(ctx, args)
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, and what the command does."""
         formatter.write("\nExamples:\n")

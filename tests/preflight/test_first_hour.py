@@ -47,8 +47,20 @@ COMMANDS: dict[str, tuple[list[str], str, str, str]] = {
     ),
     "long dash": (["a.wsgi", "—check"], "PS401", "—check begins with a long dash", "→ use --check"),
     "short dash": (["–pool-size", "a"], "PS401", "–pool-size begins with", "→ use --pool-size"),
-    "one dash": (["a.wsgi", "-check"], "PS403", "file heck", "→ use --check, with two dashes"),
-    "one dash of gunicorn's": (["a", "-chdir=."], "PS403", "hdir=.", "→ correct it, or name"),
+    "one dash": (["a.wsgi", "-check"], "PS402", "no option -check", "→ use --check, with two"),
+    "one dash of gunicorn's": (["a", "-chdir=."], "PS402", "no option -chdir", "→ use --chdir,"),
+    "one dash, and a value": (
+        ["a.wsgi", "-workers", "4"],
+        "PS402",
+        "no option -workers",
+        "→ use --workers, with two dashes",
+    ),
+    "one dash, and an underscore": (
+        ["a", "-pool_size=4"],
+        "PS402",
+        "no option -pool_size",
+        "→ use --pool-size, with two dashes",
+    ),
     "an age with a unit": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "--conn-max-age 3600"),
     "seconds with a unit": (["a", "--pool-timeout", "5 s"], "PS401", "'5 s'", "--pool-timeout 5"),
     "log in no folder": (
