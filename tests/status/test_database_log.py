@@ -11,15 +11,17 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from pymysql.err import OperationalError
 
 from pooled_serve.pool import metrics
 from pooled_serve.pool.metrics import LOGIN_REFUSED, NO, REACHABLE, YES
-from pooled_serve.status import hanging_log, pool_log, reachability, repeats, shortage
-from pooled_serve.status.pool_log import LOGGED_WAIT_SECONDS
+from pooled_serve.status import hanging_log, pool_log, repeats, shortage
 from pooled_serve.status.remedies import STUCK_REMEDY
 from support.driver import settle
+from support.greenlets import join_all
 from support.log_lines import (
+    AT_CAP,
     BACK,
     LOGIN_AGAIN,
     LOST,
@@ -32,7 +34,8 @@ from support.log_lines import (
 from support.log_lines import (
     LOGIN_REFUSED as REFUSED_LOGIN,
 )
-from support.pool_log import Watched, watching
+from support.pool_log import Watched, stop_clock, watching
+from support.pools import Clock, hold
 
 
 @pytest.fixture
@@ -41,9 +44,15 @@ def it() -> Iterator[Watched]:
         yield watched
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return stop_clock(monkeypatch)
+
+
 NO_SERVER = OperationalError(2003, "Can't connect to MySQL server")
 
 
+@pytest.mark.usefixtures("clock")
 def test_refusals_in_an_outage_do_not_wait_for_those_of_an_overload(it: Watched) -> None:
     it.log.refused("too many")
     it.log.refused("too many")  # not told yet
@@ -60,14 +69,15 @@ def test_no_pressure_is_over_while_a_newcomer_would_wait(
 ) -> None:
     monkeypatch.setattr(pool_log, "CALM_SECONDS", 0.2)
     monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.05)
-    holders = [gevent.spawn(it.use, 2.0) for _ in range(int(it.pool.cap))]
-    gevent.sleep(0)
+    let_go = Event()
+    holders = [hold(it.pool, let_go) for _ in range(int(it.pool.cap))]
     waiter = gevent.spawn(it.use, 0.0)
-    gevent.sleep(2 * LOGGED_WAIT_SECONDS)
+    settle(lambda: bool(it.with_text(AT_CAP)))
     waiter.kill()
     gevent.sleep(0.6)
     assert not it.with_text(OVER), "nobody waits, but all connections are still held"
-    gevent.joinall(holders, raise_error=True)
+    let_go.set()
+    join_all(holders)
     settle(lambda: bool(it.with_text(OVER)))
 
 
@@ -86,18 +96,20 @@ def test_no_pressure_is_over_while_the_database_is_lost(
 
 
 def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
-    it: Watched, monkeypatch: pytest.MonkeyPatch
+    it: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(20):
         it.connect(NO_SERVER)
         it.connect(None)
-    assert len(it.with_text(LOST)) == len(it.with_text(BACK)) <= 2
+        clock.now += 0.1
+    assert len(it.with_text(LOST)) == len(it.with_text(BACK)) == 2
     assert it.pool.row[REACHABLE] == YES
     # One that stays away is told even so, as soon as a line is due.
     told = len(it.with_text(LOST))
-    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 0.2))
+    monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 3.0))
     it.connect(NO_SERVER)
-    gevent.sleep(0.2)
+    assert len(it.with_text(LOST)) == told
+    clock.now += 3.0
     it.connect(NO_SERVER)
     it.connect(NO_SERVER)
     assert len(it.with_text(LOST)) == told + 1
@@ -113,23 +125,22 @@ def test_a_database_that_comes_and_goes_is_told_ever_more_rarely(
     ],
 )
 def test_a_second_outage_has_its_line_at_once(
-    it: Watched, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch
+    it: Watched, clock: Clock, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "CALM_SECONDS", 0.3)
-    monkeypatch.setattr(reachability, "CALM_SECONDS", 0.3)
     monkeypatch.setattr(repeats, "PAUSES_SECONDS", (0.0, 3600.0))
     monkeypatch.setattr(repeats, "FORGET_SECONDS", 7200.0)
     for times in (1, 2, 3):
         it.connect(error)
         it.log.refused("no connection")
         it.connect(None)
-        gevent.sleep(0.4)
+        clock.now += repeats.CALM_SECONDS + 1.0
         it.connect(None)
         it.wait_for(text, times)
 
 
-def test_a_second_hang_has_its_line_at_once(it: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "CALM_SECONDS", 0.1)
+def test_a_second_hang_has_its_line_at_once(
+    it: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hanging_log, "hang", lambda *_: True)
     it.reachability.probing = True
     monkeypatch.setattr(type(it.pool), "inquire", lambda *_: True)  # it answers others
@@ -142,7 +153,7 @@ def test_a_second_hang_has_its_line_at_once(it: Watched, monkeypatch: pytest.Mon
         it.wait_for("statements hang", times)
         it.log.answered()
         it.reachability.answered()
-        gevent.sleep(0.2)
+        clock.now += repeats.CALM_SECONDS + 1.0
     gevent.killall([holder, waiter])
 
 
@@ -365,10 +376,7 @@ def pymysql_error(cause: OSError) -> OperationalError:
 
 
 @pytest.mark.parametrize("code", shortage.SHORTAGES)
-def test_what_this_machine_lacks_is_no_outage(
-    it: Watched, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reachability, "CALM_SECONDS", 0.3)
+def test_what_this_machine_lacks_is_no_outage(it: Watched, clock: Clock, code: int) -> None:
     for _ in range(10):
         it.connect(pymysql_error(OSError(code, "so it is")))
         it.connect(None)  # a descriptor was free for a moment
@@ -377,7 +385,7 @@ def test_what_this_machine_lacks_is_no_outage(
     assert shortage.SHORTAGES[code].problem in line.text
     assert "\n  → " in line.text
     assert it.pool.row[REACHABLE] == YES
-    gevent.sleep(0.3)
+    clock.now += repeats.CALM_SECONDS
     it.connect(None)
     settle(lambda: len(it.lines) == 2)
     assert "can open connections again after" in it.lines[-1].text

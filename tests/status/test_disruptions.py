@@ -19,6 +19,7 @@ from pooled_serve.status.reachability import Reachability
 from pooled_serve.status.sentence import usual_hold
 from support.answers import Answers, a_route, an_episode, recent
 from support.driver import NEVER, DriverError, FakeDriver, settle
+from support.pools import Clock
 
 SERVER = "MariaDB 10.11.19 at 127.0.0.1:3306/shop"
 ALIVE = (
@@ -351,16 +352,6 @@ LOOK_SECONDS = 0.25
 """Between two looks at the gauges, as in a worker."""
 
 
-class Clock:
-    """Of the pool and of who watches it: on a busy machine tenths of a second would be lost."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class Watched:
     """A pool of a worker with a status page, on a driver that waits when it is told to."""
 
@@ -409,7 +400,7 @@ class Watched:
 
 @pytest.fixture
 def it(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    clock = Clock()
+    clock = Clock()  # of the pool and of who watches it
     monkeypatch.setattr(reachability, "time", clock)
     watched = Watched(clock)
     yield watched
@@ -568,9 +559,12 @@ def test_a_server_that_lets_nobody_connect_in_time_is_stuck_too() -> None:
         it.pool.release(connection)
     settle(lambda: not it.driver.open)
     it.driver.always["connect"] = NEVER
-    with pytest.raises(PoolTimeout):
-        it.pool.acquire(reachability.UNANSWERED_SECONDS + 0.5)
-    stats = it.pool.stats()
+    for _ in range(5):  # it does not count where the machine halts this process meanwhile
+        with pytest.raises(PoolTimeout):
+            it.pool.acquire(reachability.UNANSWERED_SECONDS + 0.5)
+        stats = it.pool.stats()
+        if stats["stuck"]:
+            break
     assert (stats["stuck"], stats["reachable"]) == (1, False)
     it.driver.always.clear()
     settle(lambda: not it.reachability.lost)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-import time
 from pathlib import Path
 from types import CodeType, ModuleType
 
 import django
-import gevent
 import gunicorn
 import pytest
 
@@ -18,6 +16,7 @@ from pooled_serve.status import leaks
 from pooled_serve.status.leaks import MAX_FRAMES, WatchedLease, relevant
 from support.driver import FakeDriver, settle
 from support.log_lines import HELD_BACK
+from support.pools import Clock
 
 LIBRARY = Path(django.__file__).parent
 
@@ -59,14 +58,16 @@ def test_the_frames_of_the_project_and_those_between(
 
 @pytest.mark.parametrize("blocked", [0.0, 0.7])
 def test_a_report_tells_of_a_standstill_of_the_loop(
-    blocked: float, caplog: pytest.LogCaptureFixture
+    blocked: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = FakeDriver()
     pool = driver.pool(size=1, max_outstanding=1)
+    clock = Clock()  # that of the machine would tell of the machine's own standstills, too
+    monkeypatch.setattr(leaks, "time", clock)
     leaks._reports.clear()
     lease = WatchedLease(pool, "GET /slow", 0.05)
-    time.sleep(blocked)
-    gevent.sleep(0.1)
+    clock.now += 0.05 + blocked
+    settle(lambda: "has been held" in caplog.text)
     (report,) = [text for text in caplog.messages if "has been held" in text]
     assert ("(the event loop stood still for 0." in report) is bool(blocked)
     lease.end()

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import gevent
 import pytest
 
-from pooled_serve.status import pool_log
+from pooled_serve.status import hanging_log, pool_log, reachability, repeats
 from pooled_serve.status.pool_log import PoolLog
 from pooled_serve.status.reachability import Reachability
 from support.driver import FakeDriver, settle
+from support.pools import Clock
 
 
 @dataclass
@@ -67,6 +68,16 @@ class Watched(logging.Handler):
                 self.pool.acquire()
         self.pool.clear()
         settle()
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the log, which looks at the pool more often than it would. What a test does at
+    one moment has one line then, also where the machine halts it for a second in between."""
+    clock = Clock()
+    for module in (pool_log, hanging_log, reachability, repeats):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(pool_log, "POLL_SECONDS", 0.02)
+    return clock
 
 
 @contextmanager

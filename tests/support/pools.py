@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,13 +79,21 @@ def count_calls(function: Callable[[], object]) -> int:
 
 
 class Clock:
-    """Stands still, unless it is told to go on."""
+    """Stands still, unless it is told to go on: a busy machine may halt a test for seconds.
+
+    It may take the place of the module `time`, too, of which only monotonic() is another then.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
         return self.now
+
+    monotonic = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
 
 
 class quiet_hub:  # noqa: N801 - used like a function
