@@ -40,7 +40,8 @@ def _home(request: HttpRequest) -> HttpResponse:
 
 
 def _product(request: HttpRequest, slug: str) -> HttpResponse:
-    query(float(request.GET.get("seconds", 0)))
+    with connection.cursor() as cursor:
+        cursor.execute(request.GET.get("sql", "SELECT 1"))
     return HttpResponse(slug)
 
 
@@ -119,7 +120,7 @@ def two(request: HttpRequest) -> HttpResponse:
 def die(request: HttpRequest) -> HttpResponse:
     query()
     with gevent.Timeout(0.3):
-        query(5)
+        query(20)
     return HttpResponse()
 
 

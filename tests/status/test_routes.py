@@ -9,14 +9,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
+from support.client import gate
 from support.metrics import samples_in
+from support.serve import Response
 from support.status import StartStatus, Status
 from support.torture import torture
 
@@ -111,7 +114,7 @@ def test_a_request_that_is_ended_in_a_statement_is_counted(status: StartStatus) 
     assert it.site.server.get("/die").status == 500
     it.wait_for(lambda stats: ("GET", "die") in by_route(stats))
     assert_complete(it.stats())
-    assert 0.3 <= by_route(it.stats())["GET", "die"]["longest_held_seconds"] < 5
+    assert 0.3 <= by_route(it.stats())["GET", "die"]["longest_held_seconds"] < 20
 
 
 @pytest.mark.parametrize("mode", ["request", "transaction"])
@@ -132,15 +135,26 @@ def test_a_forked_child_counts_nothing(status: StartStatus) -> None:
 
 
 def test_waits_are_counted_for_the_route_that_waits(status: StartStatus) -> None:
-    it = status("--pool-timeout", "1", cap=1, views=VIEWS, django=ASKS_FIRST)
+    it = status("--pool-timeout", "60", cap=1, views=VIEWS, django=ASKS_FIRST)
+    get = it.site.server.get
     with ThreadPoolExecutor(3) as threads:
-        slow = threads.submit(it.site.server.get, "/shop/tea/?seconds=0.5")
-        it.wait_for(lambda stats: [p["in_use"] for p in stats["pools"].values()] == [1])
-        waits = [threads.submit(it.site.server.get, path) for path in ("/", "/?first=0&only")]
+
+        def held(statement: str) -> Future[Response]:
+            answer = threads.submit(get, "/shop/tea/?" + urlencode({"sql": statement}))
+            it.wait_for(lambda stats: stats["pools"]["default"]["in_use"] == 1)
+            return answer
+
+        with gate(it.site.database) as statement:
+            slow = held(statement)
+            waits = [threads.submit(get, path) for path in ("/", "/?first=0&only")]
+            it.wait_for(lambda stats: stats["pools"]["default"]["waiting"] == 2)
+            time.sleep(0.1)
         assert [answer.result().status for answer in (slow, *waits)] == [200] * 3
-        slow = threads.submit(it.site.server.get, "/shop/tea/?seconds=2")
-        it.wait_for(lambda stats: [p["in_use"] for p in stats["pools"].values()] == [1])
-        assert it.site.server.get("/shop/7").status == 503
+        it.pool_at_rest()
+        get("/tune?timeout=1")
+        with gate(it.site.database) as statement:
+            slow = held(statement)
+            assert get("/shop/7").status == 503
         assert slow.result().status == 200
     refused = ("GET", "shop/<int:number>")
     assert leases(it) == {PRODUCT: 2, ("GET", ""): 1, UNRESOLVED: 1, refused: 0}
@@ -149,7 +163,7 @@ def test_waits_are_counted_for_the_route_that_waits(status: StartStatus) -> None
     assert waited == {PRODUCT: 0, ("GET", ""): 1, UNRESOLVED: 1, refused: 0}
     assert routes["GET", ""]["wait_seconds_total"] > 0.1
     assert routes[refused]["wait_seconds_total"] >= 1, "in vain"
-    assert 2 <= routes[PRODUCT]["longest_held_seconds"] < routes[PRODUCT]["held_seconds_total"]
+    assert 1 <= routes[PRODUCT]["longest_held_seconds"] < routes[PRODUCT]["held_seconds_total"]
 
 
 def test_databases_are_summed(status: StartStatus, mariadb: Any) -> None:
@@ -213,4 +227,6 @@ def test_the_sum_is_that_of_the_pools_whatever_happens_to_workers(
         if name == "pooled_serve_route_leases_total"
     )
     assert max(labels.values()) == 64 + 1, "and the others together"
-    assert "many/0/<int:seconds>" in [route["route"] for route in stats["routes"][:2]]
+    # By time it may be another one, in which the machine has halted a worker.
+    most = sorted(stats["routes"], key=lambda route: int(route["leases_total"]), reverse=True)
+    assert "many/0/<int:seconds>" in [route["route"] for route in most[:2]]

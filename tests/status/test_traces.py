@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from pooled_serve.status.traces import CONNECT, POOL_NAME, QUEUE_LENGTH, WAIT
+from support.client import gate
 from support.processes import wait_until
 from support.site import Site
 from support.status import StartSite
@@ -34,11 +36,14 @@ def test_a_connect_and_a_long_wait_are_spans_of_their_request(site: StartSite) -
     assert connect["ok"]
     assert told(it, WAIT) == []
     with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(it.server.get, "/ask?seconds=0.5")
-        wait_until(lambda: it.pool()["in_use"] == 1)
-        second = threads.submit(it.server.get, "/ask?seconds=0.1")
-        wait_until(lambda: it.pool()["waiting"] == 1)
-        third = threads.submit(it.server.get, "/ask")
+        with gate(it.database) as statement:
+            first = threads.submit(it.run, statement)
+            wait_until(lambda: it.pool()["in_use"] == 1)
+            second = threads.submit(it.server.get, "/ask?seconds=0.1")
+            wait_until(lambda: it.pool()["waiting"] == 1)
+            third = threads.submit(it.server.get, "/ask")
+            wait_until(lambda: it.pool()["waiting"] == 2)
+            time.sleep(0.1)
         assert [answer.result().status for answer in (first, second, third)] == [200] * 3
     waits = told(it, WAIT)
     assert [wait["parent"] for wait in waits] == ["GET ask"] * 2
@@ -51,16 +56,18 @@ def test_a_connect_and_a_long_wait_are_spans_of_their_request(site: StartSite) -
 
 
 def test_what_fails_says_so(site: StartSite) -> None:
-    it = site(*FOLDER, "--pool-timeout", "2", cap=1, **TRACED)
+    it = site(*FOLDER, cap=1, **TRACED)
+    it.give_up_after(1)
     with ThreadPoolExecutor(1) as threads:
-        slow = threads.submit(it.server.get, "/ask?seconds=5")
-        wait_until(lambda: it.pool()["in_use"] == 1)
-        assert it.server.get("/ask").status == 503
+        with gate(it.database) as statement:
+            slow = threads.submit(it.run, statement)
+            wait_until(lambda: it.pool()["in_use"] == 1)
+            assert it.server.get("/ask").status == 503
         assert slow.result().status == 200
     (wait,) = told(it, WAIT)
     assert not wait["ok"]
     assert wait["attributes"]["error.type"] == "PoolTimeout"
-    assert 2 <= wait["seconds"] < 10
+    assert 1 <= wait["seconds"] < 10
 
 
 @pytest.mark.parametrize("mode", ["request", "transaction"])

@@ -40,6 +40,13 @@ class Site:
         """A request with this statement."""
         return self.server.get("/run?" + urlencode({"sql": sql}), timeout=timeout)
 
+    def give_up_after(self, seconds: float) -> None:
+        """Let requests wait for a connection for no longer from now on, as --pool-timeout does, but
+        for the one that it opens first: on a busy machine a login may take longer. Of one worker,
+        until it ends."""
+        assert self.run("SELECT 1").status == 200, self.server.log
+        assert self.server.get(f"/tune?timeout={seconds}").status == 200
+
     def value(self, sql: str) -> str:
         """The last column of the only row."""
         answer = self.run(sql)
