@@ -424,7 +424,8 @@ def test_it_is_known_when_the_database_was_last_lost() -> None:
 def test_a_sample_is_cheap() -> None:
     """Call counts: all that is done while a second is not over is one look at a number."""
     history, pool = History(), Pool()
-    watch(history, [pool], time.monotonic())
+    now = time.monotonic()
+    watch(history, [pool], now)
     reads: list[int] = []
 
     def read() -> list[Snapshot]:
@@ -432,7 +433,7 @@ def test_a_sample_is_cheap() -> None:
         return []
 
     for _ in range(100):
-        history.sample(read, int(time.monotonic()) - 1)
+        history.sample(read, int(now) - 1)
     assert reads == []
 
 
