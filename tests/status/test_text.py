@@ -42,7 +42,7 @@ def test_browsers_get_a_page_and_curl_text(
     status: StartStatus, accept: str | None, kind: str
 ) -> None:
     it = status()
-    headers = {} if accept is None else {"Accept": accept}
+    headers: dict[str, Any] = {} if accept is None else {"Accept": accept}
     answer = it.get("/", **headers)
     assert answer.headers["Content-Type"] == kind
     assert answer.headers["Vary"] == "Accept"

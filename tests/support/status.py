@@ -27,12 +27,14 @@ class StatusListener:
     def __init__(self, address: Any) -> None:
         self.address = address
 
-    def get(self, path: str = "/", method: str = "GET", **headers: str) -> Response:
-        with closing(Client(self.address)) as client:
+    def get(
+        self, path: str = "/", method: str = "GET", *, timeout: float = 30.0, **headers: str
+    ) -> Response:
+        with closing(Client(self.address, timeout)) as client:
             return client.request(method, path, headers=headers)
 
-    def stats(self) -> dict[str, Any]:
-        answer = self.get("/stats.json")
+    def stats(self, timeout: float = 30.0) -> dict[str, Any]:
+        answer = self.get("/stats.json", timeout=timeout)
         assert answer.status == 200
         stats: dict[str, Any] = answer.json()
         return stats
@@ -42,7 +44,8 @@ class StatusListener:
         return pool
 
     def wait_for(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """The first numbers of which it is true. Whom a worker that ends hangs up on asks again."""
+        """The first numbers of which it is true. Of what is not there yet, such as a pool that no
+        request has needed, it is not. Whom a worker that ends hangs up on asks again."""
 
         last: dict[str, Any] = {}
 
@@ -50,7 +53,8 @@ class StatusListener:
             nonlocal last
             with suppress(OSError, http.client.HTTPException):
                 last = self.stats()
-                return last if condition(last) else {}
+                with suppress(LookupError):
+                    return last if condition(last) else {}
             return {}
 
         def numbers() -> str:
