@@ -26,6 +26,10 @@ from pooled_serve.status.peaks import (
 KEPT_SECONDS = 300
 """For the charts."""
 
+GAP_SECONDS = 1 + BETWEEN_SECONDS
+"""Samples may be so far apart where all workers were blocked: who waited before that, and waits
+after it, has waited all the time."""
+
 _WORD = 8
 _ALIAS = struct.Struct("96p")
 _RING = KEPT_SECONDS + RECENT_SECONDS + 10  # what is about to be written over is not read
@@ -148,7 +152,8 @@ class PoolHistory:
         wait = max(row[metrics.LONGEST_WAIT], metrics.age(row[metrics.OLDEST_WAIT], sample.at))
         waited, refused = risen(metrics.WAITED), risen(metrics.TIMEOUTS)
         waits = bool(waited or refused or row[metrics.WAITING])
-        begun = float(waits and not self._waited_in(second - 1))
+        goes_on = second - before <= GAP_SECONDS and self._waited_in(int(before))
+        begun = float(waits and not goes_on)
         maxima = (row[metrics.MOST_IN_USE], most, row[metrics.WAITING], wait)
         in_vain = (waited + refused) * busy
         return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain)
@@ -182,8 +187,10 @@ class PoolHistory:
         return found
 
     def _waited_in(self, second: int) -> bool:
-        """Whether anybody waited in a second, or was in it still refused."""
-        now, before = self.read(second), self.read(second - 1)
+        """Whether anybody waited in a second that was sampled, or was in it still refused."""
+        now = self.read(second)
+        start = second % _RING * _SECOND_WORDS
+        before = self.read(int(self._seconds[start + 3]))
         if now is None:
             return False
         if now.row[metrics.WAITING]:

@@ -169,6 +169,18 @@ def test_waits_are_counted_exactly_and_occasions_by_their_beginning() -> None:
     assert peaks["occasions"] == 3
 
 
+@pytest.mark.parametrize(("gap", "occasions"), [(1, 1), (3, 1), (4, 2)])
+def test_a_wait_goes_on_while_all_workers_are_blocked(gap: int, occasions: int) -> None:
+    """Nobody samples meanwhile, and they did not begin to wait anew."""
+    history, pool = History(), Pool()
+    pool.count(waiting=2)
+    watch(history, [pool], 1000, 1001)
+    watch(history, [pool], 1001 + gap, 1002 + gap)
+    pool.count(waiting=0, waited=2)  # it is known from the counter alone
+    watch(history, [pool], 1003 + gap, 1010 + gap)
+    assert history.peaks("default", 1011 + gap)["1h"]["occasions"] == occasions
+
+
 def test_a_long_gap_does_not_count_everything_again() -> None:
     history, pool = History(), Pool()
     pool.count(acquired=100)
