@@ -29,6 +29,11 @@ def through_a_library(request: HttpRequest) -> HttpResponse:
     return HttpResponse(answer)
 
 
+def reports(request: HttpRequest) -> HttpResponse:
+    """How many places have been reported, and are not forgotten yet."""
+    return HttpResponse(len(leaks._reports))
+
+
 def often(request: HttpRequest) -> HttpResponse:
     _ask()
     gevent.sleep(0.6)

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -489,12 +490,18 @@ def shop(status: StartStatus, *args: str, **options: Any) -> Status:
     return it
 
 
-def first(it: Status, named: str) -> str:
-    """The page's first sentence, once it has this name."""
+def first(it: Status, named: str, patience: float = 30.0) -> str:
+    """The page's first sentence, once it has this name.
+
+    :param patience: seconds until it asks again. Whom a worker has accepted that is blocked since
+        would hear of it when it is over.
+    """
 
     def told() -> str:
-        finding = it.stats()["findings"][0]
-        return str(finding["text"]) if finding["name"] == named else ""
+        with suppress(TimeoutError):
+            finding = it.stats(patience)["findings"][0]
+            return str(finding["text"]) if finding["name"] == named else ""
+        return ""
 
     return wait_until(told, timeout=60)
 
@@ -507,8 +514,7 @@ def test_a_worker_that_is_blocked_is_named_by_another_one(status: StartStatus, p
     it.wait_for(lambda stats: len(stats["workers"]) == 2)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(it.site.server.get, path)
-        time.sleep(1)  # whom the worker has accepted in that moment, waits with the others
-        said = first(it, "blocked worker")
+        said = first(it, "blocked worker", patience=2.0)
         workers = {worker["slot"]: worker for worker in it.stats()["workers"]}
         page = it.get("/", Accept="*/*").text
         assert answer.result().status == 200

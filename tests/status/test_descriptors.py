@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlencode
 
 import pytest
@@ -21,7 +22,7 @@ from support.client import gate
 from support.log_lines import GOT_503, HELD, HELD_BACK, NO_DESCRIPTOR
 from support.processes import wait_until
 from support.serve import Client, connect
-from support.status import StartStatus, Status
+from support.status import StartStatus, Status, patience
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -78,16 +79,18 @@ def test_each_error_of_a_view_is_answered_and_logged(status: StartStatus, templa
 
 
 def test_who_waits_in_vain_gets_a_503_and_leases_are_watched(status: StartStatus) -> None:
-    options = ("--pool-timeout", "0.5", "--leak-threshold", "0.2", "--client-check", "0.2")
+    options = ("--leak-threshold", "0.2", "--client-check", "0.2")
     it = status(*options, cap=2, views=VIEWS, django=LOGGING + TEMPLATES)
     it.site.fill()
     with none_left(it, 4) as (*holders, waiter), ThreadPoolExecutor(2) as threads:
         with gate(it.site.database) as statement:
             path = "/run?" + urlencode({"sql": statement})
             held = [threads.submit(holder.get, path) for holder in holders[:2]]
-            wait_until(lambda: len(it.site.admin.processlist(it.site.database.user)) >= 2)
+            wait_until(lambda: waiter.get("/pool").json()["in_use"] == 2)
             it.site.server.wait_for_log(HELD)
+            waiter.get("/tune?timeout=0.5")
             assert waiter.get("/run?sql=SELECT+1").status == 503
+            waiter.get("/tune?timeout=30")  # for what is opened on a busy machine
         assert [answer.result().status for answer in held] == [200] * 2
         it.site.server.wait_for_log(HELD_BACK)
         for number in it.site.connection_ids():
@@ -97,8 +100,8 @@ def test_who_waits_in_vain_gets_a_503_and_leases_are_watched(status: StartStatus
     assert "Logging error" not in it.site.server.wait_for_log(GOT_503)
 
 
-def test_the_status_page_is_there(status: StartStatus) -> None:
-    it = status(views=VIEWS)
+def test_the_status_page_is_there(status: StartStatus, tmp_path: Path) -> None:
+    it = status(*patience(tmp_path, 600), views=VIEWS)
     paths = ("/", "/stats.json", "/history.json", "/metrics", "/livez", "/readyz", "/missing")
     with ExitStack() as stack:
         sockets = [stack.enter_context(connect(it.address)) for _ in paths]
@@ -143,12 +146,17 @@ def test_a_probe_that_comes_now_is_answered_at_once(status: StartStatus) -> None
     with ExitStack() as stack, none_left(it):
         for _ in range(3):
             stack.enter_context(connect(it.address))
+        took = []
         for _ in range(10):
             began = time.monotonic()
             assert it.get("/livez").status == 200
-            assert time.monotonic() - began < 1
+            took.append(time.monotonic() - began)
+        # One that has to wait does so for a second; the machine may halt this test for some.
+        assert median(took) < 1
         assert it.get("/").status == 200
-    assert "Traceback" not in it.site.server.log
+    log = it.site.server.log
+    assert "Traceback" not in log
+    assert NO_CLIENT not in log, "none had to wait"
 
 
 # --- Which errors are of this machine ---

@@ -25,7 +25,7 @@ from support.processes import wait_until
 from support.serve import Client, Serve, ServerExited
 from support.servers import Server
 from support.site import VIEWS
-from support.status import StartSite, StartStatus, Status
+from support.status import StartSite, StartStatus, Status, patience
 from support.torture import torture
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -133,17 +133,6 @@ def test_the_main_port_never_serves_it(status: StartStatus) -> None:
         answer = it.site.server.get(path, headers=forged)
         assert answer.status in (400, 404)
         assert "db_client" not in answer.text
-
-
-def patience(folder: Path, seconds: float) -> tuple[str, str]:
-    """Options that give clients of the status listener so much time."""
-    conf = folder / "patience.py"
-    conf.write_text(
-        "def post_worker_init(worker):\n"
-        "    from pooled_serve.status import clients\n"
-        f"    clients.CLIENT_TIMEOUT_SECONDS = {seconds}\n"
-    )
-    return ("-c", str(conf))
 
 
 def test_slow_clients_do_not_take_it_away(status: StartStatus, tmp_path: Path) -> None:

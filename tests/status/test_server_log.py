@@ -124,16 +124,19 @@ def test_a_place_that_leaks_again_and_again_is_reported_once_a_minute_with_a_cou
     it = status("--leak-threshold", "0.2", cap=8, views=LEAKS_VIEWS)
     assert [answer.status for answer in it.site.at_once("/often", 8)] == [200] * 8
     more = "more connections taken at this place were held for too long, the last by GET /often "
-    log = it.site.server.wait_for_log(more)
+    told = re.compile(rf"pool 'default': in the last 2s (\d+) {more}\(")
+    # In one line, unless their logins took a busy machine more than two seconds.
+    it.site.server.wait_until_log(lambda log: sum(map(int, told.findall(log))) == 7)
+    log = it.site.server.log
     assert len(TAKEN_BY_ANY.findall(log)) == log.count(HELD_BACK) == 1
-    assert f"pool 'default': in the last 2s 7 {more}(" in log
+    lines = log.count(more)
     assert re.search(more + r'\(.+\):\n  File ".+views.py", line \d+, in _ask\n', log)
     assert it.pool()["leaked_total"] == 8
-    time.sleep(2.5)  # after which nothing is left to tell
+    wait_until(lambda: it.site.server.get("/reports").text == "0")  # nothing is left to tell
     assert it.site.server.get("/often").status == 200
     log = it.site.server.wait_for_log(HELD_BACK, times=2)
     assert len(TAKEN_BY_ANY.findall(log)) == 2
-    assert log.count(more) == 1
+    assert log.count(more) == lines
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,7 @@ def test_a_full_pool_is_told_ever_more_rarely_and_that_it_is_over(status: StartS
         with gate(it.site.database) as statement:
             answers = [threads.submit(it.site.run, statement) for _ in range(5)]
             log = it.site.server.wait_for_log(PRESSURE, times=2)
+            ended = time.monotonic()
         assert [answer.result().status for answer in answers] == [200] * 5
     told = list(PRESSURE.finditer(log))
     assert len(told) == 2, "and a third after ten seconds more"
@@ -170,7 +174,7 @@ def test_a_full_pool_is_told_ever_more_rarely_and_that_it_is_over(status: StartS
     over = RELIEF.search(it.site.server.wait_for_log(RELIEF))
     assert over
     assert over.group("level", "long", "refused") == ("INFO", f"{LOGGED_WAIT_SECONDS:g}", "0")
-    assert over["calm"] in "56"
+    assert 5 <= int(over["calm"]) <= time.monotonic() - ended + 1
 
 
 def test_short_queues_are_no_news(status: StartStatus) -> None:
@@ -187,7 +191,8 @@ def test_short_queues_are_no_news(status: StartStatus) -> None:
 
 
 def test_a_worker_that_ends_has_told_of_every_503(status: StartStatus) -> None:
-    it = status("--pool-timeout", "2", cap=1)
+    it = status(cap=1)
+    it.site.give_up_after(1)
 
     def refuse(many: int) -> None:
         with ThreadPoolExecutor(1 + many) as threads, gate(it.site.database) as statement:
@@ -232,7 +237,7 @@ def test_exports_that_are_usual_do_not_hang(status: StartStatus) -> None:
     """The mean of all holds is short: that of the busiest route counts, as on the page."""
     it = status(views=(VIEWS, INCIDENTS), cap=4)
     assert it.site.server.get(SLEEP.format(3)).status == 200
-    for _ in range(25):
+    for _ in range(10):
         it.site.server.get("/quick")
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(lambda _: it.site.server.get(SLEEP.format(7)), range(3)))

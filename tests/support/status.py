@@ -6,6 +6,7 @@ import http.client
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from pprint import pformat
 from typing import Any
 
@@ -73,6 +74,17 @@ class StatusListener:
         stats = self.wait_for(lambda stats: all(map(rests, stats["pools"].values())))
         pool: dict[str, Any] = stats["pools"]["default"]
         return pool
+
+
+def patience(folder: Path, seconds: float) -> tuple[str, str]:
+    """Options that give clients of the status listener so much time."""
+    conf = folder / "patience.py"
+    conf.write_text(
+        "def post_worker_init(worker):\n"
+        "    from pooled_serve.status import clients\n"
+        f"    clients.CLIENT_TIMEOUT_SECONDS = {seconds}\n"
+    )
+    return ("-c", str(conf))
 
 
 class Status(StatusListener):
