@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -146,7 +146,8 @@ def test_drops_keep_no_place(
     oldest = clients[0]
     oldest.sendall(b"X-More: 1\r\n")
     assert it.get("/livez") == 200
-    assert oldest.recv(1) == b""
+    with suppress(ConnectionResetError):  # if its byte was not read yet
+        assert oldest.recv(1) == b""
     # All others are there, and are answered once they have asked.
     for client in clients[1:]:
         client.sendall(b"Host: x\r\n\r\n")

@@ -134,7 +134,8 @@ def test_who_has_blocked_a_worker_is_named(
     line = rf"{BLOCKED} \d\.\ds, until now, in {re.escape(name)}\n  → it "
     line += rf"computed, or waited without gevent \({place}\(\) in \S+views\.py, line \d+\): move"
     assert re.search(line, log)
-    it.wait_for(lambda stats: stats["workers"][0]["blocked_in"] is None)
+    if path == "block":  # once is enough: it takes ten seconds
+        it.wait_for(lambda stats: stats["workers"][0]["blocked_in"] is None)
 
 
 def test_it_is_the_one_that_has_blocked_and_not_one_of_those_in_flight(status: StartStatus) -> None:
@@ -157,8 +158,12 @@ def test_two_workers_name_what_blocks_each_of_them(status: StartStatus) -> None:
     server = it.site.server
 
     def both() -> str:
-        texts = [each["text"] for each in it.stats()["findings"]]
-        return next((text for text in texts if text.startswith("Blocked workers: ")), "")
+        """Once it is sure of both: after one look it names a view as probable."""
+        for finding in it.stats()["findings"]:
+            names = re.findall(r", worker \d in (GET block|GET compute)\b", finding["text"])
+            if sorted(names) == ["GET block", "GET compute"]:
+                return str(finding["text"])
+        return ""
 
     with ThreadPoolExecutor(2) as threads, ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address, timeout=60)) for _ in range(2)]
@@ -168,6 +173,5 @@ def test_two_workers_name_what_blocks_each_of_them(status: StartStatus) -> None:
         for client, path in zip(clients, ("block", "compute"), strict=True):
             threads.submit(client.get, f"/{path}?seconds=10")
         said = wait_until(both, timeout=60)
-    names = re.findall(r", worker \d in (GET block|GET compute)\b", said)
-    assert sorted(names) == ["GET block", "GET compute"], said
+    assert said.startswith("Blocked workers: "), said
     assert re.search(r" → they (compute, or wait|computed, or waited) without gevent", said)

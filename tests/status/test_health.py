@@ -45,9 +45,8 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
                 gevent.sleep(0.02)
             return HttpResponse()
     """
-    options = ("--worker-connections", "5", "--pool-timeout", "1")
-    it = status(*options, server=server, views=views)
-    assert it.site.run("SELECT 1").status == 200
+    it = status("--worker-connections", "5", server=server, views=views)
+    it.site.give_up_after(1)
     server.kill()
     assert it.site.run("SELECT 1").status == 503
     with ThreadPoolExecutor(8) as threads:
@@ -63,6 +62,7 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
             go_on.touch()
         assert [visitor.result().status for visitor in visitors] == [200] * 8
     it.site.server.wait_for_log(f"[ERROR] database 'default' {LOST}: ")
+    it.site.server.get("/tune?timeout=30")  # for the next login, on a busy machine
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)  # and nobody sent a request
     log = it.site.server.wait_for_log(BACK)
@@ -229,7 +229,8 @@ ENDING = """
 @pytest.mark.parametrize("path", ["/spin", "/leave_later"])
 def test_a_worker_that_its_project_ends_counts_as_dead(status: StartStatus, path: str) -> None:
     """Also after WORKER TIMEOUT, where gunicorn ends it nearly as one that was told to end."""
-    it = status("--timeout", "2", views=ENDING)
+    # A new worker has to be there in that time, too.
+    it = status(*(("--timeout", "4") if path == "/spin" else ()), views=ENDING)
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(it.site.server.get, path)
         stats = it.wait_for(lambda stats: stats["worker_deaths_total"] == 1)
@@ -252,7 +253,7 @@ def test_a_worker_that_was_told_to_end_does_not_count_as_dead_after_its_timeout(
 ) -> None:
     # The view that runs gets the signal, and does not end by it.
     views = ENDING.replace("end =", "os.kill(os.getpid(), 15)\n        end =")
-    it = status("--timeout", "2", views=views.replace("import sys", "import os\n    import sys"))
+    it = status("--timeout", "4", views=views.replace("import sys", "import os\n    import sys"))
     (before,) = it.site.server.worker_pids()
     with pytest.raises((OSError, http.client.HTTPException)):
         it.site.server.get("/spin")
@@ -265,8 +266,8 @@ def test_a_new_worker_knows_that_the_database_is_lost(
     status: StartStatus, start_mariadb: Callable[..., Server]
 ) -> None:
     server = start_mariadb()
-    it = status("--pool-timeout", "1", server=server)
-    assert it.site.run("SELECT 1").status == 200
+    it = status(server=server)
+    it.site.give_up_after(1)
     server.kill()
     assert it.site.run("SELECT 1").status == 503
     (pid,) = it.site.server.worker_pids()
