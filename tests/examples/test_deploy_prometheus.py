@@ -176,7 +176,8 @@ def test_prometheus_answers_every_query_of_the_dashboard(
 ) -> None:
     program = installed("prometheus", "prometheus")
     status, port = free_port(), free_port()
-    options = ("--pool-size", "1", "--max-per-host", "2", "--pool-timeout", "0.2")
+    # The timeout is for those that wait, and not too short for a login on a busy machine.
+    options = ("--pool-size", "1", "--max-per-host", "2", "--pool-timeout", "1")
     server = serve(myproject, *options, "--status", f"127.0.0.1:{status}", env=env)
     scrape = {"job_name": "web", "static_configs": [{"targets": [f"127.0.0.1:{status}"]}]}
     (tmp_path / "prometheus.yaml").write_text(
@@ -211,7 +212,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(
         # Each time one connection is opened, two are waited for in vain, and one is closed.
         while not over.is_set():
             with ThreadPoolExecutor(4) as visitors:
-                list(visitors.map(server.get, ["/hold?seconds=0.3"] * 4))
+                list(visitors.map(server.get, ["/hold?seconds=1.3"] * 4))
 
     with subprocess.Popen(tied_to_us(command)) as process, ThreadPoolExecutor(1) as thread:
         visiting = thread.submit(visit)

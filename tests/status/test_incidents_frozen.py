@@ -35,8 +35,9 @@ WRONG = {"slow view", "overload", "too small a pool", "slow connects", "leak", "
 
 
 class Seen(NamedTuple):
-    """What an instance said of itself at a moment."""
+    """What an instance said of itself, between two moments; of its pool, or that all is well."""
 
+    asked: float
     at: float
     name: str
     text: str
@@ -49,17 +50,32 @@ class Watch:
     def __init__(self, it: Status) -> None:
         self.it = it
         self.seen: list[Seen] = []
+        self.late = 0.0
+        """Seconds for which this machine has kept the test or, by their own count, the workers from
+        running, at most: nobody notices anything meanwhile."""
 
     def look(self) -> Seen:
-        finding = self.it.stats()["findings"][0]
+        asked = time.monotonic()
+        stats = self.it.stats()
         ready = self.it.get("/readyz").status == 200
-        self.seen.append(Seen(time.monotonic(), finding["name"], finding["text"], ready))
+        delays = [worker["loop_delay_seconds"] or 0.0 for worker in stats["workers"]]
+        self.late = max(self.late, *delays)
+        # What it says of workers, such as that one lacks a processor, is true of this machine.
+        said = [each for each in stats["findings"] if each["pool"]]
+        name, text = (said[0]["name"], said[0]["text"]) if said else ("all is well", "All is well")
+        self.seen.append(Seen(asked, time.monotonic(), name, text, ready))
         return self.seen[-1]
 
     def until(self, end: float) -> None:
         while time.monotonic() < end:
             self.look()
+            paused = time.monotonic()
             time.sleep(0.1)
+            self.late = max(self.late, time.monotonic() - paused - 0.1)
+
+    def between(self, begin: float, end: float) -> list[Seen]:
+        """What was asked and answered in that time."""
+        return [each for each in self.seen if begin <= each.asked and each.at < end]
 
     def until_well(self) -> None:
         """And for a while after that: nothing comes back."""
@@ -80,7 +96,7 @@ class Watch:
 
     def names(self, begin: float = 0.0, end: float = float("inf")) -> list[str]:
         """What was said in that time, in its order."""
-        said = [each.name for each in self.seen if begin <= each.at < end]
+        said = [each.name for each in self.between(begin, end)]
         return [name for i, name in enumerate(said) if not i or said[i - 1] != name]
 
 
@@ -158,18 +174,18 @@ def test_a_frozen_server_under_load(shop: StartShop, workers: int, more: int) ->
         thawed = time.monotonic()
         ready_after = wait_until(lambda: watch.look().ready and time.monotonic() - thawed)
         watch.until_well()
+    late = watch.late
     assert watch.names(0, began) == ["all is well"]
-    assert "stuck server" in watch.names(began, began + 4), watch.story()
-    assert watch.names(began + 4, thawed) == ["stuck server"], watch.story()
-    told = [each for each in watch.seen if began + 4 <= each.at < thawed]
+    assert "stuck server" in watch.names(began, began + 4 + late), watch.story()
+    assert watch.names(began + 4 + late, thawed) == ["stuck server"], watch.story()
+    told = watch.between(began + 4, thawed)
     assert f"127.0.0.1:{server.port}" in told[-1].text
     assert "has answered nothing for " in told[-1].text
     # A hiccup is no reason to take a host out of service, and 20 s are one.
-    early, late = began + STUCK_SECONDS - 1, began + STUCK_SECONDS + 3
-    assert all(each.ready for each in watch.seen if each.at < early)
-    assert not any(each.ready for each in watch.seen if late <= each.at < thawed)
-    assert ready_after < 2.5
-    assert watch.names(thawed + 1) == ["outage over", "all is well"], watch.story()
+    assert all(each.ready for each in watch.between(0, began + STUCK_SECONDS - 1))
+    assert not any(each.ready for each in watch.between(began + STUCK_SECONDS + 3 + late, thawed))
+    assert ready_after < 2.5 + late
+    assert watch.names(thawed + 1 + late) == ["outage over", "all is well"], watch.story()
     over = [each.at for each in watch.seen if each.name == "outage over"]
     assert over[-1] - thawed > 10, "as long as the numbers of the last ten seconds have it"
     assert it.pool()["outages_total"] == workers
@@ -197,8 +213,9 @@ def test_each_worker_of_a_host_with_a_bound_notices_in_time(shop: StartShop, eve
             lost = time.monotonic() - began
             watch.until(began + 8)
         wait_until(lambda: watch.look().ready)
-    assert noticed < 4 + every, watch.story()
-    assert STUCK_SECONDS - 1 < lost < STUCK_SECONDS + 3 + every, watch.story()
+    assert noticed < 4 + every + watch.late, watch.story()
+    most = STUCK_SECONDS + 3 + every + watch.late
+    assert STUCK_SECONDS - 1 < lost < most, watch.story()
     assert not WRONG & {*watch.names(began + 1.5, began + 8)}, watch.story()
 
 
@@ -215,7 +232,8 @@ def test_what_is_said_of_a_hiccup_of_three_seconds_is_true(shop: StartShop, work
         thawed = time.monotonic()
         watch.until_well()
     assert not WRONG & {*watch.names()}, watch.story()
-    assert watch.names(thawed + 1) == ["outage over", "all is well"], watch.story()
+    after = watch.names(thawed + 1 + watch.late)
+    assert after == ["outage over", "all is well"], watch.story()
     assert all(each.ready for each in watch.seen), "nobody takes a host out of service for that"
     assert it.pool()["outages_total"] == 0
     it.site.server.wait_for_log(f"database 'default' {SILENT} ")
@@ -253,13 +271,15 @@ def test_a_server_that_froze_while_nobody_asked(shop: StartShop, idle_seconds: i
             asked = time.monotonic()
             answer = threads.submit(it.site.server.get, "/quick", timeout=60)
             watch.until(asked + 9)
-            assert watch.names(asked + 3) == ["stuck server"], watch.story()
+            assert watch.names(asked + 3 + watch.late) == ["stuck server"], watch.story()
             assert not watch.seen[-1].ready
         thawed = time.monotonic()
         assert answer.result().status == 200
-        assert wait_until(lambda: watch.look().ready and time.monotonic() - thawed) < 2.5
+        ready_after = wait_until(lambda: watch.look().ready and time.monotonic() - thawed)
+        assert ready_after < 2.5 + watch.late
     watch.until_well()
-    assert watch.names(thawed + 1) == ["outage over", "all is well"], watch.story()
+    after = watch.names(thawed + 1 + watch.late)
+    assert after == ["outage over", "all is well"], watch.story()
     assert not WRONG & {*watch.names()}, watch.story()
 
 
@@ -280,7 +300,7 @@ def test_a_network_that_has_become_a_black_hole(status: StartStatus, mariadb: Se
             thawed = time.monotonic()
             wait_until(lambda: watch.look().ready)
             watch.until_well()
-        assert watch.names(began + 4, thawed) == ["stuck server"], watch.story()
+        assert watch.names(began + 4 + watch.late, thawed) == ["stuck server"], watch.story()
         assert it.pool()["unanswered_total"] > 0
         assert not WRONG & {*watch.names()}, watch.story()
 
@@ -303,9 +323,10 @@ def test_an_outage_under_load_and_its_aftermath(shop: StartShop, workers: int) -
             started = time.monotonic()
         wait_until(lambda: watch.look().ready)
         watch.until_well()
-    assert watch.names(stopped + 2, started - 1) == ["outage"], watch.story()
-    assert watch.names(started + 2) == ["outage over", "all is well"], watch.story()
-    assert not WRONG & {*watch.names(0, began), *watch.names(stopped + 2)}, watch.story()
+    late = watch.late
+    assert watch.names(stopped + 2 + late, started - 1) == ["outage"], watch.story()
+    assert watch.names(started + 2 + late) == ["outage over", "all is well"], watch.story()
+    assert not WRONG & {*watch.names(0, began), *watch.names(stopped + 2 + late)}, watch.story()
     peaks = it.pool()["peaks"]["24h"]
     assert (peaks["refused"], peaks["wait_seconds"] < 2) == (0, True)
     assert "Too small a pool" not in advised(it)
@@ -324,7 +345,8 @@ def test_statements_that_wait_for_a_lock_are_no_stuck_server(shop: StartShop) ->
             watch.until(began + 12)
             most = len(it.site.connection_ids())
         assert [answer.result().status for answer in answers].count(200) >= 4
-    assert watch.names(began + 7, began + 10) == ["hanging statements"], watch.story()
+    late = watch.late
+    assert watch.names(began + 7 + late, began + 12) == ["hanging statements"], watch.story()
     told = [each.text for each in watch.seen if each.name == "hanging statements"]
     assert "has answered no statement for " in told[-1]
     assert "all 4 that run" in told[-1]

@@ -100,12 +100,17 @@ def test_history_has_every_second_whatever_becomes_of_the_workers(
     it.wait_for(lambda stats: len(stats["workers"]) == workers)
     began = time.monotonic()
     seen = 0
-    with Hammer(it.site.server.port, SLEEP.format(0.01), clients=12, seconds=60) as load:
+    late = 0.0  # for which the machine let this test wait, and so perhaps the workers
+    with Hammer(it.site.server.port, SLEEP.format(0.01), clients=12, seconds=120) as load:
         for second in range(20):
+            asked = time.monotonic()
             time.sleep(1)
             with suppress(OSError, http.client.HTTPException):  # asked of a killed one
                 seen = max(seen, it.pool()["in_use"])
+            late += time.monotonic() - asked - 1
             if second in (4, 9, 14):
+                # Else the other one may be yet to come when this one goes.
+                it.wait_for(lambda stats: len(stats["workers"]) == workers)
                 os.kill(min(it.site.server.worker_pids()), signal.SIGKILL)
             if second == 11:
                 it.site.server.signal(signal.SIGHUP)
@@ -117,14 +122,14 @@ def test_history_has_every_second_whatever_becomes_of_the_workers(
     most = pool["peaks"]["24h"]
     served = sum(outcome.result == 200 for outcome in outcomes)
     assert seen - 1 <= most["in_use"] <= 2 * 3 * workers, "old and new ones, after the HUP"
-    assert most["seconds"] >= passed - 4, "at least one worker was there nearly all the time"
+    assert most["seconds"] >= passed - 4 - late, "at least one worker was there nearly all the time"
     # The last second is noted in the next one.
     assert wait_until(lambda: served <= peaks(it)["acquired"] <= it.pool()["acquired_total"])
     history = it.get("/history.json").json()
     in_use = history["pools"]["default"]["in_use"]
     assert len(in_use) == len(history["ages_seconds"]) == 300
     known = [value for value in in_use if value is not None]
-    assert passed - 4 <= len(known) <= passed + 10
+    assert passed - 4 - late <= len(known) <= passed + 10
     assert max(known) <= most["in_use"], "the chart has samples"
     # The charts never fall below nothing, though workers have died with what they counted.
     assert all(value >= 0 for value in history["pools"]["default"]["rate"] if value is not None)
