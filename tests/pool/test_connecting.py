@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from pooled_serve.errors import PoolTimeout
 from pooled_serve.pool import FAILED_OVER, PoolListener, backoff
+from pooled_serve.pool.asked import TURN_SECONDS, Asked
 from pooled_serve.pool.connecting import got_no_answer
 from support.driver import NEVER, DriverError, FakeConnection, FakeDriver, leased, settle
 from support.greenlets import join_all
@@ -119,10 +120,9 @@ def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     pool = make_pool(size=5, max_outstanding=5)
     taken = pool.acquire()  # somebody's long query, so that others queue
     driver.plan["connect"] = [DriverError("refused")]
+    gate = driver.always["connect"] = Event()
     users = [gevent.spawn(lambda: pool.release(pool.acquire())) for _ in range(50)]
     settle(lambda: pool.stats()["waiting"] == 50)
-    gate = Event()
-    driver.always["connect"] = gate
     settle(lambda: driver.connecting == 1)
     gevent.sleep(0.2)
     assert driver.connecting == 1
@@ -131,6 +131,7 @@ def test_after_an_outage_there_is_one_attempt_and_no_stampede(
     pool.release(taken)
 
 
+@pytest.mark.usefixtures("all_time_counts")
 def test_a_server_that_never_answers_is_not_asked_by_each_waiter_in_turn(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_connect_begun_too_late_is_not_held_against_the_server(
     connection = pool.acquire()
     connection.fault = "lost"
     late = gevent.spawn(pool.acquire)
+    gevent.sleep(0)  # its time begins before that of the sleep
     gevent.sleep(0.4)
     pool.release(connection)
     late.join()
@@ -190,14 +192,15 @@ def test_a_server_that_stays_read_only_does_not_cost_all_connections_each_time(
 
 
 def test_recovery_is_found_by_the_next_user(make_pool: MakePool, driver: FakeDriver) -> None:
-    pool = make_pool()
+    clock = Clock()
+    pool = make_pool(clock=clock)
     driver.plan["connect"] = [DriverError("refused")]
     with pytest.raises(DriverError):
         pool.acquire()
     with pytest.raises(DriverError):
         pool.acquire()  # backing off: at once, with the last error
     assert driver.calls["connect"] == 1
-    gevent.sleep(0.06)
+    clock.now += backoff.FIRST_PAUSE_SECONDS
     with leased(pool):
         pass
     assert pool.stats()["connect_errors_total"] == 1
@@ -268,11 +271,31 @@ def test_a_failed_connect_takes_what_came_back_meanwhile(
     pool.release(first)
 
 
+def test_a_loop_with_nothing_to_do_listens_all_the_time() -> None:
+    """It takes turns by itself, each within what one counts for."""
+    turns = 0
+    several = Event()
+
+    def clock() -> float:
+        nonlocal turns
+        turns += 1
+        if turns == 10:
+            several.set()
+        return turns * TURN_SECONDS
+
+    with Asked(clock) as asked:
+        assert several.wait(MAX_WAIT_SECONDS)
+        assert asked.seconds == pytest.approx((turns - 1) * TURN_SECONDS)
+        assert asked.listened
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_who_has_not_listened_does_not_blame_the_server(
-    make_pool: MakePool, driver: FakeDriver, *, busy: bool
+    make_pool: MakePool, driver: FakeDriver, request: pytest.FixtureRequest, *, busy: bool
 ) -> None:
     """A view computes, and each turn of the loop takes long: a login takes several."""
+    if not busy:
+        request.getfixturevalue("all_time_counts")
     pool = make_pool(timeout=1.0)
     driver.always["connect"] = NEVER
 
@@ -292,8 +315,10 @@ def test_who_has_not_listened_does_not_blame_the_server(
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_nor_does_the_drivers_own_timeout_then(
-    make_pool: MakePool, driver: FakeDriver, *, busy: bool
+    make_pool: MakePool, driver: FakeDriver, request: pytest.FixtureRequest, *, busy: bool
 ) -> None:
+    if not busy:
+        request.getfixturevalue("all_time_counts")
     told: list[Exception] = []
 
     class Watch(PoolListener):
@@ -319,6 +344,7 @@ def test_nor_does_the_drivers_own_timeout_then(
     assert stats["unanswered_total"] == len(told) == (0 if busy else 1)
 
 
+@pytest.mark.usefixtures("all_time_counts")
 def test_an_error_that_comes_at_once_is_the_servers(
     make_pool: MakePool, driver: FakeDriver
 ) -> None:
