@@ -1,7 +1,8 @@
-"""Waiting for greenlets, for no less than was asked for."""
+"""Waiting for greenlets, for no less than was asked for, and how late they are."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import gevent
@@ -19,3 +20,23 @@ def join_all(greenlets: Sequence[gevent.Greenlet], *, raise_error: bool = True) 
     """
     with gevent.Timeout(MAX_WAIT_SECONDS):
         gevent.joinall(greenlets, raise_error=raise_error)
+
+
+class Late:
+    """How late a busy machine lets this process be, in seconds: greenlets that sleep tell."""
+
+    def __enter__(self) -> Late:
+        self.seconds = 0.0
+        self.ticker = gevent.spawn(self.tick)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.ticker.kill()
+
+    def tick(self) -> None:
+        before = time.monotonic()
+        while True:
+            gevent.sleep(0.001)
+            now = time.monotonic()
+            self.seconds += max(0.0, now - before - 0.002)
+            before = now
