@@ -21,9 +21,12 @@ from support.inside import assert_sound, connection, connections, one, patch, po
 
 
 def connecting_costs_few_round_trips() -> None:
+    connected: list[int] = []
+
     def hold() -> None:
         connection.ensure_connection()
-        gevent.sleep(0.3)
+        connected.append(1)
+        settle(lambda: len(connected) == 2)
 
     gevent.joinall([gevent.spawn(hold) for _ in range(2)], raise_error=True)
 
