@@ -32,11 +32,15 @@ def database(server: Server) -> Database:
 def abandoned(connect: Connect, server: Server) -> MySQLConnection:
     """A connection that was closed while the server was at work for it."""
     conn = connect()
-    with gevent.Timeout(0.1, False):
+    abandon(conn)
+    return conn
+
+
+def abandon(conn: MySQLConnection) -> None:
+    with gevent.Timeout(0.02, False):
         conn.query(SLEEP)
     assert not conn.open
     assert conn.unfinished()
-    return conn
 
 
 def threads(server: Server) -> list[dict[str, Any]]:
@@ -73,16 +77,13 @@ def test_it_is_ended_once(
     assert conn.condition() is None
 
 
-def test_many_are_ended_together(connect: Connect, abandoned: MySQLConnection) -> None:
-    closed = [abandoned]
-    for _ in range(9):
-        closed.append(connect())
-        with gevent.Timeout(0.02, False):
-            closed[-1].query(SLEEP)
-    stranger = connect()
+def test_many_are_ended_together(connect: Connect) -> None:
+    conn, stranger, *closed = (connect() for _ in range(12))
     stranger.close()
     stranger.has_own_id = False
-    found = dict(filter(None, finish(connect(), [stranger, *closed])))
+    for each in closed:  # at once: every five seconds a SLEEP looks for its client
+        abandon(each)
+    found = dict(filter(None, finish(conn, [stranger, *closed])))
     assert found == {stranger: None} | dict.fromkeys(closed, True)
 
 

@@ -25,7 +25,7 @@ def database(server: Server) -> Database:
 @pytest.mark.parametrize("how", ["killed", "timed out"])
 def test_a_query_that_is_interrupted_while_it_is_read_closes_it(connect: Connect, how: str) -> None:
     connection = connect()
-    interrupt(lambda: run(connection, "SELECT SLEEP(2)"), how)
+    interrupt(lambda: run(connection, "SELECT SLEEP(30)"), how)
     assert connection.condition() == "killed"
     with pytest.raises(OperationalError):
         run(connection, "SELECT 1")
@@ -60,7 +60,7 @@ def test_a_query_behind_another_that_is_interrupted_closes_it(
     setattr(connection, first, True)
     if not answers:
         proxy.freeze()
-    interrupt(lambda: run(connection, "SELECT SLEEP(2)"), how)
+    interrupt(lambda: run(connection, "SELECT SLEEP(30)"), how)
     assert connection.condition() == "killed"
 
 
