@@ -45,7 +45,7 @@ def what_outlives_a_reset_ends_with_the_connection(statements: list[str]) -> Non
     pool().release(conn)
     if "XA" in statements[0]:
         run("XA ROLLBACK 'x'")
-    run("SET lock_wait_timeout = 2")
+    run("SET lock_wait_timeout = 30")
     run("ALTER TABLE t COMMENT 'nobody holds it'")
     patch.end_request()
     assert_sound()
