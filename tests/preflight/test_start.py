@@ -85,6 +85,9 @@ def test_a_forked_daemon_ends_with_the_preflight(project: MakeProject) -> None:
             time.sleep(0.01)
     """
     folder = project_with(project, daemon)
+    (folder / "gunicorn.conf.py").write_text(
+        "from pooled_serve.preflight import child\nchild.GRACE_SECONDS = 30.0\n"
+    )
     done = check(folder)
     assert done.code == 0, done.output
     assert not is_running(pid(folder / "pid"))
@@ -374,8 +377,8 @@ def test_a_daemon_has_another_umask(project: MakeProject) -> None:
         run("mysite.wsgi", *args, cwd=folder, command=strict)
 
         def loads() -> list[str]:
-            lines = (folder / "loads").read_text().splitlines()
-            return lines if len(lines) == 2 else []
+            text = (folder / "loads").read_text()
+            return text.splitlines() if text.count("\n") == 2 else []
 
         lines = wait_until(loads)
     finally:
