@@ -7,7 +7,7 @@ Anything with a ``close()`` can be pooled among greenlets::
     >>> class Connection:
     ...     def close(self):
     ...         print("closed")
-    >>> pool = ConnectionPool(Connection, size=1, max_outstanding=2, timeout=0.5)
+    >>> pool = ConnectionPool(Connection, size=1, max_outstanding=2, timeout=10)
 
 Six users share two connections. When nobody waits any more, one is kept and the other closed::
 
@@ -22,7 +22,7 @@ Six users share two connections. When nobody waits any more, one is kept and the
 A third user waits, and gets an error that says why it waited in vain::
 
     >>> with pool.lease() as first, pool.lease() as second:
-    ...     pool.acquire()
+    ...     pool.acquire(timeout=0.5)
     Traceback (most recent call last):
     ...
     pooled_serve.errors.PoolTimeout: pool 'pool': no connection within 0.5s (2 in use, 0 idle,
