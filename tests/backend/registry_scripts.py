@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import gevent
 from django.core.exceptions import ImproperlyConfigured
 
-from support.inside import assert_sound, connection, connections, one, patch, pool, run
+from support.inside import assert_sound, connection, connections, one, patch, pool, run, settle
 
 
 def each_mysql_database_has_a_pool_and_others_have_none() -> Any:
@@ -42,7 +41,7 @@ def an_engine_that_connects_by_itself_is_told_so_and_costs_no_slot() -> None:
             assert "mysite.engine" in str(error)
         else:
             raise AssertionError("pooled")
-        gevent.sleep(0.3)
+        settle(lambda: not pool()._backoff.seconds_left)  # or the next would not try
     assert pool().stats()["in_use"] == 0
 
 

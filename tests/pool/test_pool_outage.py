@@ -150,14 +150,15 @@ def test_what_was_leased_before_and_comes_back_is_handed_on(
     make: Callable[..., Pool], driver: FakeDriver
 ) -> None:
     """The server is full, or a firewall lets no new connection through: those there are work."""
-    pool = make(size=1, max_outstanding=3)
+    later = 0.0
+    pool = make(size=1, max_outstanding=3, clock=lambda: time.monotonic() + later)
     mine = pool.acquire()
     driver.always["connect"] = Unreachable("(1040, 'Too many connections')")
     waiting = user(pool)
     settle(lambda: pool.stats()["waiting"] == 1)
     pool.release(mine)
     assert results([waiting]) == [None]
-    gevent.sleep(TIMEOUT)
+    later = TIMEOUT
     mine = pool.acquire()  # handed out since the outage began, so it may come back
     waiting = user(pool)
     settle(lambda: pool.stats()["waiting"] == 1)
@@ -218,9 +219,10 @@ def test_what_is_known_of_an_outage_expires(make: Callable[..., Pool], driver: F
 
 def test_what_is_not_known_refuses_nobody(make: Callable[..., Pool], driver: FakeDriver) -> None:
     """A failure long ago, quiet since, and then many at once: the first one finds out."""
-    pool = make(size=4, max_outstanding=4)
+    later = 0.0
+    pool = make(size=4, max_outstanding=4, clock=lambda: time.monotonic() + later)
     go_through(pool, driver, Unreachable("refused"))
-    gevent.sleep(2 * TIMEOUT)
+    later = 2 * TIMEOUT
     driver.always["connect"] = TIMEOUT / 4  # seconds
     users = [user(pool, timeout=MAX_WAIT_SECONDS) for _ in range(8)]
     assert results(users) == [None] * 8
