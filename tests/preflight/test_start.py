@@ -228,11 +228,26 @@ def test_what_takes_long_is_told_once(tmp_path: Path) -> None:
     assert told == [1]
 
 
+UNTIL_IT_IS_TOLD = """
+from pooled_serve.preflight import child, runner
+
+runner.SLOW_AFTER_SECONDS = 0.1
+call = child.call
+
+def call_and_note(work, slow_after, slow):
+    def slow_and_note():
+        slow()
+        open("told", "w").close()
+
+    return call(work, slow_after=slow_after, slow=slow_and_note)
+
+child.call = call_and_note
+"""
+
+
 def test_a_project_that_takes_long_is_told_of(project: MakeProject) -> None:
-    folder = project_with(project, "time.sleep(1)")
-    (folder / "gunicorn.conf.py").write_text(
-        "from pooled_serve.preflight import runner\nrunner.SLOW_AFTER_SECONDS = 0.1\n"
-    )
+    folder = project_with(project, "while not os.path.exists('told'):\n    time.sleep(0.01)")
+    (folder / "gunicorn.conf.py").write_text(UNTIL_IT_IS_TOLD)
     done = check(folder)
     assert done.code == 0, done.output
     assert "PS111 mysite.wsgi is still being loaded after 0.1s\n  → " in done.stderr
