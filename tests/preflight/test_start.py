@@ -190,6 +190,9 @@ def test_a_signal_ends_a_preflight_that_hangs(project: MakeProject, number: int,
         time.sleep(300)
     """
     folder = project_with(project, hang)
+    (folder / "gunicorn.conf.py").write_text(
+        "from pooled_serve.preflight import runner\nrunner.SLOW_AFTER_SECONDS = 3600.0\n"
+    )
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
