@@ -122,16 +122,23 @@ def test_a_restart_of_the_router_under_load_costs_what_was_in_flight(
 
 
 def test_a_statement_whose_request_is_gone_is_not_killed_by_an_id_that_may_be_anothers(
-    shop: Callable[..., Site],
+    shop: Callable[..., Site], mysql: Server
 ) -> None:
     """The router tells no id, and shares connections perhaps."""
     here = shop(cap=2)
+
+    def waits_at_the_gate() -> bool:
+        rows = here.admin.processlist(here.database.user)
+        return any("GET_LOCK" in str(row["Info"]) for row in rows)
+
     with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(here.run, "SELECT SLEEP(3)")
-        wait_until(here.sleepers)
-        assert here.server.get("/give_up").status == 200
-        assert here.run("SELECT 1").status == 200
-        assert other.result().json() == [["0"]], "it was ended"  # SLEEP() returns 1 then
+        with gate(here.database.via(mysql.port)) as statement:
+            other = threads.submit(here.run, statement)
+            wait_until(waits_at_the_gate)
+            assert here.server.get("/give_up").status == 200
+            assert here.run("SELECT 1").status == 200
+            assert not other.done(), "it was ended"
+        assert other.result().json() == [["1", "1"]], "it was ended"
     stats = here.pool_at_rest()
     assert stats["killed_total"] == 0
     here.fill()
