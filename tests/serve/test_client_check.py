@@ -90,11 +90,11 @@ def test_what_a_request_that_is_ended_notices(start: StartSite) -> None:
 
 
 def test_requests_that_may_change_something_run_on(start: StartSite) -> None:
-    shop = start()
+    shop = start(check=0.4)
     for method in ("POST", "PUT", "PATCH", "DELETE"):
-        send(shop, "/long?seconds=3", method).close()
+        send(shop, "/long?seconds=1.5", method).close()
     with suppress(AssertionError):
-        wait_until(lambda: len(fate(shop)) == 4, timeout=3 + SLACK)
+        wait_until(lambda: len(fate(shop)) == 4, timeout=1.5 + SLACK)
     assert fate(shop) == ["answered"] * 4, shop.server.log
     assert len(shop.run("SELECT * FROM visits").json()) == 4
     assert shop.pool()["client_gone_total"] == 0
