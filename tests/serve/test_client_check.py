@@ -66,7 +66,8 @@ def test_a_hundred_clients_leave_no_statement_behind(
     kind: str, mode: str, start: StartSite, request: pytest.FixtureRequest
 ) -> None:
     server: Server = request.getfixturevalue(kind)
-    shop = start("--pool-mode", mode, server=server, cap=100)
+    # A busy machine takes long for a hundred logins.
+    shop = start("--pool-mode", mode, "--pool-timeout", "30", server=server, cap=100)
     shop.fill()
     clients = [send(shop, "/run?sql=SELECT+SLEEP(60)") for _ in range(100)]
     wait_until(lambda: len(shop.sleepers()) == 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -97,7 +98,7 @@ class Site:
     def at_once(self, path: str, count: int) -> list[Response]:
         """The answers to so many requests at the same time."""
         with ThreadPoolExecutor(count) as threads:
-            return list(threads.map(self.server.get, [path] * count))
+            return list(threads.map(partial(self.server.get, timeout=60), [path] * count))
 
     def wait_until_served(self) -> float:
         """As after an outage: there is a second at most between two attempts to connect.
@@ -109,7 +110,7 @@ class Site:
 
     def assert_whole(self) -> None:
         """Nothing is lost: no slot, no waiter, no connection; the full cap can be taken."""
-        self.server.get("/tune?timeout=20")  # by a busy machine, too, if not by --pool-timeout
+        self.server.get("/tune?timeout=30")  # by a busy machine, too, if not by --pool-timeout
         self.fill()
         try:
             wait_until(self._is_quiet)

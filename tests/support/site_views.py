@@ -31,7 +31,7 @@ def meet(request: HttpRequest) -> HttpResponse:
         guests.append(1)
         if len(guests) == int(request.GET["guests"]):
             everyone.set()
-        met = everyone.wait(20)
+        met = everyone.wait(30)
         guests.clear()
         cursor.execute("SELECT 1")
     return HttpResponse(status=200 if met else 504)
