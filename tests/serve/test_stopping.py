@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -14,48 +15,16 @@ from conftest import MakeProject, StartServe
 from support.processes import resume, suspend, wait_until
 from support.serve import Serve, connect
 
-BUSY = """
-    import os
-    from time import monotonic
-
-    from django.http import HttpResponse
-
-    def hello(request):
-        return HttpResponse("hello")
-
-    def pid(request):
-        return HttpResponse(str(os.getpid()))
-
-    def busy(request):
-        end = monotonic() + 0.03
-        while monotonic() < end:
-            pass
-        return HttpResponse("done")
-"""
+BUSY, HOLD = (Path(__file__).with_name(f"{name}_views.py") for name in ("stopping", "last_words"))
 CLIENTS = 70
 """gevent starts fifty greenlets in a row. That takes longer here than the second between two looks
 of the worker whether to stop, so it closes its listeners before the others start."""
 
-GRACEFUL, LAST_WORDS = 8, 7
-"""Seconds. The worker's own last words come 1.5 s before the end, for which a busy machine may keep
-it from its core."""
+GRACEFUL = 8
+LAST_WORDS = 7
+"""Seconds before the end, as in last_words_views.py. A worker's own come 1.5 s before it, for which
+a busy machine may keep it from its core."""
 
-HOLD = f"""
-    import os
-
-    import gevent
-    from django.http import HttpResponse
-
-    from pooled_serve.serve import worker
-
-    worker.LAST_WORDS_SECONDS = {LAST_WORDS}
-
-    def hold(request):
-        print("begun")
-        while not os.path.exists("let_go"):
-            gevent.sleep(0.02)
-        return HttpResponse("done")
-"""
 SOON = r"--graceful-timeout is over in [3-7]\.\d s, after which it may be cut\n  → if requests take"
 
 
