@@ -119,7 +119,9 @@ def test_the_changes_name_each_number() -> None:
         keys += [key for _, key, _ in getattr(instance_metrics, f"{of_others}_METRICS")]
     for key in keys:
         if f"`{key}`" not in changes:
-            pytest.fail(f"CHANGELOG.md does not name `{key}`: add a line", pytrace=False)
+            pytest.fail(
+                f"CHANGELOG.md does not name `{key}`: add it to the list of numbers", pytrace=False
+            )
 
 
 def test_what_the_log_calls_a_pool_is_explained() -> None:

@@ -46,7 +46,7 @@ def may_run_again(session: Session, error: MySQLError, *, harmless: bool) -> boo
         return False
     if _was_not_read(conn, error):
         return True
-    # After a read_timeout the statement goes on at the server; again it would take as long.
+    # After a read_timeout the statement goes on at the server; a second one would take as long.
     return harmless and code_of(error) in GONE and not conn.timed_out
 
 
@@ -67,9 +67,9 @@ def replace_connection(session: Session, error: MySQLError, *, ran: bool = True)
     fresh = session._lease()
     if (
         ran
-        # After a KILL of a statement that runs there is no TCP reset: that comes if the socket of
-        # the server was closed when the statement arrived, or before it was read, and behind some
-        # proxies never.
+        # A TCP reset says that the server had closed its socket when the statement arrived, or
+        # closed it before it read the statement. None comes after the KILL of one that runs, and
+        # behind some proxies none at all.
         and not (_was_not_read(dead, error) or dead.was_reset)
         # After a restart nobody has ended it; if it still runs, only the network failed.
         and is_there(fresh, dead) is not False
@@ -87,7 +87,7 @@ def _is_replaceable(session: Session) -> bool:
     return not (
         conn is None
         or session._closed
-        or session._depth != 1  # it is a parameter of another statement, or has one that queries
+        or session._depth != 1  # one statement runs while the parameters of another are made
         or session._pinned
         or session._touched_session
         or session._statement.asks  # about an earlier one

@@ -61,7 +61,7 @@ def _was_on_earlier_lease(session: Session, question: questions.Question) -> boo
     if question is questions.KEY:
         return session._had_key
     if question is questions.NUMBER:
-        return session._had_number
+        return session._had_sequence_value
     return session._ran_on_earlier_lease
 
 

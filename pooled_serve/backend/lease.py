@@ -69,7 +69,7 @@ class Session(DirectUse):
         self._depth = 0  # statements under way: a parameter of one may run another
         self._last: Any = None  # the last result, which its cursor may ask for after the lease
         self._ran_on_earlier_lease = False  # a statement ran before the present lease
-        self._had_key = self._had_number = False  # on a lease before the present one
+        self._had_key = self._had_sequence_value = False  # on a lease before the present one
         self._statement, self._number = Statement(), 0  # the last one that began
         self._begun_by = 0  # the number of the one that was sent together with BEGIN
         self._look_after = math.inf  # from then on the server may have closed the connection
@@ -147,7 +147,7 @@ class Session(DirectUse):
         if self._closed:
             raise InterfaceError(0, "the connection was given back to the pool")
         conn = self._pool.acquire()
-        # What an earlier lease has left.
+        # Clear what an earlier lease has left.
         conn._result, conn.forget_key_first, conn.begin_first = None, False, False
         self._forget_statements()
         if self._reset == "always":
@@ -176,7 +176,7 @@ class Session(DirectUse):
             self._note_use(conn)
             self._ran_on_earlier_lease |= self._ran_statement
             self._had_key |= self._has_own_key
-            self._had_number |= self._used_sequence
+            self._had_sequence_value |= self._used_sequence
             if self._reset == "rollback":
                 conn.dirty_reason = None  # set by a method of its own, such as select_db()
             self._pool.release(conn)
@@ -291,7 +291,7 @@ class Session(DirectUse):
         self._touched_session = True
         if reason in questions.MAY_INSERT and not self._last_was_question:
             if conn.stale_key and not self._has_own_key:
-                conn.query(questions.FORGET_KEY)  # or its key and the old one would look alike
+                conn.query(questions.FORGET_KEY)  # or an old key would be taken for its own
             self._may_have_key = self._has_own_key = True
         self._pin(reason)
         if not self._autocommit and conn.get_autocommit():

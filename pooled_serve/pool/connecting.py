@@ -403,7 +403,7 @@ class ConnectingPool(ReturningPool[C]):
 
     def _refuse_waiters(self) -> None:
         """Refuse all who wait, if the outage has become long."""
-        state = self.describe() if self._queue else ""  # once: they may be thousands
+        state = self.describe() if self._queue else ""  # once: there may be thousands
         while self._queue and (error := self._refused_in_outage(state)):
             self._waiters.answer_head(error)
 

@@ -29,7 +29,7 @@ ONSET = 1 / 2
 overload."""
 
 PAUSE = 1 / 100
-"""Between two counts of who has come since: they may be thousands."""
+"""Between two counts of who has come since: there may be thousands."""
 
 LATE = 1 / 20
 """In an overload, a waiter that has waited for longer than this is refused."""

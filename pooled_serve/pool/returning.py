@@ -72,7 +72,7 @@ class ReturningPool(SharingPool[C]):
 
     def _shed_head(self, late: int, entry: Entry[C], now: float) -> None:
         """Refuse so many waiters, and hand over to the first behind them."""
-        state = self.describe()  # once: they may be thousands
+        state = self.describe()  # once: there may be thousands
 
         def refuse(waiter: Waiter[C]) -> PoolTimeout:
             self.count(metrics.SHED)
@@ -87,7 +87,7 @@ class ReturningPool(SharingPool[C]):
     def refuse_gone(self, greenlets: Collection[Any]) -> None:
         """Take these greenlets out of the queue: the clients of their requests have hung up."""
         gone = [waiter for waiter in self._queue if waiter.greenlet in greenlets]
-        state = self.describe() if gone else ""  # once: they may be thousands
+        state = self.describe() if gone else ""  # once: there may be thousands
         now = self._clock()
         for waiter in gone:
             error = self._refusal(now - waiter.since, PoolClientGone, state)

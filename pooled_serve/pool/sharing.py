@@ -1,7 +1,7 @@
-"""How a pool gets the right to open a connection, and gives it up for another worker.
+"""When a pool may open a connection, and when it gives one up for another worker.
 
-That is its own cap, the pause after a failure and, where the host has a bound, a token of it; see
-tokens.py.
+It may below its own cap, after the pause that follows a failure and, where the host has a bound,
+with a token of it; see tokens.py.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class SharingPool(RetiringPool[C]):
         return None
 
     def _first_to_connect(self) -> float:
-        """Returns since when the first waits for whom no connection is being opened, or a probe;
-        now, if nobody does."""
+        """Returns since when the first waiter waits for whom no connection is being opened, or else
+        a probe; now, if neither does."""
         waiter = next(islice(self._queue, len(self._connecting_for_queue), None), None)
         if waiter is not None:
             return waiter.since
@@ -81,7 +81,8 @@ class SharingPool(RetiringPool[C]):
             self._lend(self._idle)
 
     def _lend(self, entries: list[Entry[C]]) -> bool:
-        """Close the first of these if another worker should have them. Returns whether it did.
+        """Close as many of these, from the first on, as another worker should have instead. Returns
+        whether it should have any.
 
         :param entries: idle ones, or a single one that comes back.
         """

@@ -56,8 +56,8 @@ class Waiter(Generic[C]):
     def sleep(self, seconds: float, expire: Callable[..., object], *args: object) -> None:
         """Sleep until woken. After so many seconds, ``expire(*args)`` is called in the hub."""
         timer = self._loop.timer(max(0.0, seconds))
-        # update: the loop's idea of "now" may be as old as the code that ran since it last
-        # looked, and the timer would fire early by that much.
+        # update: the loop last looked at the clock before the code that runs now began, and the
+        # timer would fire early by as long as that has taken.
         timer.start(expire, *args, update=True)
         try:
             self._hub_waiter.get()
@@ -118,7 +118,9 @@ class Waiters(Generic[C]):
     def answer_behind(
         self, refused: int, answer: Entry[C], refuse: Callable[[Waiter[C]], Exception]
     ) -> None:
-        """Give the answer to the first waiter behind so many, and refuse these.
+        """Refuse the first waiters, and give the answer to the one behind them.
+
+        :param refused: how many are refused.
 
         The one who is served is woken first, and so runs first: those who are refused can be many,
         and the connection must not lie idle while each of them writes its 503.

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from conftest import MakeProject
+from pooled_serve.cli import make_command
 from pooled_serve.options import OPTIONS
 from pooled_serve.serve import app as server
+from pooled_serve.serve import names
 from support.command import EXIT_PLAN, EXIT_PROJECT, EXIT_USAGE, Here, run
 from support.option_values import bad_values
 
@@ -183,6 +185,14 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
         for name in ("sync", "gthread", "tornado", "asgi", "myproject.workers.MyWorker")
     },
 }
+
+
+def test_each_other_word_is_for_an_option() -> None:
+    flags = [name for param in make_command().params for name in param.opts]
+    for word, meant in names.SYNONYMS.items():
+        if names.nearest(f"--{word}", flags) != f"--{meant}":
+            say = f"SYNONYMS of serve/names.py: {word!r} is not found to mean --{meant}"
+            pytest.fail(say, pytrace=False)
 
 
 @pytest.mark.parametrize(("args", "code", "says", "remedy"), USAGE.values(), ids=USAGE.keys())

@@ -2,20 +2,24 @@
 
     python tests/support/package_map.py
 
-writes it anew, in the checkout that this file is in; tests/test_contributing.py fails while it is
-not what the modules say.
+writes it anew, in its own checkout; tests/test_contributing.py fails while it is not what the
+modules say.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "pooled_serve"
 README = ROOT / "tests" / "README.md"
-WRITER = "python tests/support/package_map.py"
+
+# With the Python that runs the tests: another one may not have what the project needs.
+PYTHON = sys.executable.removeprefix(f"{ROOT}/")
+WRITER = f"{PYTHON} tests/support/package_map.py"
 BEGIN, END = "<!-- tests/support/package_map.py writes this -->\n", "<!-- end of the map -->\n"
 
 

@@ -2,7 +2,7 @@
 
     python tests/support/readme_tables.py
 
-writes them anew, in the checkout that this file is in, with the environment of any;
+writes them anew, in its own checkout, and with any Python that has what the project needs;
 tests/test_readme_tables.py fails while they are not what the code says.
 """
 
@@ -20,10 +20,10 @@ if __name__ == "__main__":  # not the package of another checkout, which the env
 
 from pooled_serve import cli, options, problems  # noqa: E402
 from pooled_serve.driver import parameters  # noqa: E402
-from support.package_map import rewrite  # noqa: E402
+from support.package_map import PYTHON, rewrite  # noqa: E402
 
 README = ROOT / "README.md"
-WRITER = "python tests/support/readme_tables.py"
+WRITER = f"{PYTHON} tests/support/readme_tables.py"
 
 
 def options_table() -> str:
