@@ -256,6 +256,10 @@ class Meter:
             self._sample(now)
 
     def _tell(self, now: float, late: float, culprit: Culprit) -> None:
+        # Each request imports the URL configuration anew then, and with DEBUG on Django's page of
+        # the error takes seconds: the log has the error, and no view is to blame. See busy.py.
+        if self._row.urls_error:
+            return
         told = self._told = {
             name: it for name, it in self._told.items() if now - it[0] < LINE_SECONDS
         }

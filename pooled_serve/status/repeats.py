@@ -135,7 +135,7 @@ class Refusals:
             times += f", {self.early} of them early"
         # What it says of the pool was true then: the database may be back meanwhile.
         if (ago := now - self._last_at) >= MOMENT_SECONDS:
-            times += f", until {ago:.1f}s ago"
+            times += f", {'the last ' if self.unlogged > 1 else ''}{ago:.1f}s ago"
         self.forget()
         return f"{self._response}{times}: {self.last}"
 

@@ -371,6 +371,22 @@ def test_the_log_tells_of_a_blocked_worker_once_a_minute(
     assert " for 60.0s" in second
 
 
+def test_the_log_blames_nobody_for_the_pages_of_an_error_in_the_urls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each request imports them anew, and DEBUG's page of an error takes long: the log has it."""
+    row, now = LoadRow(memoryview(bytearray(LOAD_BYTES))), 1000.0
+    meter = Meter(row, 0.25, who=lambda block: Culprit("GET a", "__call__() in middleware.py"))
+    told = []
+    for error in ("ModuleNotFoundError in views.py, line 2", ""):
+        row.note_urls(error)
+        for seconds in (0.0, 3.25):
+            now += seconds
+            meter.look(now)
+        told.append(len(caplog.records))
+    assert told == [0, 1], "once they work, whoever blocks is named at once"
+
+
 def test_the_log_names_each_view_that_blocks_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -194,11 +194,11 @@ def test_requests_that_fail_are_counted_in_one_line_a_second(it: Watched, clock:
     first, second = it.with_text(text)
     problem = ": database 'default': Access denied for user 'shop'@'app' (1045)"
     assert first.text == f"{text}{problem}"
-    told = f"{text}, 499 times, until 1.0s ago{problem}"
+    told = f"{text}, 499 times, the last 1.0s ago{problem}"
     assert second.text == told, "it was true then, and may be no longer"
     it.log.failed(denied)
     wait_for_calm(it, clock)
-    told = rf"{text}, until \d+\.\ds ago{re.escape(problem)}"
+    told = rf"{text}, \d+\.\ds ago{re.escape(problem)}"
     assert re.fullmatch(told, it.lines[-1].text), "none is left uncounted"
     assert {line.level for line in it.lines} == {logging.ERROR}
     assert not it.with_text(OVER), "nobody has waited"
