@@ -13,7 +13,6 @@ from typing import Any
 
 from pooled_serve.driver.error_codes import FULL
 from pooled_serve.status.busy import busy_workers, processor_remedy
-from pooled_serve.status.disruptions import PoolInWords
 from pooled_serve.status.remedies import (
     cap_of,
     cap_option,
@@ -24,6 +23,7 @@ from pooled_serve.status.remedies import (
     total_cap,
 )
 from pooled_serve.status.sentence import Sentence, lost_seconds, recent_routes
+from pooled_serve.status.views import ViewsInWords
 from pooled_serve.status.words import count, duration, percent, plural, span
 
 WINDOW = "24h"
@@ -69,8 +69,18 @@ def advice(stats: Mapping[str, Any], found: Iterable[Sentence] = ()) -> list[Sen
             problem += f" (a hint only: it has been watched for {span(seconds)}, less than an hour)"
         if name == "too small a pool" and alias in of_views:
             remedy = f"first what is said of the {of_views[alias]}, and see again then"
+            slow = of_views[alias] == "slow view"  # a leak soon has all of a larger cap, too
+            if slow and (stopgap := _stopgap(stats, alias, pool)):
+                remedy += f"; until then {stopgap}"
         advised.append(Sentence(level, name, alias, problem, remedy))
     return advised
+
+
+def _stopgap(stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any]) -> str:
+    """Returns what lets requests wait less meanwhile; empty if nothing does."""
+    of_pool = ViewsInWords(stats, alias, pool)
+    text = of_pool.stopgap(WINDOW)
+    return f"{text}, unless a lock is behind it" if text and of_pool.all_ask else text
 
 
 def is_sure(pool: Mapping[str, Any]) -> bool:
@@ -102,7 +112,7 @@ def _trouble(stats: Mapping[str, Any], alias: str) -> str:
         return "the server is full" if full else "the database cannot be used"
     if recent.get("connect_errors"):
         return "attempts to connect fail"
-    if PoolInWords(stats, alias, pool).suffers_from_hang():
+    if ViewsInWords(stats, alias, pool).suffers_from_hang():
         return "statements hang"
     if (hung := recent.get("hung_ago_seconds")) is not None:
         return f"statements have hung until {span(hung)} ago"

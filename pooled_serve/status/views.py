@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pooled_serve.status.busy import most_processor_share
+from pooled_serve.status.busy import busy_workers, most_processor_share
 from pooled_serve.status.disruptions import PoolInWords
-from pooled_serve.status.remedies import WHO_HOLDS, total_cap
+from pooled_serve.status.remedies import WHO_HOLDS, cap_option, total_cap
 from pooled_serve.status.sentence import Sentence, recent_routes
-from pooled_serve.status.words import count, duration, percent, times
+from pooled_serve.status.words import count, duration, percent, plural, times
 
 SLOW_SECONDS = 0.5
 """What a lease takes on average in a slow view..."""
@@ -57,6 +57,27 @@ class ViewsInWords(PoolInWords):
             if its.get("max_outstanding") and its.get("in_use", 0) >= its["max_outstanding"]
         ]
 
+    @property
+    def _cap_reached(self) -> bool:
+        cap = total_cap(self.stats, self.alias)
+        return cap is not None and (self.most_in_use() >= cap or bool(self.full_workers()))
+
+    def stopgap(self, window: str = "5m") -> str:
+        """Returns what lets requests wait less until a view is mended; empty if the server has no
+        room for it or that is not known, or if the processor is used up.
+
+        :param window: see :func:`cap_option`.
+        """
+        budget = self.pool.get("budget")
+        if budget is None or not self._cap_reached or busy_workers(self.stats):
+            return ""
+        option = cap_option(self.stats, self.alias, window)
+        room = f"(this host may have {plural(budget, 'connection')})"
+        return option and f"{option} lets requests wait less {room}"
+
+    def _until_then(self, link: str = "; ") -> str:
+        return f"{link}until then {stopgap}" if (stopgap := self.stopgap()) else ""
+
     def pinned(self, queue: str = "") -> Sentence | None:
         pinned: Mapping[str, int] = self.recent.get("pinned") or {}
         total, acquired = sum(pinned.values()), self.lately("acquired")
@@ -75,11 +96,8 @@ class ViewsInWords(PoolInWords):
     def waiting_views(self, queue: str) -> Sentence | None:
         """All connections are held, and most of them for nothing."""
         asking = self.recent.get("asking_share")
-        cap = total_cap(self.stats, self.alias)
         mode = self.stats.get("pool_mode")
-        if asking is None or asking >= ASKING_SHARE or not mode or not cap:
-            return None
-        if self.most_in_use() < cap and not self.full_workers():
+        if asking is None or asking >= ASKING_SHARE or not mode or not self._cap_reached:
             return None
         if most_processor_share(self.stats) >= PROCESSOR_SHARE:
             return None
@@ -139,8 +157,8 @@ class ViewsInWords(PoolInWords):
             if self.all_ask:
                 remedy = (
                     "nearly all wait for the server's answers: SHOW PROCESSLIST there says what "
-                    "for; behind a lock, shorter transactions help, else faster statements; "
-                    f"{WHO_HOLDS}"
+                    "for; behind a lock, shorter transactions help, else faster statements"
+                    f"{self._until_then(', and ')}; {WHO_HOLDS}"
                 )
                 return self.say(self.level, "slow view", f"{text}: {queue}", remedy)
             # In transaction mode only atomic() keeps a connection for so long.
@@ -151,6 +169,7 @@ class ViewsInWords(PoolInWords):
             )
             if self.pool.get("atomic_requests"):
                 remedy += f", and {NON_ATOMIC} on it, as ATOMIC_REQUESTS is on"
+            remedy += self._until_then()
             return self.say(self.level, "slow view", f"{text}: {queue}", remedy)
         return None
 

@@ -107,6 +107,32 @@ def test_where_views_are_to_blame_no_larger_cap_is_advised() -> None:
     assert "--max-outstanding" in advice(stats)[0].remedy
 
 
+@pytest.mark.parametrize(
+    ("asking", "budget", "more"),
+    [
+        (
+            0.7,
+            32,
+            "; until then --max-outstanding 21 lets requests wait less (this host may have 32",
+        ),
+        (0.9, 32, " connections), unless a lock is behind it"),
+        (0.7, 12, ""),
+    ],
+)
+def test_until_a_view_is_mended_requests_may_wait_less(
+    asking: float, budget: int, more: str
+) -> None:
+    pool = peaks(in_use=12, in_use_worker=12, waiting=9, wait_seconds=1.2, waited=900, occasions=1)
+    lately = recent(acquired=90, asking_share=asking)
+    slow = a_route("slow/", leases=10, held_seconds=8.0)
+    stats = of(slow, **pool, **QUEUE, budget=budget, recent=lately)
+    (sentence,) = advice(stats, findings(stats))
+    first = "first what is said of the slow view, and see again then"
+    assert sentence.remedy.startswith(first)
+    assert (sentence.remedy != first) == bool(more)
+    assert more in sentence.remedy
+
+
 def test_what_is_not_known_is_no_advice() -> None:
     assert advice(of(**peaks(10, in_use=1))) == []
     assert advice(of(**peaks(acquired=0))) == []

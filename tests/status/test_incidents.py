@@ -124,6 +124,10 @@ def test_a_slow_view(status: StartStatus) -> None:
         said = sentence(it, "slow view")
     assert "GET report holds " in said
     assert "GET quick" not in said
+    room = it.pool()["budget"]
+    assert (
+        f"until then --max-outstanding 4 lets requests wait less (this host may have {room}" in said
+    )
 
 
 @torture

@@ -254,6 +254,44 @@ def test_a_remedy_is_not_what_is_set_already() -> None:
     assert findings(leak)[0].remedy.startswith("the log names the request and the line ")
 
 
+STOPGAP = "until then --max-outstanding {} lets requests wait less (this host may have {})"
+SMALL: dict[str, Any] = {"size": 2, "max_outstanding": 2, "in_use": 2, "waiting": 20}
+LATE: dict[str, Any] = {"oldest_wait_seconds": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("asking", "changes", "said"),
+    [
+        (
+            0.9,
+            {"budget": 32},
+            f", else faster statements, and {STOPGAP.format(4, '32 connections')}; ",
+        ),
+        (0.7, {"budget": 32}, f" around that; {STOPGAP.format(4, '32 connections')}"),
+        (0.2, {"budget": 32}, ""),
+        (0.9, {"budget": 3}, STOPGAP.format(3, "3 connections")),
+        (0.9, {"budget": 2}, ""),
+        (0.9, {"budget": None}, ""),
+        (0.9, {"budget": 32, "max_outstanding": 4}, ""),
+    ],
+    ids=["answers", "neither", "others", "a little room", "none", "not known", "below the cap"],
+)
+def test_behind_a_slow_view_a_larger_cap_is_a_stopgap(
+    asking: float, changes: dict[str, Any], said: str
+) -> None:
+    """The view is the cause; requests get 503 until it is mended, though the server has room."""
+    lately = recent(acquired=90, asking_share=asking, timeouts=9)
+    pool = {**SMALL, **LATE, "recent": lately, **changes}
+    stats: dict[str, Any] = copy.deepcopy(Answers(**pool).stats) | {"pool_mode": "request"}
+    stats["routes"] = [a_route("report/", leases=10, held_seconds=8.0)]
+    (sentence,) = findings(stats)
+    assert sentence.name == ("waiting views" if asking < 0.5 else "slow view")
+    assert ("until then" in sentence.remedy) == bool(said)
+    assert said in sentence.remedy
+    stats["workers"][0] |= {"seen_ago_seconds": 0.1, "cpu_share": 0.98, "cpu_wait_share": 0.0}
+    assert all("until then" not in each.remedy for each in findings(stats)), "a busy processor"
+
+
 def test_while_connects_fail_nothing_asks_for_more_connections() -> None:
     full = {"connect_error": 1040, "budget": 80}
     errors = {"connect_errors": 9, "opened": 40, "acquired": 100, "closed": {"surplus": 40}}
