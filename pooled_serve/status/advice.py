@@ -18,6 +18,7 @@ from pooled_serve.status.remedies import (
     cap_option,
     fitting_cap,
     no_room,
+    pool_size,
     shares,
     size_option,
     total_cap,
@@ -45,6 +46,10 @@ FEW_WAITS = 0.01
 """Of requests: fewer that wait SHORT_SECONDS at most are what a pool is for."""
 SHORT_SECONDS = 0.1
 
+SURPLUS_AN_HOUR = 10
+"""Connections closed as surplus, or as many if it was watched for less: fewer cost nothing..."""
+SURPLUS_SHARE = 0.5
+"""... and this share of those that were opened."""
 
 OF_VIEWS = {"waiting views", "slow view", "N+1 queries", "pinned leases", "leak"}
 """Findings of what views do with the connections that they hold. Without that, a queue may need no
@@ -52,7 +57,8 @@ larger cap."""
 
 
 def advice(stats: Mapping[str, Any], found: Iterable[Sentence] = ()) -> list[Sentence]:
-    """Returns a sentence for each database that was used.
+    """Returns a sentence for each database that was used, and another if many of its connections
+    were closed as surplus.
 
     :param found: what there is to say of this moment, which is shown above.
     """
@@ -73,7 +79,36 @@ def advice(stats: Mapping[str, Any], found: Iterable[Sentence] = ()) -> list[Sen
             if slow and (stopgap := _stopgap(stats, alias, pool)):
                 remedy += f"; until then {stopgap}"
         advised.append(Sentence(level, name, alias, problem, remedy))
+        busy = name == "busy processor" or busy_workers(stats)  # more do not help it
+        if not busy and alias not in of_views:
+            advised += _surplus(stats, alias, pool, besides=remedy)
     return advised
+
+
+def _surplus(
+    stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any], besides: str
+) -> list[Sentence]:
+    """Returns what there is to say of connections that were opened only to be closed again: one
+    sentence or none.
+
+    :param besides: a remedy that is given already.
+    """
+    peaks = pool["peaks"][WINDOW]
+    opened, surplus = peaks.get("opened") or 0, peaks.get("surplus") or 0
+    hours = max(1.0, peaks["seconds"] / 3600)
+    if surplus < SURPLUS_AN_HOUR * hours or surplus < SURPLUS_SHARE * opened:
+        return []
+    option = size_option(stats, alias, WINDOW)
+    if not option or option in besides:
+        return []
+    said = f" for {alias}" if len(stats["pools"]) > 1 else ""
+    problem = (
+        f"Small pool size: in {span(peaks['seconds'])} {count(opened)} connections{said} were "
+        f"opened and {count(surplus)} closed as “surplus”, as a worker keeps "
+        f"{count(pool_size(stats, alias))} idle at most"
+    )
+    remedy = f"{option} keeps as many open as were in use"
+    return [Sentence("note", "small pool size", alias, problem, remedy)]
 
 
 def _stopgap(stats: Mapping[str, Any], alias: str, pool: Mapping[str, Any]) -> str:

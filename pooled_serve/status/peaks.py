@@ -45,6 +45,8 @@ PEAK_METRICS = {
     "seconds": "How many were seen. If it falls, all workers were blocked or gone.",
     "waited_busy": "Requests that waited or got 503 while a worker had used up its processor. If "
     "it rises, more connections do not help: see pooled_serve_worker_cpu_share.",
+    "opened": "Connections opened. If it rises, pooled_serve_closed_total has the reasons.",
+    "surplus": "Connections closed as surplus. If it rises to what was opened, raise --pool-size.",
 }
 """Of a window in ``peaks`` of ``/stats.json``, with their help in ``/metrics``."""
 

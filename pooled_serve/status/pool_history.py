@@ -156,7 +156,8 @@ class PoolHistory:
         begun = float(waits and not goes_on)
         maxima = (row[metrics.MOST_IN_USE], most, row[metrics.WAITING], wait)
         in_vain = (waited + refused) * busy
-        return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain)
+        turnover = (risen(metrics.OPENED), risen(metrics.CLOSED["surplus"]))
+        return (*maxima, risen(metrics.ACQUIRED), waited, refused, begun, 1.0, in_vain, *turnover)
 
     def _is_spoiled(self, second: int) -> bool:
         """Whether its numbers are those of an outage."""

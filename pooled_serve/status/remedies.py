@@ -111,7 +111,7 @@ def size_option(stats: Mapping[str, Any], alias: str, window: str = "1h") -> str
     pool = stats["pools"][alias]
     peaks = (pool.get("peaks") or {}).get(window) or {}
     parts = len(_workers(stats, alias)) or 1
-    size = _size(stats, alias)
+    size = pool_size(stats, alias)
     cap = total_cap(stats, alias) or math.inf
     needed = int(min(max(peaks.get("in_use_worker") or 0, size + 1), cap // parts))
     if needed <= size:
@@ -147,10 +147,10 @@ def _with_spare(most: float) -> int:
 def cap_of(stats: Mapping[str, Any], alias: str, cap: int) -> str:
     """Returns the option that sets this cap: for a worker or, with a bound of the host, for all;
     and what makes the pools no larger than that, for the next start would refuse it else."""
-    size = _size(stats, alias)
+    size = pool_size(stats, alias)
     smaller = f"--pool-size {cap} " if size > cap else ""
     if _bound(stats, alias):
-        larger = [name for name in stats["pools"] if _size(stats, name) > cap]
+        larger = [name for name in stats["pools"] if pool_size(stats, name) > cap]
         options = (
             f"--pool {name}:{cap} " if _has_its_own(stats, name) else f"--pool-size {cap} "
             for name in larger
@@ -163,7 +163,7 @@ def cap_of(stats: Mapping[str, Any], alias: str, cap: int) -> str:
     return f"{smaller}--max-outstanding {cap}{each}"
 
 
-def _size(stats: Mapping[str, Any], alias: str) -> int:
+def pool_size(stats: Mapping[str, Any], alias: str) -> int:
     """Returns how many connections each worker keeps open."""
     workers = len(_workers(stats, alias)) or 1
     return math.ceil((stats["pools"][alias].get("size") or 0) / workers)

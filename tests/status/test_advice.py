@@ -96,6 +96,46 @@ def test_peaks_say_what_would_fit(pool: dict[str, Any], sentence: str) -> None:
     assert [str(each) for each in advice(of(slow, fast, **pool))] == [sentence]
 
 
+SURPLUS = (
+    "Small pool size: in {} 84 connections were opened and {} closed as “surplus”, as a worker"
+)
+WAITS: dict[str, Any] = {"waiting": 9, "wait_seconds": 1.2, "waited": 900, "occasions": 1}
+
+
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        (peaks(900, in_use=12, in_use_worker=10, opened=84, surplus=80, **WAITS), ("15 min", 80)),
+        (peaks(900, in_use=11, in_use_worker=10, opened=84, surplus=42), ("15 min", 42)),
+        (peaks(900, in_use=11, in_use_worker=10, opened=84, surplus=41), None),
+        (peaks(900, in_use=11, in_use_worker=10, opened=9, surplus=9), None),
+        (peaks(in_use=11, in_use_worker=10, opened=84, surplus=80), None),
+        ({"size": 12, **peaks(900, in_use=12, in_use_worker=12, opened=84, surplus=80)}, None),
+    ],
+    ids=["and waits", "half of them", "fewer", "few", "few for a day", "all are kept"],
+)
+def test_connections_that_are_opened_to_be_closed_again_ask_for_a_larger_pool(
+    pool: dict[str, Any], said: tuple[str, int] | None
+) -> None:
+    first, *others = advice(of(**pool))
+    assert "--pool-size" not in first.remedy
+    remedy = "--pool-size 10 keeps as many open as were in use"
+    sentences = [f"{SURPLUS.format(*said)} keeps 4 idle at most. → {remedy}"] if said else []
+    assert [str(each) for each in others] == sentences
+
+
+def test_a_larger_pool_is_advised_once_and_not_where_it_does_not_help() -> None:
+    pool = peaks(900, in_use=5, in_use_worker=5, opened=84, surplus=80, **WAITS)
+    (sentence,) = advice(of(**pool))
+    assert sentence.remedy == "--pool-size 5 keeps as many open as are needed"
+    pool = peaks(900, in_use=12, in_use_worker=12, opened=84, surplus=80, **WAITS)
+    stats = of(a_route("slow/", leases=10, held_seconds=8.0), **pool, **QUEUE)
+    assert [each.name for each in advice(stats, findings(stats))] == ["too small a pool"]
+    assert len(advice(stats)) == 2
+    stats["workers"][0] |= {"seen_ago_seconds": 0.1, "cpu_share": 0.98, "cpu_wait_share": 0.0}
+    assert [each.name for each in advice(stats)] == ["too small a pool"]
+
+
 def test_where_views_are_to_blame_no_larger_cap_is_advised() -> None:
     pool = peaks(in_use=12, in_use_worker=12, waiting=9, wait_seconds=1.2, waited=900, occasions=1)
     stats = of(a_route("slow/", leases=10, held_seconds=8.0), **pool, **QUEUE)

@@ -169,6 +169,18 @@ def test_waits_are_counted_exactly_and_occasions_by_their_beginning() -> None:
     assert peaks["occasions"] == 3
 
 
+def test_of_the_connections_that_were_closed_those_of_a_burst_are_counted() -> None:
+    history, pool = History(), Pool()
+    pool.count(opened=4)
+    watch(history, [pool], 1000)
+    pool.count(opened=8)
+    pool.row[metrics.CLOSED["surplus"]] += 7
+    pool.row[metrics.CLOSED["age"]] += 2
+    watch(history, [pool], 1001, 1002)
+    peaks = history.peaks("default", 1010)["1h"]
+    assert (peaks["opened"], peaks["surplus"]) == (12, 7)
+
+
 @pytest.mark.parametrize(("gap", "occasions"), [(1, 1), (3, 1), (4, 2)])
 def test_a_wait_goes_on_while_all_workers_are_blocked(gap: int, occasions: int) -> None:
     """Nobody samples meanwhile, and they did not begin to wait anew."""
