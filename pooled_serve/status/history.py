@@ -182,13 +182,13 @@ class History:
         return area.peaks(now, int(self._head[_CHANGED]))
 
     def lost_held(self, alias: str, now: float) -> float:
-        """Returns for how many seconds connections were held while the database could not be used,
-        or all statements hung, in the time of :meth:`recent_routes`: one for a second, if one was
-        in use."""
+        """Returns for how many seconds connections were held while their statements hung, also
+        because the server did not answer at all, in the time of :meth:`recent_routes`: one for a
+        second, if one was in use."""
         area = self._area(alias)
         if area is None or now - area.last_outage() > ROUTES_SECONDS + ROUTES_EVERY:
             return 0.0
-        return area.held_in_outages(int(now) - ROUTES_SECONDS - ROUTES_EVERY, int(now))
+        return area.held_in_vain(int(now) - ROUTES_SECONDS - ROUTES_EVERY, int(now))
 
     def charts(self, now: float) -> dict[str, Any]:
         """``/history.json``: for each second the age, and for each pool a list for each of CHARTS,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from pooled_serve.driver.error_codes import FULL
 from pooled_serve.pool import metrics
 from pooled_serve.pool.silence import QUIET_SECONDS
 from pooled_serve.status.figures import is_out
@@ -70,19 +71,27 @@ class Signs(NamedTuple):
     near_outage: bool
     silent_since: float
     """Infinite if the server was not silent."""
+    hung: bool
+    lost: bool
+    """Whether the server was stuck, or out of reach. One that refuses logins, or is full, goes on
+    to answer those who are in."""
 
 
-def signs(at: float, row: Sequence[float], hung_until: float) -> Signs:
+def signs(at: float, row: Sequence[float], hung_until: float, hung: float) -> Signs:
     """Returns those of a sample.
 
     :param hung_until: see :class:`figures.Second`.
+    :param hung: when statements last hung, whether or not requests wait because of that.
     """
     last, asked = row[metrics.LAST_OUTAGE], row[metrics.OLDEST_STATEMENT]
     since = max(asked, row[metrics.LAST_ANSWER])
     silent = asked > 0 and at - since >= QUIET_SECONDS
     latest = max(last, hung_until, row[metrics.CONNECT_ERROR + 1])
     near = is_out(row) or (latest > 0 and at - latest < AFTER_SECONDS)
-    return Signs(at, row[metrics.IN_USE], near, since if silent else math.inf)
+    lets_in = not row[metrics.LOGIN_REFUSED] and row[metrics.CONNECT_ERROR] not in FULL
+    lost = is_out(row) and (lets_in or row[metrics.STUCK] > 0)
+    silent_since = since if silent else math.inf
+    return Signs(at, row[metrics.IN_USE], near, silent_since, hung >= at, lost)
 
 
 def is_spoiled(second: Signs, later: Sequence[Signs]) -> bool:
@@ -94,6 +103,18 @@ def is_spoiled(second: Signs, later: Sequence[Signs]) -> bool:
         any(each.near_outage for each in later)
         and any(each.silent_since <= second.at + 1.0 for each in later)
     )
+
+
+def is_held_in_vain(second: Signs, later: Sequence[Signs]) -> bool:
+    """Whether connections were held in a second because statements hung, or the server answered
+    none at all. Neither in the seconds after that, nor where only connects fail: what views do then
+    with a connection is their usual work.
+
+    :param later: the next DOUBT_SECONDS.
+    """
+    near = second, *later
+    silent = any(each.silent_since <= second.at + 1.0 for each in near)
+    return second.hung or (silent and any(each.hung or each.lost for each in near))
 
 
 class Peaks:

@@ -19,6 +19,7 @@ from pooled_serve.status.peaks import (
     Peak,
     Peaks,
     Signs,
+    is_held_in_vain,
     is_spoiled,
     signs,
 )
@@ -164,13 +165,13 @@ class PoolHistory:
         first, *later = self._signs(second, second)
         return first is not None and is_spoiled(first, [each for each in later if each])
 
-    def held_in_outages(self, first: int, last: int) -> float:
-        """Returns for how long connections were held in the seconds that an outage has spoiled."""
+    def held_in_vain(self, first: int, last: int) -> float:
+        """Returns for how long connections were held while their statements hung."""
         found = self._signs(first, last)
         held = 0.0
         for i, each in enumerate(found[:-DOUBT_SECONDS], 1):
             later = [other for other in found[i : i + DOUBT_SECONDS] if other]
-            if each is not None and is_spoiled(each, later):
+            if each is not None and is_held_in_vain(each, later):
                 held += each.in_use
         return held
 
@@ -183,7 +184,8 @@ class PoolHistory:
             each = None
             if second > 0 and self._seconds[start] == second:
                 row = self._seconds[start + _ROW : start + _SECOND_WORDS]
-                each = signs(self._seconds[start + 1], row, self._seconds[start + _HUNG_UNTIL])
+                hung, hung_until = self._seconds[start + _HUNG_UNTIL - 1 : start + _ROW]
+                each = signs(self._seconds[start + 1], row, hung_until, hung)
             found.append(each if self._seconds[start] == second else None)
         return found
 

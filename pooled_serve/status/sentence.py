@@ -78,7 +78,7 @@ def usual_hold(stats: Mapping[str, Any]) -> float:
 
 
 def lost_seconds(stats: Mapping[str, Any]) -> float:
-    """Returns for how long connections were held while a database did not answer, of the time
-    for which :func:`recent_routes` has numbers."""
+    """Returns for how long connections were held while statements hung, of the time for which
+    :func:`recent_routes` has numbers; the sum of all connections."""
     pools = (stats.get("pools") or {}).values()
     return sum((pool.get("recent") or {}).get("lost_held_seconds") or 0.0 for pool in pools)

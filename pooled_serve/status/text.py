@@ -280,7 +280,7 @@ def _routes(stats: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"{shown:31}{percent(share):>6}{numbers}"
     if lost := lost_seconds(stats):
-        yield f"(of this time, {duration(lost)} while a database did not answer)"
+        yield f"(of this time, {duration(lost)} while statements hung, summed over connections)"
 
 
 def _clean(text: str) -> str:

@@ -217,6 +217,43 @@ def test_the_time_that_a_freeze_held_connections_is_known() -> None:
     assert seconds.history.lost_held("default", seconds.at) == 0
 
 
+def test_only_while_statements_hang_are_connections_held_in_vain() -> None:
+    """Eight are held behind a lock for ten seconds, and those who waited for one are served."""
+    seconds = usual()
+    began = seconds.at - 0.4
+    waits: dict[str, Any] = {"waiting": 3, "oldest_wait": began, "oldest_statement": began}
+    seconds.next(10, in_use=8, in_statement=8, last_answer=began - 0.2, **waits)
+    gone: dict[str, Any] = {"in_statement": 0, "oldest_statement": 0.0}
+    for _ in range(4):  # its queue is that of the lock, and is answered
+        seconds.next(in_use=8, last_answer=seconds.at, **gone)
+    seconds.next(10, in_use=8, waiting=0, oldest_wait=0.0, last_answer=seconds.at)
+    assert seconds.history.lost_held("default", seconds.at) == pytest.approx(80, abs=8)
+
+
+@pytest.mark.parametrize(
+    ("code", "answered", "changes"),
+    [
+        (1045, 1.2, {}),
+        (1045, 1.2, {"reachable": metrics.NO, "login_refused": 1}),  # a worker that has none left
+        (1040, 1.2, {"reachable": metrics.NO}),
+        (2003, 0.2, {"reachable": metrics.NO}),  # such as a proxy that takes no new clients
+        (2003, 1.2, {}),
+    ],
+)
+def test_connections_that_work_while_connects_fail_are_not_held_in_vain(
+    code: int, answered: float, changes: dict[str, Any]
+) -> None:
+    """Not with statements of more than a second, either, if their server can be reached."""
+    seconds = usual()
+    for _ in range(15):
+        now = seconds.at
+        seconds.row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [float(code), now - 0.2]
+        asked = {"oldest_statement": now - 1.5, "last_answer": now - answered}
+        seconds.next(in_use=4, connect_errors=1, **asked, **changes)
+    seconds.next(10, in_use=4, last_answer=seconds.at, oldest_statement=0.0, reachable=metrics.YES)
+    assert seconds.history.lost_held("default", seconds.at) == 0
+
+
 def test_whole_rows_are_not_read_for_the_minutes_after_an_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -376,7 +376,7 @@ def test_routes_have_a_table(open_page: OpenPage) -> None:
     assert not told.is_visible()
     answers.set(recent=recent(lost_held_seconds=78.0))
     page.after(1)
-    assert told.inner_text() == "Of this time, 1 min 18 s while a database did not answer"
+    assert told.inner_text() == "Of this time, 1 min 18 s while statements hung, summed over connections"
 
 
 def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:

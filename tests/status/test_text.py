@@ -187,7 +187,7 @@ def test_what_routes_held_in_an_outage_is_told() -> None:
     stats = full(recent=recent(acquired_per_second=1.0, waited_share=0.1, lost_held_seconds=78.0))
     assert "while a database" not in page(stats, {}), "there is no table"
     stats["routes"] = [a_route("list/", leases=4, held_seconds=80.0)]
-    told = "(of this time, 1 min 18 s while a database did not answer)"
+    told = "(of this time, 1 min 18 s while statements hung, summed over connections)"
     assert page(stats, {}).splitlines()[-1] == told
     stats["pools"]["default"]["recent"]["lost_held_seconds"] = 0.0
     assert told not in page(stats, {})
