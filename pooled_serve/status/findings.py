@@ -47,21 +47,27 @@ LONG_WAIT_SECONDS = 2.0
 """... and that a request waits for so long, or is refused, is not among it."""
 
 
-def findings(stats: Mapping[str, Any], ending: Collection[int] = ()) -> list[Sentence]:
+def findings(
+    stats: Mapping[str, Any], ending: Collection[int] = (), dying: Collection[int] = ()
+) -> list[Sentence]:
     """Returns what there is to say of an instance, the worst first; never nothing.
 
     :param stats: as of ``/stats.json``. What an older server leaves out is not judged.
-    :param ending: slots of workers that finish what they have begun.
+    :param ending: slots of workers that are about to stop.
+    :param dying: those of them that nobody has told to; the others finish what they have begun.
     """
     found = []
     pools: Mapping[str, Any] = stats.get("pools") or {}
+    told = {*ending} - {*dying}
     if not stats.get("workers"):
         remedy = "the log says why workers end"
         found.append(Sentence("bad", "no worker", "", "No worker is running", remedy))
-    elif stats.get("stopping"):
+    elif stats.get("stopping") and (told or not dying):
         found.append(_stopping(pools))
-    elif ending and 2 * len(ending) >= len(stats["workers"]):  # --max-requests ends one by one
-        found.append(_ending(len(ending), len(stats["workers"]) - len(ending)))
+    elif told and 2 * len(told) >= len(stats["workers"]):  # --max-requests ends one by one
+        found.append(_ending(len(told), len(stats["workers"]) - len({*ending, *dying})))
+    if dying:
+        found.append(_dying(sorted(dying)))
     if broken := broken_project(stats, ending):
         found.append(broken)
     if short := without_descriptors(stats):
@@ -75,6 +81,16 @@ def findings(stats: Mapping[str, Any], ending: Collection[int] = ()) -> list[Sen
         found.append(died)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
+
+
+def _dying(slots: Sequence[int]) -> Sentence:
+    """Said until the master has found them dead. What they do then is not the end of a reload."""
+    one = len(slots) == 1
+    text = f"{'Worker dies: worker' if one else 'Workers die: workers'} "
+    text += f"{listed([str(slot) for slot in slots])} {'ends' if one else 'end'} without being told"
+    text += f" to, after --timeout or an error; {'its' if one else 'their'} requests may be lost"
+    remedy = "the log has the error; after WORKER TIMEOUT see what blocked it"
+    return Sentence("warn", "worker dies", "", text, remedy)
 
 
 def _worker_died(stats: Mapping[str, Any]) -> Sentence | None:

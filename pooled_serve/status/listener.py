@@ -236,8 +236,8 @@ class StatusServer:
             pool["budget"] = self._worker.app.plan.room(alias, len(workers))
             pool["atomic_requests"] = alias in atomic
             pool["in_settings"] = alias in self._worker.app.plan.pools
-        ending = self._scoreboard.ending()
-        return with_history(stats, snapshots, self._scoreboard.history, now, ending)
+        board = self._scoreboard
+        return with_history(stats, snapshots, board.history, now, board.ending(), board.dying())
 
     def _stats(self) -> Answer:
         return Answer(OK, json.dumps(self._numbers()), "application/json")

@@ -66,12 +66,14 @@ def with_history(
     history: History,
     now: float,
     ending: Collection[int] = (),
+    dying: Collection[int] = (),
 ) -> dict[str, Any]:
     """Returns stats with what has happened lately, and the sentences about all of it.
 
     :param stats: with all other keys of ``/stats.json``.
     :param snapshots: what they were made of.
-    :param ending: slots of workers that finish what they have begun.
+    :param ending: slots of workers that are about to stop.
+    :param dying: those of them that nobody has told to.
     """
     snapshots = list(snapshots)
     held = max((route["longest_held_seconds"] for route in stats["routes"]), default=0.0)
@@ -96,7 +98,7 @@ def with_history(
     for alias, pool in stats["pools"].items():
         hung, usual = history.hangs(alias, now), partial(usual_hold, stats)
         pool["hanging_statements"] = hanging_statements(rows[alias], now, usual, all_hang=hung)
-    found = findings(stats, ending)
+    found = findings(stats, ending, dying)
     advised = advice(stats, found)
     sure = [each for each in advised if is_sure(stats["pools"][each.pool])]
     stats["findings"] = as_json(banner(found, sure))

@@ -316,6 +316,27 @@ def test_a_reload_is_told_of(ending: list[int], problem: str) -> None:
     assert findings(stats | {"stopping": True}, ending)[0].name == "stopping"
 
 
+@pytest.mark.parametrize(
+    ("workers", "ending", "dying", "problems"),
+    [
+        (2, [1], [1], ["Worker dies: worker 1 ends without being told to, after --timeout"]),
+        (3, [1, 3], [1, 3], ["Workers die: workers 1 and 3 end without being told to, after "]),
+        (3, [1, 2], [1], ["Worker dies: worker 1 "]),
+        (2, [1, 2], [1], ["Worker dies: worker 1 ", "Workers end: 1 finishes its requests. → "]),
+        (2, [1, 2], [1, 2], ["Workers die: workers 1 and 2 "]),
+    ],
+)
+def test_a_worker_that_is_killed_does_not_end_as_in_a_reload(
+    workers: int, ending: list[int], dying: list[int], problems: list[str]
+) -> None:
+    stats = of(workers=workers)
+    found = [str(sentence) for sentence in findings(stats, ending, dying)]
+    assert [text[: len(start)] for text, start in zip(found, problems, strict=True)] == problems
+    assert "nothing to do" not in found[0], "requests may be lost"
+    names = [each.name for each in findings(stats | {"stopping": True}, ending, dying)]
+    assert ("stopping" in names) == (ending != dying), "nobody has told these to"
+
+
 @pytest.mark.parametrize("code", [None, 1040])
 def test_what_lacks_descriptors_is_not_put_down_to_the_server(code: int | None) -> None:
     stats = of(

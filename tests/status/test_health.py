@@ -239,6 +239,24 @@ def test_a_worker_that_its_project_ends_counts_as_dead(status: StartStatus, path
     assert ("WORKER TIMEOUT" in it.site.server.log) == (path == "/spin")
 
 
+def test_a_worker_that_is_killed_is_not_said_to_end_as_in_a_reload(status: StartStatus) -> None:
+    """While it runs what its project has for its end, another worker tells of it."""
+    views = f"{ENDING}\n    import atexit\n    atexit.register(time.sleep, 2)\n"
+    it = status("-w", "2", "--timeout", "4", views=views)
+    seen = set()
+
+    def over(stats: dict[str, Any]) -> bool:
+        seen.update(finding["name"] for finding in stats["findings"])
+        return bool(stats["worker_deaths_total"])
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(it.site.server.get, "/spin")
+        it.wait_for(over)
+        assert asked.exception() is not None
+    assert "worker dies" in seen
+    assert "workers end" not in seen
+
+
 def test_a_view_that_exits_does_not_end_its_worker(status: StartStatus) -> None:
     it = status(views=ENDING)
     before = it.site.server.worker_pids()

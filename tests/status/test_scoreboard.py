@@ -321,6 +321,8 @@ def test_a_worker_that_nobody_told_to_end_has_died() -> None:
         scoreboard.register(slot)
         scoreboard.mark_stopping(slot, died=died)
         assert scoreboard.stopping, "whatever the reason"
+        assert scoreboard.ending() == {slot}
+        assert scoreboard.dying() == ({slot} if died else set())
         scoreboard.retire(slot)
         assert scoreboard.deaths == min(deaths, 1)
 
@@ -331,8 +333,11 @@ def test_it_is_stopping_from_when_the_master_is_told() -> None:
     first, _second = _allocated(scoreboard), _allocated(scoreboard)
     scoreboard.register(first)
     assert not scoreboard.stopping
+    scoreboard.mark_stopping(first, died=True)
+    assert scoreboard.dying() == {first}
     scoreboard.mark_ending()
     assert scoreboard.stopping
+    assert not scoreboard.dying(), "all are told to end now"
 
 
 def test_what_was_last_known_of_a_database_outlives_the_workers() -> None:
