@@ -264,6 +264,25 @@ def test_another_error_is_raised_at_once(make: Callable[..., Pool], driver: Fake
     assert [str(error) for error in results([user(pool)])] == ["(1045, 'Access denied')"]
 
 
+def test_who_is_refused_waits_for_a_connection_of_this_worker_as_long_as_it_has_one(
+    make: Callable[..., Pool], driver: FakeDriver
+) -> None:
+    pool = make(size=1, max_outstanding=3, timeout=MAX_WAIT_SECONDS)
+    mine = pool.acquire()
+    driver.always["connect"] = DriverError("(1045, 'Access denied')")
+    users = [user(pool) for _ in range(3)]
+    settle(lambda: pool.stats()["connect_errors_total"] > 1)
+    assert pool.stats()["waiting"] == 3
+    pool.release(mine)
+    assert results(users) == [None] * 3
+    mine = pool.acquire()
+    last = user(pool)
+    settle(lambda: pool.stats()["waiting"] == 1)
+    mine.fault = "lost"
+    pool.release(mine)
+    assert [str(error) for error in results([last])] == ["(1045, 'Access denied')"]
+
+
 def test_who_is_killed_while_it_is_waited_out_leaves_nothing(
     make: Callable[..., Pool], driver: FakeDriver
 ) -> None:
