@@ -103,6 +103,7 @@ class ConnectingPool(ReturningPool[C]):
 
     def _let_in(self) -> None:
         """The server has let a connection in: there is no outage any more."""
+        self.row[metrics.CONNECT_ERROR + 2] = self._clock()
         self._outage.end()
         if self._backoff.succeeded():
             self._stop_retry()

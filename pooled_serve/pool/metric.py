@@ -38,7 +38,8 @@ class Kind(enum.Enum):
     REACHABLE = enum.auto()
     """A gauge: UNKNOWN, YES or NO. The worst."""
     ERROR = enum.auto()
-    """A gauge: the number of an error, or 0; then when that was, monotonic seconds. The latest."""
+    """A gauge: the number of an error, or 0; then when that was, and when the same last worked, in
+    monotonic seconds. The latest."""
 
 
 @dataclass(frozen=True)

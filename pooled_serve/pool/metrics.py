@@ -313,7 +313,7 @@ CONNECT_ERROR = _declare(
     "Number of the error of the last attempt to connect that failed: 2003 if nobody answers, 1040 "
     "if the server is full, 1045 if the password is refused. If it rises from 0, the log has its "
     "text.",
-    width=2,
+    width=3,
 )
 
 ROW_LENGTH = METRICS[-1].start + METRICS[-1].width
@@ -341,6 +341,7 @@ def total(rows: Iterable[Sequence[float]]) -> list[float]:
             at = metric.start
             latest = max(rows, key=itemgetter(at + 1))
             summed[at : at + 2] = latest[at : at + 2]
+            summed[at + 2] = max(row[at + 2] for row in rows)
     return summed
 
 

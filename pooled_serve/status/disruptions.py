@@ -31,6 +31,7 @@ from pooled_serve.status.remedies import (
     LOGIN_REMEDY,
     STUCK_REMEDY,
     WHO_HOLDS,
+    connect_remedy,
 )
 from pooled_serve.status.sentence import Sentence, usual_hold
 from pooled_serve.status.words import count, duration, listed, plural, span, times
@@ -269,34 +270,42 @@ class PoolInWords:
         code = self.pool.get("connect_error")
         return f" (error {code})" if code else ""
 
+    def _last_error(self) -> int | None:
+        """The number of the error of the last connect that failed, also in a worker that has ended
+        since, as with a HUP."""
+        error: int | None = self.recent.get("connect_failed_error")
+        return error or self.pool.get("connect_error")
+
     def failing_connects(self, queue: str) -> Sentence | None:
         """Attempts to connect failed, though there are connections, or have been since."""
         errors = self.lately("connect_errors")
         if not errors:
             return None
-        if self.recent.get("connects_again") and not queue:
-            its = self.recent.get(CONNECTS) or {}
+        again = self.recent.get("connects_again")
+        code = self._last_error()
+        why = f" (error {code})" if code else ""
+        its = self.recent.get(CONNECTS) or {}
+        past = self.recent.get("connect_failed_ago_seconds")
+        ago = "" if past is None else f" until {span(past)} ago"
+        if past is not None and (its.get(FAILURES) or errors) == 1:
+            ago = f", {span(past)} ago"
+        if again and (not queue or self.pressure_over):
             seconds = its.get("seconds") or 0.0
-            when = f" in {span(seconds)}" if seconds >= 1 else ""
+            when = f" in {span(seconds)}" * (seconds >= 1) + ago
             failed = f"connecting to {self.alias} failed {times(its.get(FAILURES) or errors)}{when}"
-            text = f"{failed}{self.error_in_words()}, and has worked since"
-            text += _in_all(its, besides=FAILURES)
+            text = f"{failed}{why}, and has worked since{_in_all(its, besides=FAILURES)}"
             return self.say(_level_of(its), "connects work again", text, "nothing to do now")
-        remedy = "the log has the error: often the server's limit of connections, or an account"
-        if self.pool.get("connect_error") in FULL:
-            remedy = FULL_REMEDY
-        elif self.pool.get("connect_error") in LOGIN_REFUSED:
-            remedy = f"{LOGIN_REMEDY}; the log has the error"
-        problem = f"connecting to {self.alias} failed {times(errors)} {self.window}"
-        problem += self.error_in_words() + f": {queue}" * bool(queue)
-        return self.say(self.level, "failing connects", problem, remedy)
+        problem = f"connecting to {self.alias} failed {times(errors)}"
+        problem += f"{ago}{why}, and has worked since" if again else f" {self.window}{why}"
+        problem += f": {queue}" * bool(queue)
+        return self.say(self.level, "failing connects", problem, connect_remedy(code))
 
     def _outage_over(self) -> Sentence:
         its = self.recent.get(OUTAGE) or {}
         name, text = "outage over", f"the database {self.alias} could not be used"
         remedy = "nothing to do: the log says why"
         # If no connect has failed in it, the error is that of another time.
-        code = self.pool.get("connect_error") if its.get(FAILURES) else None
+        code = self._last_error() if its.get(FAILURES) else None
         if code in LOGIN_REFUSED:
             name, text = "login works again", f"{self._server()} refused the login of {self.alias}"
         elif code in FULL:  # who had a connection could use it

@@ -118,7 +118,7 @@ def recent(
         "held_p95_at_most_seconds": holds.bound(0.95),
         "opened": risen(metrics.OPENED),
         "connect_errors": risen(metrics.CONNECT_ERRORS),
-        "connects_again": _connects_again(row, samples),
+        **_last_failed(row, samples, now),
         "unanswered": risen(metrics.UNANSWERED),
         "lost_ago_seconds": _lost_ago([*samples, Second(now, row)], now),
         "hung_ago_seconds": _hung_ago(samples, now),
@@ -137,11 +137,17 @@ def _asking_share(samples: Sequence[Second]) -> float | None:
     return min(1.0, asking / in_use) if in_use >= LEAST_SEEN else None
 
 
-def _connects_again(row: Sequence[float], samples: Sequence[Second]) -> bool:
-    """Whether connections have been opened since an attempt to open one failed."""
-    failed = row[metrics.CONNECT_ERROR + 1]
-    since = [sample.row[metrics.OPENED] for sample in samples if sample.at > failed]
-    return bool(failed and since) and row[metrics.OPENED] > since[0]
+def _last_failed(row: Sequence[float], samples: Sequence[Second], now: float) -> dict[str, Any]:
+    """Returns when an attempt to connect last failed, with which error, and whether one has worked
+    since. Also if it was in a worker that has ended: a HUP is how a refused login is mended."""
+    at = metrics.CONNECT_ERROR
+    rows = [*(sample.row for sample in samples), row]
+    code, failed, _ = max((each[at : at + 3] for each in rows), key=lambda error: error[1])
+    return {
+        "connect_failed_error": int(code) or None,
+        "connect_failed_ago_seconds": max(0.0, now - failed) if failed else None,
+        "connects_again": bool(failed) and max(each[at + 2] for each in rows) > failed,
+    }
 
 
 def is_out(row: Sequence[float]) -> bool:

@@ -7,16 +7,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pooled_serve.driver.error_codes import FULL, GONE, LOGIN_REFUSED, NOT_REACHED
 from pooled_serve.options import MAX_PER_HOST
 
 LOGIN_REMEDY = (
-    "correct USER, PASSWORD and NAME in DATABASES, or the account at the server; new settings take "
-    "a HUP, or a restart if they come from the environment"
+    "correct USER, PASSWORD and NAME in DATABASES, or at the server the account and its rights "
+    "(GRANT); new settings take a HUP, or a restart if they come from the environment"
 )
 
 FULL_REMEDY = (
     "close idle connections (SHOW PROCESSLIST), or raise the limit: max_connections, or the one of "
-    "the account"
+    "the account (if you get 1040, too: stop a client first, or log in at extra_port of MariaDB or "
+    "admin_port of MySQL)"
 )
 LOCK_QUERY = "SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits"
 """For an administrator of MySQL, or of MariaDB from 10.6 on. The process list does not name who
@@ -37,6 +39,19 @@ STUCK_REMEDY = (
     "work; restart it if it stays; requests then go on"
 )
 LOST_REMEDY = "see that the server runs and lets this host in; requests then go on"
+
+
+def connect_remedy(code: int | None) -> str:
+    """Returns what helps where connections cannot be opened.
+
+    :param code: of the error, if it is known; the log has its text.
+    """
+    if code in FULL:
+        return FULL_REMEDY
+    if code in LOGIN_REFUSED:
+        return f"{LOGIN_REMEDY}; the log has the error"
+    return LOST_REMEDY if code in NOT_REACHED | GONE else "the log has the error"
+
 
 SPARE = 1.1
 """Times what was in use at most: a sample a second does not see every peak."""

@@ -348,8 +348,8 @@ class Scoreboard:
         return {slot for slot, pid in enumerate(self._words[1:_HIGHEST_SLOT], 1) if pid < 0}
 
     def dying(self) -> set[int]:
-        """Those of them that nobody has told to stop: an error ends them, or the master's ABRT after
-        --timeout, which KILL follows."""
+        """Those of them that nobody has told to stop: an error ends them, or the ABRT that the
+        master sends after --timeout, which KILL follows."""
         if self._words[_ENDING]:
             return set()
         return {slot for slot in self.ending() if self._words[_HIGHEST_SLOT + slot] == _DIED}

@@ -201,13 +201,18 @@ def _sparkline(values: Sequence[float | None], top: float) -> str:
     return "".join(signs)
 
 
+LEFT_OUT = "outages, hangs and failing connects"
+"""What the peaks do not have, in the words of the page for browsers."""
+
+
 def _peaks(pool: Mapping[str, Any]) -> Iterator[str]:
     def of(key: str, words: Callable[[float], str]) -> str:
         return " · ".join(words(peaks[key]) for peaks in pool["peaks"].values())
 
     windows = " · ".join(pool["peaks"])
     yield f"most     in use {of('in_use', count)}   waiting {of('waiting', count)}   in {windows}"
-    yield f"         wait {of('wait_seconds', duration)}   (without outages and hangs)"
+    yield f"         wait {of('wait_seconds', duration)}"
+    yield f"         without {LEFT_OUT}"
 
 
 def _totals(pool: Mapping[str, Any]) -> Iterator[str]:

@@ -144,17 +144,28 @@ def test_a_hang_lasts_until_what_hung_is_answered() -> None:
     assert seconds.peaks()["in_use"] == 2
 
 
-@pytest.mark.parametrize(("opened", "again"), [(0, False), (1, True)])
+@pytest.mark.parametrize("hup", [False, True])
+@pytest.mark.parametrize(("worked", "again"), [(-0.1, False), (0.1, True), (2.0, True)])
 def test_connects_work_again_once_one_has_since_the_last_that_failed(
-    opened: int, again: bool
+    worked: float, again: bool, hup: bool
 ) -> None:
+    """Also in the same second; and after a HUP, which ends the workers that know."""
     seconds = usual()
-    row = seconds.row
-    row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [1040.0, seconds.at - 0.2]
-    seconds.next(2, opened=0)
-    seconds.next(1, opened=opened)
+    row, failed = seconds.row, seconds.at - 0.2
+    row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 3] = [1045.0, failed, failed + worked]
+    seconds.next(2)
+    if hup:
+        row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 3] = [0.0, 0.0, 0.0]
+    seconds.next(1)
     lately = seconds.history.lately("default", seconds.at)
-    assert recent_of(row, None, 10.0, lately, seconds.at)["connects_again"] == again
+    its = recent_of(row, None, 10.0, lately, seconds.at)
+    assert its["connects_again"] == again
+    assert its["connect_failed_error"] == 1045
+    assert its["connect_failed_ago_seconds"] == pytest.approx(3.2)
+    if hup:
+        row[metrics.CONNECT_ERROR + 2] = seconds.at
+        its = recent_of(row, None, 10.0, lately, seconds.at)
+        assert its["connects_again"], "the new workers can"
 
 
 def ago(seconds: Seconds) -> float | None:
@@ -248,7 +259,7 @@ def test_connections_that_work_while_connects_fail_are_not_held_in_vain(
     for _ in range(15):
         now = seconds.at
         seconds.row[metrics.CONNECT_ERROR : metrics.CONNECT_ERROR + 2] = [float(code), now - 0.2]
-        asked = {"oldest_statement": now - 1.5, "last_answer": now - answered}
+        asked: dict[str, Any] = {"oldest_statement": now - 1.5, "last_answer": now - answered}
         seconds.next(in_use=4, connect_errors=1, **asked, **changes)
     seconds.next(10, in_use=4, last_answer=seconds.at, oldest_statement=0.0, reachable=metrics.YES)
     assert seconds.history.lost_held("default", seconds.at) == 0

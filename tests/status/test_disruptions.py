@@ -288,16 +288,17 @@ def test_what_hung_before_is_not_usual() -> None:
 
 def test_connects_that_work_again_need_nothing() -> None:
     failed = an_episode(0.0, seconds=240.0, connect_errors=231, timeouts=4)
-    after = recent(connect_errors=3, connects_again=True, failing_connects=failed)
+    again: dict[str, Any] = {"connects_again": True, "connect_failed_ago_seconds": 7.8}
+    after = recent(connect_errors=3, failing_connects=failed, **again)
     assert said(recent=after, connect_error=1040, idle=9) == [
-        "Connects work again: connecting to default failed 231 times in 4 min (error 1040), and has"
-        " worked since; in all 4 requests got 503. → nothing to do now"
+        "Connects work again: connecting to default failed 231 times in 4 min until 8 s ago (error"
+        " 1040), and has worked since; in all 4 requests got 503. → nothing to do now"
     ]
     once = an_episode(0.0, connect_errors=1)
-    after = recent(connect_errors=1, connects_again=True, failing_connects=once)
+    after = recent(connect_errors=1, failing_connects=once, **again)
     assert said(recent=after, connect_error=1040, idle=9) == [
-        "Connects work again: connecting to default failed once (error 1040), and has worked since."
-        " → nothing to do now"
+        "Connects work again: connecting to default failed once, 8 s ago (error 1040), and has"
+        " worked since. → nothing to do now"
     ]
 
 

@@ -67,9 +67,9 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"reachable": False, "login_refused": 1}
         | {"recent": recent(connect_errors=9, failed=3900)},
         "Login refused: MariaDB 10.11.19 at 127.0.0.1:3306/shop refuses the login of default,"
-        " 3,900 got 500 in the last 10 s. → correct USER, PASSWORD and NAME in DATABASES, or the"
-        " account at the server; new settings take a HUP, or a restart if they come from the"
-        " environment; the log has the error",
+        " 3,900 got 500 in the last 10 s. → correct USER, PASSWORD and NAME in DATABASES, or at"
+        " the server the account and its rights (GRANT); new settings take a HUP, or a restart if"
+        " they come from the environment; the log has the error",
     ),
     (
         {
@@ -80,9 +80,9 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
             "recent": recent(connect_errors=9),
         },
         "Login refused: MariaDB 10.11.19 at 127.0.0.1:3306/shop has refused the login of default"
-        " for 40 s (error 1045). → correct USER, PASSWORD and NAME in DATABASES, or the account"
-        " at the server; new settings take a HUP, or a restart if they come from the environment;"
-        " the log has the error",
+        " for 40 s (error 1045). → correct USER, PASSWORD and NAME in DATABASES, or at the server"
+        " the account and its rights (GRANT); new settings take a HUP, or a restart if they come"
+        " from the environment; the log has the error",
     ),
     (
         {"reachable": False, "connect_error": 2003, "lost_seconds": 14.2, "in_use": 0},
@@ -93,14 +93,55 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
         {"reachable": False, "connect_error": 1040, "lost_seconds": 14.2, "waiting": 2},
         "Server full: MariaDB 10.11.19 at 127.0.0.1:3306/shop has had no connection left for"
         " default for 14 s (error 1040), 2 requests wait. → close idle connections (SHOW"
-        " PROCESSLIST), or raise the limit: max_connections, or the one of the account; requests"
-        " then go on",
+        " PROCESSLIST), or raise the limit: max_connections, or the one of the account (if you get"
+        " 1040, too: stop a client first, or log in at extra_port of MariaDB or admin_port of"
+        " MySQL); requests then go on",
     ),
     (
         {"connect_error": 1040, "recent": recent(connect_errors=4)},
         "Failing connects: connecting to default failed 4 times in the last 10 s (error 1040)."
         " → close idle connections (SHOW PROCESSLIST), or raise the limit: max_connections, or the"
-        " one of the account",
+        " one of the account (if you get 1040, too: stop a client first, or log in at extra_port of"
+        " MariaDB or admin_port of MySQL)",
+    ),
+    (
+        {"connect_error": 2003, "recent": recent(connect_errors=3)},
+        "Failing connects: connecting to default failed 3 times in the last 10 s (error 2003)."
+        " → see that the server runs and lets this host in; requests then go on",
+    ),
+    (
+        # After a HUP, which has ended the workers that know the error.
+        {"recent": recent(connect_errors=3, connect_failed_error=1044)},
+        "Failing connects: connecting to default failed 3 times in the last 10 s (error 1044)."
+        " → correct USER, PASSWORD and NAME in DATABASES, or at the server the account and its"
+        " rights (GRANT); new settings take a HUP, or a restart if they come from the environment;"
+        " the log has the error",
+    ),
+    (
+        # Who waits at this moment may do so because of them.
+        {
+            **QUEUE,
+            "connect_error": 2003,
+            "recent": recent(connect_errors=3, connects_again=True, connect_failed_ago_seconds=1.2),
+        },
+        "Failing connects: connecting to default failed 3 times until 1 s ago (error 2003), and"
+        " has worked since: 7 requests wait, the longest 250 ms. → see that the server runs and"
+        " lets this host in; requests then go on",
+    ),
+    (
+        # Those who have waited are served.
+        {
+            "connect_error": 2003,
+            "recent": recent(
+                connect_errors=3,
+                timeouts=1,
+                connects_again=True,
+                connect_failed_ago_seconds=7.7,
+                pressed_ago_seconds=7.0,
+            ),
+        },
+        "Connects work again: connecting to default failed 3 times until 8 s ago (error 2003), and"
+        " has worked since. → nothing to do now",
     ),
     (
         {"connect_error": 2005, "recent": recent()},
@@ -144,7 +185,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"recent": recent(connect_errors=1)},
         "Failing connects: connecting to default failed once in the last 10 s."
-        " → the log has the error: often the server's limit of connections, or an account",
+        " → the log has the error",
     ),
     (
         {**QUEUE, "in_use": 4, "connecting": 2},

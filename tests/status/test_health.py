@@ -243,7 +243,7 @@ def test_a_worker_that_is_killed_is_not_said_to_end_as_in_a_reload(status: Start
     """While it runs what its project has for its end, another worker tells of it."""
     views = f"{ENDING}\n    import atexit\n    atexit.register(time.sleep, 2)\n"
     it = status("-w", "2", "--timeout", "4", views=views)
-    seen = set()
+    seen: set[str] = set()
 
     def over(stats: dict[str, Any]) -> bool:
         seen.update(finding["name"] for finding in stats["findings"])

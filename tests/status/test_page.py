@@ -376,7 +376,8 @@ def test_routes_have_a_table(open_page: OpenPage) -> None:
     assert not told.is_visible()
     answers.set(recent=recent(lost_held_seconds=78.0))
     page.after(1)
-    assert told.inner_text() == "Of this time, 1 min 18 s while statements hung, summed over connections"
+    lost = "Of this time, 1 min 18 s while statements hung, summed over connections"
+    assert told.inner_text() == lost
 
 
 def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
@@ -394,7 +395,7 @@ def test_peaks_and_what_they_suggest(open_page: OpenPage) -> None:
         ["24 h", "9", "3", "250 ms", "25 %"],
     ]
     caption = page.tab.locator("caption[data-term=peaks]")
-    assert caption.inner_text() == "Peaks, without outages and hangs"
+    assert caption.inner_text() == "Peaks, without outages, hangs and failing connects"
     assert page.value("advice") == said["text"]
     assert page.tab.locator(".advice code").inner_text() == "--max-outstanding 10"
     day["seconds"] = 3599

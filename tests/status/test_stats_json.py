@@ -75,6 +75,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         "pressed_ago_seconds",
         *("wait_mean_seconds", "wait_p95_at_most_seconds"),
         *("held_mean_seconds", "held_p95_at_most_seconds", "failed", "connects_again"),
+        *("connect_failed_error", "connect_failed_ago_seconds"),
         *KINDS,
     }
     assert set(pool["peaks"]) == set(WINDOWS)

@@ -246,7 +246,8 @@ def test_beside_the_peaks_it_says_what_they_leave_out() -> None:
     stats["pools"]["default"]["peaks"] = dict.fromkeys(WINDOWS, dict.fromkeys(PEAK_KEYS, 196.0))
     lines = [
         "most     in use 196 · 196 · 196   waiting 196 · 196 · 196   in 5m · 1h · 24h",
-        "         wait 3 min 16 s · 3 min 16 s · 3 min 16 s   (without outages and hangs)",
+        "         wait 3 min 16 s · 3 min 16 s · 3 min 16 s",
+        "         without outages, hangs and failing connects",
     ]
     for text in (page(stats, {}), advice_page(stats)):
         told = text.splitlines()
