@@ -260,7 +260,11 @@ def connect_problem(
             hint = "set a new password with ALTER USER, and correct PASSWORD in DATABASES"
         case codes.CON_COUNT_ERROR:
             code = "PS305"
-            hint = "close idle connections (SHOW PROCESSLIST), or raise max_connections"
+            hint = (
+                "close idle connections (SHOW PROCESSLIST), or raise max_connections (if you get "
+                "1040, too: stop a client first, or log in at extra_port of MariaDB or admin_port "
+                "of MySQL)"
+            )
         case codes.TOO_MANY_USER_CONNECTIONS | codes.USER_LIMIT_REACHED:
             code = "PS305"
             hint = (

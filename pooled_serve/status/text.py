@@ -16,6 +16,7 @@ from pooled_serve.status.words import (
     at_most,
     count,
     duration,
+    listed,
     percent,
     plural,
     rate,
@@ -142,6 +143,7 @@ def _pool(
         f"# {count(pool['in_use'])} in use  = {count(pool['idle'])} idle  ~ {moving}"
         f"  · {free} not opened, cap {'none' if cap is None else count(cap)}"
     )
+    yield from _blocked(stats, alias)
     yield (
         f"waiting {count(pool['waiting'])}, longest {duration(pool['oldest_wait_seconds'])}"
         f"   oldest held {duration(pool['oldest_held_seconds'])}"
@@ -165,6 +167,21 @@ def _pool(
             f" {count(host['trades_total'])} times; workers that lack some: {count(host['hungry'])}"
         )
     yield from _workers(stats, alias)
+
+
+def _blocked(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
+    """That the numbers of a pool contain those which a blocked worker has noted before: what it
+    holds at this moment is not known."""
+    agos = {
+        str(worker["slot"]): ago
+        for worker in stats["workers"]
+        if (ago := worker.get("seen_ago_seconds") or 0.0) >= BLOCKED_SECONDS
+        and alias in worker["pools"]
+    }
+    if agos:
+        are = "it is" if len(agos) == 1 else "they are"
+        who = f"worker{'s' * (len(agos) > 1)} {listed([*agos])}"
+        yield f"         {who} as of {duration(max(agos.values()))} ago: {are} blocked"
 
 
 def _mean(recent: Mapping[str, Any], what: str) -> str:

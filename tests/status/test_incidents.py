@@ -378,9 +378,9 @@ def test_a_password_that_is_corrected_with_a_hup(
     again = f"database 'default' {LOGIN_AGAIN}"
     log = it.site.server.wait_for_log(again)
     assert re.search(rf"\[WARNING\] {again} \d+\.\ds$", log, re.M)
+    assert "refused the login of default" in sentence(it, "login works again")
     wait_until(lambda: not it.site.server.worker_pids() & before)
     wait_until(lambda: it.get("/readyz").status == 200)
-    assert "refused the login of default" in sentence(it, "login works again")
     assert it.site.server.log.count(again) <= 2, "two that come at once may both be the first"
 
 

@@ -140,6 +140,12 @@ def test_the_numbers_of_a_blocked_worker_are_not_shown_as_those_of_now() -> None
     stats["workers"][0] |= {"seen_ago_seconds": 5.3}
     (row,) = (line for line in page(stats, {}).splitlines() if line.startswith("worker   1 "))
     assert row.endswith("CPU blocked for 5.3 s, its numbers are not known meanwhile")
+    assert "\n         worker 1 as of 5.3 s ago: it is blocked\nwaiting " in page(stats, {})
+    stats["workers"][1] |= {"seen_ago_seconds": 2.4}
+    assert "\n         workers 1 and 2 as of 5.3 s ago: they are blocked\n" in page(stats, {})
+    stats["workers"][0] |= {"seen_ago_seconds": 0.1}
+    stats["workers"][1] |= {"seen_ago_seconds": 0.2}
+    assert "blocked" not in page(stats, {})
     (row,) = (line for line in page(stats, {}).splitlines() if line.startswith("worker   2 "))
     assert " 7 of 12 " in row
 
