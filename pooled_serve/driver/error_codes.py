@@ -17,6 +17,10 @@ BAD_DB_ERROR = 1049
 SERVER_SHUTDOWN = 1053
 PARSE_ERROR = 1064
 NO_SUCH_THREAD = 1094
+HOST_IS_BLOCKED = 1129
+HOST_NOT_PRIVILEGED = 1130
+TABLEACCESS_DENIED_ERROR = 1142
+COLUMNACCESS_DENIED_ERROR = 1143
 ERROR_DURING_COMMIT = 1180
 TOO_MANY_USER_CONNECTIONS = 1203
 USER_LIMIT_REACHED = 1226
@@ -24,11 +28,17 @@ OPTION_PREVENTS_STATEMENT = 1290
 MUST_CHANGE_PASSWORD = 1820
 MUST_CHANGE_PASSWORD_LOGIN = 1862
 # The server's that PyMySQL has no name for.
+PLUGIN_IS_NOT_LOADED = 1524
 ACCESS_DENIED_NO_PASSWORD_ERROR = 1698
 READ_ONLY_MODE = 1836
 CONNECTION_KILLED = 1927  # MariaDB
+SERVER_OFFLINE_MODE = 3032  # MySQL
+ACCOUNT_HAS_BEEN_LOCKED = 3118  # MySQL
 SECURE_TRANSPORT_REQUIRED = 3159
+BLOCKED_BY_PASSWORD_LOCK = 3955  # MySQL: after FAILED_LOGIN_ATTEMPTS
 CLIENT_INTERACTION_TIMEOUT = 4031  # MySQL: it was idle for wait_timeout
+USER_IS_BLOCKED = 4150  # MariaDB: after max_password_errors
+ACCOUNT_HAS_BEEN_LOCKED_MARIADB = 4151
 
 # The client's, which PyMySQL raises.
 CR_CONNECTION_ERROR = 2002
@@ -38,6 +48,7 @@ CR_SERVER_LOST = 2013
 CR_COMMANDS_OUT_OF_SYNC = 2014
 CR_SSL_CONNECTION_ERROR = 2026
 CR_SERVER_LOST_EXTENDED = 2055
+CR_AUTH_PLUGIN_CANNOT_LOAD = 2059
 CR_AUTH_PLUGIN_ERR = 2061
 
 GONE = frozenset(
@@ -66,6 +77,16 @@ FULL = frozenset({CON_COUNT_ERROR, TOO_MANY_USER_CONNECTIONS, USER_LIMIT_REACHED
 TLS = frozenset({CR_SSL_CONNECTION_ERROR, SECURE_TRANSPORT_REQUIRED})
 """Errors of a connect without the TLS that the server, or the client, requires."""
 
+LOCKED = frozenset(
+    {
+        ACCOUNT_HAS_BEEN_LOCKED,
+        ACCOUNT_HAS_BEEN_LOCKED_MARIADB,
+        BLOCKED_BY_PASSWORD_LOCK,
+        USER_IS_BLOCKED,
+    }
+)
+"""Errors of a connect whose account an administrator, or its wrong passwords, have locked."""
+
 LOGIN_REFUSED = frozenset(
     {
         DBACCESS_DENIED_ERROR,
@@ -74,10 +95,16 @@ LOGIN_REFUSED = frozenset(
         ACCESS_DENIED_NO_PASSWORD_ERROR,
         MUST_CHANGE_PASSWORD,
         MUST_CHANGE_PASSWORD_LOGIN,
+        HOST_NOT_PRIVILEGED,
+        PLUGIN_IS_NOT_LOADED,
+        *LOCKED,
     }
 )
 """Errors of a connect that a server has answered, but without letting the client in: a matter of
 the user, the password or the name of the database."""
+
+NO_RIGHTS_ON_TABLE = frozenset({TABLEACCESS_DENIED_ERROR, COLUMNACCESS_DENIED_ERROR})
+"""Errors of a statement for which an account lacks rights on a table, which may not even exist."""
 
 _NOT_READY = {UNKNOWN_COM_ERROR: "WSREP", ERROR_DURING_COMMIT: "Primary Component"}
 _READ_ONLY_OPTION = re.compile(r"--(?:super-|innodb-)?read-only(?![\w-])")

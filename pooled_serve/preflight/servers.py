@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import socket
 import ssl
 import threading
@@ -185,12 +186,15 @@ def _tls(connection: Any) -> str:
 
 
 def _no_answer(server: str, seconds: float) -> Finding:
+    hint = "it may be frozen, or a firewall drops packets; try: mysqladmin -h HOST -P PORT ping"
+    if server.startswith("/"):
+        hint = f"it may be frozen; try: mysqladmin -S {shlex.quote(server)} ping"
     return Finding(
         Level.WARN,
         "PS307",
         "",
         f"{server} did not answer within {seconds:g}s",
-        "it may be frozen, or a firewall drops packets; try: mysqladmin -h HOST -P PORT ping",
+        hint,
     )
 
 
@@ -258,6 +262,36 @@ def connect_problem(
         case codes.MUST_CHANGE_PASSWORD | codes.MUST_CHANGE_PASSWORD_LOGIN:
             code = "PS303"
             hint = "set a new password with ALTER USER, and correct PASSWORD in DATABASES"
+        case _ if number in codes.LOCKED:
+            code = "PS303"
+            hint = "unlock the account: ALTER USER ... ACCOUNT UNLOCK"
+            if number == codes.USER_IS_BLOCKED:
+                hint = "correct PASSWORD in DATABASES, then unblock the account: FLUSH PRIVILEGES"
+            elif number == codes.BLOCKED_BY_PASSWORD_LOCK:
+                hint = f"correct PASSWORD in DATABASES, then {hint}"
+        case codes.HOST_NOT_PRIVILEGED:
+            code = "PS303"
+            hint = "CREATE USER for that host ('user'@'host', '%' for any), and GRANT it rights"
+        case codes.PLUGIN_IS_NOT_LOADED:
+            code = "PS303"
+            hint = (
+                "change the account to a plugin that the server has (SHOW PLUGINS): ALTER USER ... "
+                "IDENTIFIED ..., or load that one"
+            )
+        case codes.CR_AUTH_PLUGIN_CANNOT_LOAD:
+            code = "PS303"
+            hint = (
+                "change the account to a plugin that PyMySQL has: ALTER USER ... IDENTIFIED WITH "
+                "caching_sha2_password BY ... on MySQL, IDENTIFIED BY ... on MariaDB"
+            )
+        case codes.HOST_IS_BLOCKED:
+            code = "PS308"
+            hint = (
+                "unblock it: TRUNCATE performance_schema.host_cache, on MariaDB FLUSH HOSTS; then "
+                "see what hangs up during the login, such as the health check of a proxy"
+            )
+        case codes.SERVER_OFFLINE_MODE:
+            code, hint = "PS308", "SET GLOBAL offline_mode = OFF, when its maintenance is over"
         case codes.CON_COUNT_ERROR:
             code = "PS305"
             hint = (

@@ -249,11 +249,8 @@ def test_login_that_needs_cryptography_in_pymysqls_words(monkeypatch: pytest.Mon
         (pymysql.OperationalError(2003, "Can't connect"), "PS301", "Can't connect"),
         (pymysql.OperationalError(2003, "Can't connect (timed out)"), "PS307", "within 5s"),
         (pymysql.OperationalError(2013, "Lost connection (timed out)"), "PS307", "within 5s"),
-        (
-            pymysql.OperationalError(1130, "Host\nnot allowed"),
-            "PS308",
-            "Host not allowed (error 1130",
-        ),
+        (pymysql.OperationalError(1130, "Host\nnot allowed"), "PS303", "Host not allowed"),
+        (pymysql.OperationalError(1105, "Some\nerror"), "PS308", "Some error (error 1105"),
         (
             pymysql.OperationalError(2006, "gone (reset by peer)"),
             "PS308",
@@ -268,6 +265,43 @@ def test_other_errors_of_servers(error: Exception, code: str, says: str) -> None
     assert says in problem.message
     assert "db:3306" in problem.message
     assert "\n" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code", "remedy"),
+    [
+        (3118, "Account is locked.", "PS303", "ALTER USER ... ACCOUNT UNLOCK"),
+        (4151, "this account is locked", "PS303", "ALTER USER ... ACCOUNT UNLOCK"),
+        (3955, "blocked for 3 days", "PS303", "PASSWORD in DATABASES, then unlock the account"),
+        (4150, "too many credential errors", "PS303", "then unblock the account: FLUSH PRIVILEGES"),
+        (1130, "not allowed to connect", "PS303", "CREATE USER for that host"),
+        (1524, "Plugin 'x' is not loaded", "PS303", "a plugin that the server has (SHOW PLUGINS)"),
+        (2059, "Authentication plugin 'x' not", "PS303", "to a plugin that PyMySQL has"),
+        (1129, "many connection errors", "PS308", "TRUNCATE performance_schema.host_cache"),
+        (3032, "currently in offline mode", "PS308", "SET GLOBAL offline_mode = OFF"),
+    ],
+)
+def test_an_error_of_the_account_has_its_remedy(
+    error: int, text: str, code: str, remedy: str
+) -> None:
+    problem = connect_problem(pymysql.OperationalError(error, text), "db:3306", 5.0)
+    assert (problem.code, problem.message) == (code, f"db:3306: {text}")
+    assert remedy in problem.hint
+    assert "error log" not in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("server", "remedy"),
+    [
+        ("db:3306", "a firewall drops packets; try: mysqladmin -h HOST -P PORT ping"),
+        ("/run/my sql.sock", "it may be frozen; try: mysqladmin -S '/run/my sql.sock' ping"),
+    ],
+)
+def test_how_to_ask_a_server_that_does_not_answer(server: str, remedy: str) -> None:
+    late = pymysql.OperationalError(2003, "Can't connect (timed out)")
+    problem = connect_problem(late, server, 5.0)
+    assert problem.code == "PS307"
+    assert problem.hint.endswith(remedy)
 
 
 def fail(error: Exception) -> Exception:
