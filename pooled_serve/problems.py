@@ -109,7 +109,7 @@ PROBLEMS = (
     ),
     Problem(
         "PS109",
-        "the URL configuration fails while it is imported",
+        "the URL configuration is not there, or fails while it is imported",
         "the message has the error, file and line, and a command that shows all of the traceback",
         "Django imports the URL configuration at the first request, which would then fail, "
         "as all that follow. `--check` and `--strict` refuse it, a plain start warns.",
@@ -232,7 +232,7 @@ PROBLEMS = (
     ),
     Problem(
         "PS303",
-        "the user or the password is refused",
+        "the user or the password is refused, or the account is locked",
         "correct `USER` and `PASSWORD`; accounts depend on the client's host, too",
         "The server knows no such user from this client's host, or the password is wrong or "
         "has expired. An account consists of user and host: 'app'@'localhost' is for the "

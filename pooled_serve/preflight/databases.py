@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib.machinery import PathFinder
 from typing import Any
@@ -28,10 +28,74 @@ _KEYS = (
     *("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS", "CONN_MAX_AGE", "ENGINE", "HOST"),
     *("NAME", "OPTIONS", "PASSWORD", "PORT", "TEST", "TIME_ZONE", "USER"),
 )
+_SYNONYMS = {
+    **dict.fromkeys(("DATABASE", "DB"), "NAME"),
+    **dict.fromkeys(("HOSTNAME", "HOST_NAME", "SERVER"), "HOST"),
+    **dict.fromkeys(("PASS", "PASSWD", "PWD"), "PASSWORD"),
+    **dict.fromkeys(("LOGIN", "USERNAME", "USER_NAME"), "USER"),
+}
+"""Words of other configurations, for what Django calls otherwise."""
+_PREFIXES = ("DATABASE_", "DB_", "MYSQL_")
+"""Of variables of the environment, whose names become keys: DB_USER, DATABASE_NAME."""
 _KEY_CUTOFF = 0.8
 """Of difflib's ratio, for a key that may have been meant: "PASSWD" has 0.86 of "PASSWORD"."""
 _MYSQL = "django.db.backends.mysql"
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
+
+
+def refuse_malformed(databases: object, settings: str) -> None:
+    """Check that DATABASES is what Django goes through before it connects: else each model fails in
+    Django's words, somewhere in the project.
+
+    :param settings: the name of their module.
+    :raises StartupError: PS110, for the first thing that is wrong. It contains no value: a URL has
+        a password in it.
+    """
+    where = f"DATABASES of {settings}"
+    one = f'{{"ENGINE": "{_MYSQL}", "NAME": ..., "USER": ..., "PASSWORD": ..., "HOST": ...}}'
+    if not isinstance(databases, Mapping):
+        hint = _BY_URL if _is_url(databases) else f'write DATABASES = {{"default": {one}}}'
+        raise startup_error("PS110", f"{where} is {_kind(databases)}, not a dict", hint)
+    if databases and "default" not in databases:
+        raise startup_error("PS110", *_no_default(where, databases))
+    for alias, settings_of_one in databases.items():
+        if not isinstance(settings_of_one, Mapping):
+            text = f"DATABASES[{alias!r}] of {settings} is {_kind(settings_of_one)}, not a dict"
+            hint = f"write {one}"
+            if _is_url(settings_of_one):
+                hint += ", or dj_database_url.parse(...) around the URL"
+            raise startup_error("PS110", text, hint)
+        if not isinstance(settings_of_one.get("TEST", {}), Mapping):
+            text = f"TEST of the database {alias!r} is {_kind(settings_of_one['TEST'])}, not a dict"
+            raise startup_error("PS110", text, f"leave TEST out of {where}")
+
+
+_BY_URL = 'write DATABASES = {"default": dj_database_url.parse(...)} around the URL'
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and "://" in value
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    return "a string" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+def _no_default(where: str, databases: Mapping[Any, Any]) -> tuple[str, str]:
+    """Returns what is wrong with databases of which none is the default one, and the remedy."""
+    if keys := [key for key in _KEYS if not isinstance(databases.get(key, {}), Mapping)]:
+        text = f"{where} has {keys[0]!r} where the name of a database belongs"
+        return text, 'put one more dict around it: DATABASES = {"default": {...}}'
+    aliases = ["a URL" if _is_url(alias) else repr(alias) for alias in databases]
+    text = f"{where} has no 'default', which Django requires, only {', '.join(aliases)}"
+    if "a URL" in aliases:
+        return text, _BY_URL
+    near = [a for a in aliases if difflib.get_close_matches("'default'", [a.lower()])] or aliases
+    if len(near) == 1:
+        return text, f"rename {near[0]} to 'default'"
+    return text, "rename the one to 'default' that queries use if they name none"
 
 
 def check(alias: str, settings: Mapping[str, Any]) -> None:
@@ -86,6 +150,26 @@ def _check_options(alias: str, options: Mapping[str, Any]) -> None:
         hint = "the class itself, imported and without quotes"
         raise _wrong_option(alias, "cursorclass", options["cursorclass"], "a class", hint)
     _check_cursor(alias, options.get("cursorclass"))
+
+
+def check_isolation(alias: str, options: Mapping[str, Any], levels: Collection[str]) -> None:
+    """Check the isolation level.
+
+    :param levels: those that the engine knows.
+    :raises StartupError: PS110, if it is none of them.
+    """
+    value = options.get("isolation_level")
+    if not value or (isinstance(value, str) and value.lower() in levels):
+        return
+    word = re.sub(r"[\s_-]+", " ", value.lower()) if isinstance(value, str) else ""
+    near = difflib.get_close_matches(word, sorted(levels), n=1, cutoff=_KEY_CUTOFF)
+    # What is near to none may be a password in the wrong place.
+    shown = repr(value) if near else f"of type {type(value).__name__}"
+    text = f"OPTIONS['isolation_level'] of the database {alias!r} is {shown}, not one of its levels"
+    hint = f"use one of {', '.join(map(repr, sorted(levels)))}"
+    if near:
+        hint = f"did you mean {near[0]!r}? {hint.capitalize()}"
+    raise startup_error("PS110", text, hint)
 
 
 _NO_TUPLES = "one with rows that are tuples, as Django needs"
@@ -162,11 +246,14 @@ def without_engine(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Findin
         if one["ENGINE"] == "django.db.backends.dummy" and said:
             text = f"there is {said[0]}, and no ENGINE, so each query will fail"
             hint = f'write "ENGINE": {_MYSQL!r} in DATABASES'
+            if key := next((key for key, meant in misspelt(one).items() if meant == "ENGINE"), ""):
+                hint = f"rename {key!r} to 'ENGINE' in DATABASES"
             yield Finding(Level.WARN, "PS110", alias, text, hint)
 
 
-def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
+def warnings(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Values that Django accepts, but takes for something else than they look like."""
+    alias = report.alias
     if isinstance(settings["CONN_MAX_AGE"], bool):
         value = settings["CONN_MAX_AGE"]
         text = f"CONN_MAX_AGE is {value}, which counts as {value:d}s"
@@ -175,21 +262,44 @@ def warnings(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")
-    yield from _misspelt_keys(alias, settings)
+    keys = misspelt_keys(alias, settings)
+    if keys and not (report.problem and report.problem.message.startswith(keys.message)):
+        yield keys
 
 
-def _misspelt_keys(alias: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Keys that Django does not know, and that nearly are some which it does. Engines have keys of
-    their own."""
+def misspelt_keys(alias: str, settings: Mapping[str, Any]) -> Finding | None:
+    """Returns the finding for keys that Django does not know, and that are meant for some which it
+    does."""
+    found = misspelt(settings)
+    if not found:
+        return None
+    one = len(found) == 1
+    keys, meant = (" and ".join(map(repr, words)) for words in (found, found.values()))
+    text = (
+        f"DATABASES has {'a key' if one else 'keys'} {keys}, which Django does not know, so "
+        f"{'it has' if one else 'they have'} no effect"
+    )
+    return Finding(Level.WARN, "PS110", alias, text, f"did you mean {meant}?")
+
+
+def misspelt(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns keys that Django does not know, and those that are meant. Engines have keys of their
+    own: another word, which is not just misspelt, counts only where the one that is meant lacks."""
+    found = {}
     for key in settings:
         if not isinstance(key, str) or key in _KEYS:
             continue
         word = key.upper().replace("-", "_")
         swapped = [known for known in _KEYS if sorted(known) == sorted(word)]
         near = swapped or difflib.get_close_matches(word, _KEYS, n=1, cutoff=_KEY_CUTOFF)
+        prefix = next(filter(word.startswith, _PREFIXES), "")
+        bare = word.removeprefix(prefix)
+        meant = _SYNONYMS.get(word) or _SYNONYMS.get(bare, bare if prefix else "")
         if near:
-            text = f"DATABASES has a key {key!r}, which Django does not know, so it has no effect"
-            yield Finding(Level.WARN, "PS110", alias, text, f"did you mean {near[0]!r}?")
+            found[key] = near[0]
+        elif meant in {*_SYNONYMS.values(), "PORT"} and not settings.get(meant):
+            found[key] = meant
+    return found
 
 
 def of_manage(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -222,7 +332,7 @@ def other_meanings(report: DatabaseReport, settings: Mapping[str, Any]) -> Itera
     from pooled_serve.driver import parameters  # and PyMySQL, which --help does without
 
     options = settings["OPTIONS"]
-    if lacks_name(report):
+    if lacks_name(report) and "NAME" not in misspelt(settings).values():
         text = "NAME is empty, so no database is selected: queries fail with error 1046"
         hint = "write the name of the database as NAME in DATABASES"
         yield Finding(Level.WARN, "PS110", report.alias, text, hint)

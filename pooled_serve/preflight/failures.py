@@ -4,7 +4,12 @@ all of its traceback."""
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib
+import importlib.util
 import os
+import pkgutil
+import re
 import shlex
 import shutil
 import sys
@@ -75,7 +80,7 @@ def blame(error: BaseException, settings: str) -> tuple[str, str] | None:
     :param settings: the name of their module.
     """
     if (behind := _setting_behind(error)) is None:
-        return None
+        return _named_by_django(error, settings)
     setting, value = behind
     remedy = engine_meant(value) if setting.startswith("ENGINE") else ""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
@@ -86,9 +91,121 @@ def blame(error: BaseException, settings: str) -> tuple[str, str] | None:
         else:
             setting, value = named
     return (
-        remedy or f"correct {setting} of {settings}, or install what it names",
+        remedy or _correct(setting, value, settings),
         f"  {setting} of {settings}, {value!r}: {_in_a_line(error)}",
     )
+
+
+def _correct(setting: str, value: object, settings: str) -> str:
+    """Returns the remedy for a setting that names something which is not there."""
+    correct = f"correct {setting} of {settings}"
+    if setting.startswith("ENGINE"):  # of Django's engines engine_meant() knows more
+        return f"{correct}, or install what it names"
+    if not _exists(str(value).partition(".")[0]):  # else there is nothing to install
+        correct += ", or install what it names"
+    near = nearest(str(value))
+    return f"did you mean {near!r}? {correct}" if near else correct
+
+
+_OF_A_SETTING = re.compile(r"(?:The )?([A-Z][A-Z_]{3,}) ")
+
+
+def _named_by_django(error: BaseException, settings: str) -> tuple[str, str] | None:
+    """Returns a remedy and the error in a line, if Django itself has found that a setting is wrong,
+    and says which: the place is innocent where the project asks for a user model."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    found = _OF_A_SETTING.match(str(error))
+    if type(error).__name__ != "ImproperlyConfigured" or found is None:
+        return None
+    if not frames or _is_own(frames[-1].f_code.co_filename):
+        return None
+    setting = found[1]
+    remedy = f"correct {setting} of {settings}"
+    if setting == "AUTH_USER_MODEL":
+        near = _user_model()
+        remedy = f"did you mean {near!r}? {remedy}" if near else remedy
+        remedy += "" if near else ", or add its app to INSTALLED_APPS"
+    return remedy, f"  {settings}: {_in_a_line(error)}"
+
+
+def _user_model() -> str | None:
+    """Returns the project's only model of users; None if there are several, or none."""
+    from django.apps import apps
+
+    with contextlib.suppress(Exception):  # the registry is not ready
+        models = [model for model in apps.get_models() if hasattr(model, "USERNAME_FIELD")]
+        if len(models) == 1:
+            return str(models[0]._meta.label)  # noqa: SLF001 - public, for all its name
+    return None
+
+
+def fails_in_databases(error: BaseException) -> bool:
+    """Whether Django could not go through DATABASES, which it does where models are defined."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = {(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames[-1:]}
+    return ("django.db.utils", "configure_settings") in names
+
+
+_NEAR, _NEAR_INSTALLED = 0.8, 0.9
+"""Of difflib's ratio: for a module of the project, and for one of all that are installed."""
+
+
+def nearest_module(name: str) -> str | None:
+    """Returns the module that was meant by the name of one that is not there; None if none is near
+    enough in each part of the name."""
+    found = ""
+    for part in name.removesuffix(".py").replace("/", ".").split("."):
+        near = _nearest_part(found, part)
+        if near is None:
+            return None
+        found = f"{found}.{near}".strip(".")
+    return found if found != name else None
+
+
+def nearest(name: str) -> str | None:
+    """Returns the module, or what is in one, that was meant by a name; None if none is near."""
+    module, _, attribute = name.rpartition(".")
+    there = nearest_module(name)
+    if there or not module:
+        return there
+    there = module if _exists(module) else nearest_module(module)
+    with contextlib.suppress(Exception, SystemExit):  # it would have failed by its right name, too
+        names = [n for n in vars(importlib.import_module(there or "")) if not n.startswith("_")]
+        for meant in difflib.get_close_matches(attribute, names, n=1, cutoff=_NEAR):
+            return f"{there}.{meant}" if f"{there}.{meant}" != name else None
+    return None
+
+
+def _nearest_part(package: str, part: str) -> str | None:
+    if _exists(f"{package}.{part}".strip(".")):
+        return part
+    if package:
+        folders = list(getattr(sys.modules.get(package), "__path__", ()))
+        return _near(part, folders, _NEAR)
+    # Of installed modules there are many, and those of Python are no part of a project.
+    return _near(part, [os.getcwd()], _NEAR) or _near(part, sys.path, _NEAR_INSTALLED)
+
+
+def _near(part: str, folders: list[str], cutoff: float) -> str | None:
+    names = {module.name for module in pkgutil.iter_modules(folders)}
+    names -= {*sys.stdlib_module_names, "manage"}
+    return next(iter(difflib.get_close_matches(part, sorted(names), n=1, cutoff=cutoff)), None)
+
+
+def _exists(module: str) -> bool:
+    """Whether there is a module. Imports the packages that it is in."""
+    with contextlib.suppress(Exception, SystemExit):
+        return importlib.util.find_spec(module) is not None
+    return False
+
+
+def beside(module: str, name: str) -> str | None:
+    """Returns the module of that name in the package of another one, or in the next one around it;
+    None if there is none."""
+    package = module.rpartition(".")[0]
+    while package and not _exists(f"{package}.{name}"):
+        package = package.rpartition(".")[0]
+    return f"{package}.{name}" if package else None
 
 
 def engine_meant(value: object) -> str:

@@ -19,23 +19,22 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from pooled_serve.errors import (
-    EXIT_PROJECT,
     Finding,
     Level,
     StartupError,
     startup_error,
 )
+from pooled_serve.preflight import databases
 from pooled_serve.preflight.failures import (
     SETTINGS_VARIABLE,
     blame,
+    fails_in_databases,
     missing_remedy,
     traceback_command,
     where,
 )
 
 DEFAULT_ATTRIBUTE = "application"
-NO_URLS = "PS109"
-"""The code of a URL configuration that fails."""
 
 
 def load(app: str) -> None:
@@ -194,6 +193,11 @@ def _import_failed(
             f"{name} uses Django's settings, but names no settings module",
             f"use --settings MODULE, or set {SETTINGS_VARIABLE} in {name}",
         )
+    if fails_in_databases(error):
+        try:
+            refuse_malformed_databases()
+        except StartupError as malformed:
+            return malformed
     hint, detail = missing_remedy(error) or "correct the error above", where(error)
     if (blamed := blame(error, settings)) is not None:
         hint, detail = blamed
@@ -201,6 +205,17 @@ def _import_failed(
         then = f"; {traceback_command(f'import {name}', given)}"
     text = f"{name} exists, but fails while it is imported"
     return startup_error("PS102", text, f"{hint}{then}", detail)
+
+
+def refuse_malformed_databases() -> None:
+    """Check that DATABASES has the form that Django needs.
+
+    :raises StartupError: PS110.
+    """
+    from django.conf import settings
+
+    name = os.environ.get(SETTINGS_VARIABLE, "the settings")
+    databases.refuse_malformed(settings.DATABASES, name)
 
 
 _NO_SETTINGS = frozenset(
@@ -353,56 +368,9 @@ def secret_notes() -> Iterator[Finding]:
         yield Finding(Level.NOTE, "", "SECRET_KEY", text)
 
 
-def migration_notes() -> Iterator[Finding]:
-    """Tell of migrations that are not applied to the default database. Only reads there."""
-    from django.db import connections
-    from django.db.migrations.executor import MigrationExecutor
-
-    executor = MigrationExecutor(connections["default"])
-    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    if plan:
-        number = f"{len(plan)} migrations are" if len(plan) > 1 else "1 migration is"
-        first = f"{plan[0][0].app_label}.{plan[0][0].name}"
-        text = f"{number} not applied, the first is {first}: run manage.py migrate"
-        yield Finding(Level.NOTE, "", "default", text)
-
-
 # From these on, a coroutine is not told that its executor has finished, if gevent has patched
 # (https://github.com/gevent/gevent/issues/2213). 3.14.0 to 3.14.2 are not affected.
 ASYNC_STALLS = (3, 13, 12) <= sys.version_info[:3] < (3, 14) or sys.version_info[:3] >= (3, 14, 3)
-
-
-def url_error() -> BaseException | None:
-    """Import the URL configuration, as the first request does. Returns the error if that fails."""
-    from django.urls import get_resolver
-
-    try:
-        get_resolver().url_patterns  # noqa: B018 - imported at first use
-    except (Exception, SystemExit) as error:
-        return error
-    return None
-
-
-def url_warnings() -> Iterator[Finding]:
-    """Warn if the URL configuration fails."""
-    if (error := url_error()) is not None:
-        yield url_warning(error)
-
-
-def url_warning(error: BaseException) -> Finding:
-    """Returns the warning for what :func:`url_error` has found."""
-    from django.conf import settings
-
-    look = "import django; django.setup(); django.urls.get_resolver().url_patterns"
-    return Finding(
-        Level.WARN,
-        NO_URLS,
-        "",
-        f"{getattr(settings, 'ROOT_URLCONF', 'ROOT_URLCONF')} fails while it is imported, so "
-        f"every request will: {where(error).strip()}",
-        f"correct the error; {traceback_command(look, os.environ.get(SETTINGS_VARIABLE, ''))}",
-        exit_code=EXIT_PROJECT,
-    )
 
 
 def async_warnings() -> Iterator[Finding]:
@@ -417,7 +385,7 @@ def async_warnings() -> Iterator[Finding]:
         # Django runs middleware in an event loop only if it cannot call it synchronously.
         if not getattr(import_string(path), "sync_capable", True)
     ]
-    with contextlib.suppress(Exception, SystemExit):  # url_warnings() tells of it
+    with contextlib.suppress(Exception, SystemExit):  # urls.py tells of it
         found += _async_views(get_resolver())
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

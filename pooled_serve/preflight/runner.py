@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 
 from pooled_serve import compat, launcher
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
-from pooled_serve.preflight import child, databases, failures, project
+from pooled_serve.preflight import child, databases, failures, migrations, project, urls
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
 from pooled_serve.preflight.servers import (
     ANSWER_TIMEOUT_SECONDS,
     ask_all,
     describe,
+    explained,
     usable,
 )
 
@@ -109,26 +110,29 @@ def _report(app: str, *, check: bool) -> ProjectReport:
     import django
     from django.db import connections
 
-    with usable("DATABASES cannot be used"):
+    project.refuse_malformed_databases()
+    with usable("DATABASES cannot be used", "correct DATABASES in the settings"):
         found = [
             describe(alias, settings)
             for alias, settings in connections.settings.items()
             if settings["ENGINE"] != "django.db.backends.dummy"
         ]
-    reports = ask_all(found)
+    reports = tuple(
+        explained(report, connections.settings[report.alias]) for report in ask_all(found)
+    )
     doubts = [
         finding
         for report in reports
         if report.pooled
         for finding in (
-            *databases.warnings(report.alias, connections.settings[report.alias]),
+            *databases.warnings(report, connections.settings[report.alias]),
             *databases.other_meanings(report, connections.settings[report.alias]),
             *(databases.of_manage(report, connections.settings[report.alias]) if check else ()),
         )
     ]
     default = next((report for report in reports if report.alias == "default"), None)
     if check and default and default.facts and not databases.lacks_name(default):
-        doubts += _in_time(project.migration_notes)
+        doubts += _in_time(migrations.notes)
     if check:
         doubts += project.secret_notes()
     doubts += databases.without_engine(connections.settings)
@@ -143,7 +147,7 @@ def _report(app: str, *, check: bool) -> ProjectReport:
             *_pooling_warning(),
             *doubts,
             *project.host_warnings(),
-            *project.url_warnings(),
+            *urls.url_warnings(),
             *project.async_warnings(),
         ),
     )

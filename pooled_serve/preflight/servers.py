@@ -65,7 +65,7 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
     engine = settings["ENGINE"]
     said = f"the engine {engine!r} of the database {alias!r} cannot be loaded"
     with usable(said, failures.engine_meant(engine)):
-        wrapper = connections[alias]
+        wrapper: Any = connections[alias]
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
         return Question(DatabaseReport(alias, pooled=False, label=label))
@@ -73,7 +73,9 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
     from pooled_serve.driver.connection import MySQLConnection
 
     databases.check(alias, settings)
-    with usable(f"PyMySQL cannot use the settings of the database {alias!r}"):
+    said = f"PyMySQL cannot use the settings of the database {alias!r}"
+    with usable(said, "correct DATABASES in the settings"):
+        databases.check_isolation(alias, settings["OPTIONS"], wrapper.isolation_levels)
         given = wrapper.get_connection_params()
         try:
             params = parameters.translate(given)
@@ -138,6 +140,28 @@ def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return tuple(reports.values())
+
+
+_FOLLOW = {
+    "USER": ("PS303", "PS304"),
+    "PASSWORD": ("PS303",),
+    "HOST": ("PS301", "PS302", "PS303", "PS304", "PS307"),
+    "PORT": ("PS301", "PS303", "PS304", "PS307"),
+}
+"""Problems that a connect has because there is no such key."""
+
+
+def explained(report: DatabaseReport, settings: Mapping[str, Any]) -> DatabaseReport:
+    """Returns the report, whose problem is that of a misspelt key if it follows from one: what has
+    to be corrected is the key, and not the account."""
+    problem, keys = report.problem, databases.misspelt_keys(report.alias, settings)
+    if problem is None or keys is None:
+        return report
+    lacking = [meant for meant in databases.misspelt(settings).values() if not settings.get(meant)]
+    if not any(problem.code in _FOLLOW.get(meant, ()) for meant in lacking):
+        return report
+    text = f"{keys.message}: {problem.message}"
+    return replace(report, problem=replace(problem, code=keys.code, message=text, hint=keys.hint))
 
 
 def _ask(connection: Any) -> ServerFacts:

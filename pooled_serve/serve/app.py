@@ -30,8 +30,9 @@ from pooled_serve.pool.host import Host
 from pooled_serve.preflight.budget import plural
 from pooled_serve.preflight.failures import first_unreadable, where, where_without_words
 from pooled_serve.preflight.plan import Plan, make_plan
-from pooled_serve.preflight.project import NO_URLS, named_as_module, url_error, url_warning
+from pooled_serve.preflight.project import named_as_module
 from pooled_serve.preflight.reports import ProjectReport
+from pooled_serve.preflight.urls import NO_URLS, url_error, url_warning
 from pooled_serve.serve import addresses, early, names, signals, values
 from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import HOST_VARIABLE, Config

@@ -145,6 +145,55 @@ def test_a_key_that_is_nearly_one(
     assert PASSWORD not in done.output
 
 
+@pytest.mark.parametrize(
+    ("missing", "keys", "meant"),
+    [
+        ("USER", {"USERNAME": "user"}, "'USER'"),
+        ("USER", {"DB_USER": "user"}, "'USER'"),
+        ("PASSWORD", {"PASS": "password"}, "'PASSWORD'"),
+        ("USER PASSWORD", {"username": "user", "PWD": "password"}, "'USER' and 'PASSWORD'"),
+        ("PORT", {"MYSQL_PORT": "port"}, "'PORT'"),
+    ],
+)
+def test_a_key_in_other_words_explains_why_the_login_fails(
+    project: MakeProject, mariadb: Server, missing: str, keys: dict[str, str], meant: str
+) -> None:
+    database = mariadb.create_database()
+    settings = database.django()
+    given = {"user": database.user, "password": PASSWORD, "port": settings["PORT"]}
+    settings = {key: value for key, value in settings.items() if key not in missing.split()}
+    settings |= {key: given[what] for key, what in keys.items()}
+    done = run("mysite.wsgi", "--check", cwd=project(databases={"default": settings}))
+    says = f"{' and '.join(map(repr, keys))}, which Django does not know, so "
+    done.assert_one_problem("FAIL  PS110", EXIT_DATABASE, says, f"did you mean {meant}?")
+    assert PASSWORD not in done.output
+
+
+@pytest.mark.parametrize("key", ["DB", "DATABASE", "DATABASE_NAME", "DBNAME", "db_name"])
+def test_a_key_in_other_words_leaves_no_database(
+    project: MakeProject, mariadb: Server, key: str
+) -> None:
+    database = mariadb.create_database()
+    done = check(project, database, NAME="", **{key: database.name})
+    done.assert_one_problem("WARN  PS110 default", 0, repr(key), "did you mean 'NAME'?")
+
+
+@pytest.mark.parametrize("key", ["HOSTNAME", "DATABASE_HOST", "SERVER"])
+def test_a_key_in_other_words_for_the_host(project: MakeProject, key: str) -> None:
+    databases = mysql_at("", free_port(), **{key: "127.0.0.1"})
+    databases["default"]["OPTIONS"] = {"unix_socket": "/nowhere/mysql.sock"}
+    done = run("mysite.wsgi", "--check", cwd=project(databases=databases))
+    done.assert_one_problem("FAIL  PS110", EXIT_DATABASE, repr(key), "did you mean 'HOST'?")
+
+
+def test_a_key_in_other_words_beside_the_right_one_is_an_engines(
+    project: MakeProject, mariadb: Server
+) -> None:
+    keys = dict.fromkeys(("USERNAME", "PASS", "DATABASE", "HOSTNAME", "DB_PORT"), PASSWORD)
+    done = check(project, mariadb.create_database(), "--strict", **keys)
+    assert done.code == 0, done.output
+
+
 def test_keys_of_an_engine_are_its_own(project: MakeProject, mariadb: Server) -> None:
     keys = dict.fromkeys(("SCHEMA", "REPLICAS", "POOL", "MAX_AGE", "PREFIX", "LABEL"), PASSWORD)
     done = check(project, mariadb.create_database(), "--strict", **keys)
@@ -166,6 +215,43 @@ def test_expired_password(project: MakeProject, mysql: Server) -> None:
     mysql.admin.query(f"ALTER USER {database.user}@127.0.0.1 PASSWORD EXPIRE")
     done = check(project, database)
     done.assert_one_problem("PS303", EXIT_DATABASE, "has expired", "ALTER USER")
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+def test_locked_account(request: pytest.FixtureRequest, project: MakeProject, kind: str) -> None:
+    server = request.getfixturevalue(kind)
+    database = server.create_database()
+    found = f"SELECT host AS host FROM mysql.user WHERE user = '{database.user}'"
+    for row in server.admin.query(found):
+        server.admin.query(f"ALTER USER '{database.user}'@'{row['host']}' ACCOUNT LOCK")
+    done = check(project, database)
+    done.assert_one_problem("PS303", EXIT_DATABASE, "locked", "ALTER USER ... ACCOUNT UNLOCK")
+
+
+@pytest.mark.parametrize("apps", ["'django.contrib.contenttypes'", ""])
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+def test_an_account_that_may_not_read_the_migrations(
+    request: pytest.FixtureRequest, project: MakeProject, kind: str, apps: str
+) -> None:
+    server = request.getfixturevalue(kind)
+    database = server.create_database()
+    name = database.name
+    server.admin.query(f"CREATE TABLE {name}.django_migrations (id INT, app TEXT, name TEXT)")
+    server.admin.query(f"CREATE USER less IDENTIFIED BY '{PASSWORD}'")
+    server.admin.query(f"CREATE TABLE {name}.other (id INT)")
+    server.admin.query(f"GRANT SELECT ON {name}.other TO less")
+    try:
+        folder = project(
+            databases={"default": database.django(USER="less", PASSWORD=PASSWORD)},
+            settings=f"INSTALLED_APPS = [{apps}]",
+        )
+        done = run("mysite.wsgi", "--check", cwd=folder)
+    finally:
+        server.admin.query("DROP USER less")
+    said = " ".join(done.output.split())
+    note = f"nothing is known of migrations: GRANT SELECT ON {name}.django_migrations to it"
+    assert (note in said) == bool(apps)
+    assert "manage.py migrate" not in done.output
 
 
 @pytest.mark.parametrize("name", ["nosuch", "mysql"])

@@ -229,10 +229,9 @@ PROJECTS = {
     ),
     "error of several lines": Case(
         "PS102",
-        "PyMySQL cannot use the settings of the database 'default'",
-        "correct DATABASES",
-        databases=mysql_at("127.0.0.1", OPTIONS={"isolation_level": "serialisable"}),
-        output="Invalid transaction isolation level 'serialisable' specified. Use one of ",
+        "mysite.wsgi exists",
+        settings="\nraise ValueError('one of:\\n  a,\\n  b')",
+        output="ValueError: one of: a, b\n",
     ),
     "application that ends the process": Case(
         "PS102",
@@ -347,7 +346,7 @@ PROJECTS = {
         args=("mysite.wsgi", "--strict"),
         sources={"urls": "import no_such_thing"},
     ),
-    "no URLs": Case("PS109", "ROOT_URLCONF", settings="del ROOT_URLCONF"),
+    "no URLs": Case("PS109", "has no ROOT_URLCONF", "'mysite.urls'", settings="del ROOT_URLCONF"),
     "engine that does not exist": Case(
         "PS102",
         "'no.engine' of the database 'default'",
@@ -355,8 +354,9 @@ PROJECTS = {
         databases={"default": {"ENGINE": "no.engine", "PASSWORD": PASSWORD}},
     ),
     "no default database": Case(
-        "PS102",
-        "DATABASES cannot be used",
+        "PS110",
+        "DATABASES of mysite.settings has no 'default', which Django requires, only 'other'",
+        "→ rename 'other' to 'default'",
         databases={"other": SQLITE["default"]},
     ),
     "option of mysqlclient": Case(

@@ -29,7 +29,7 @@ CACHE = "django.contrib.sessions.backends.memcache"
         (
             f"{SESSIONS}SESSION_ENGINE = '{CACHE}'",
             CACHE,
-            "correct SESSION_ENGINE of mysite.settings, or install what it names",
+            "correct SESSION_ENGINE of mysite.settings",  # Django is installed
             f"SESSION_ENGINE of mysite.settings, '{CACHE}'",
         ),
         (
