@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 DEFAULT_FILES = ("/etc/my.cnf", "/etc/mysql/my.cnf", "~/.my.cnf")
 """What is read for a group when no file is named."""
@@ -19,9 +20,32 @@ DEFAULT_FILES = ("/etc/my.cnf", "/etc/mysql/my.cnf", "~/.my.cnf")
 GROUPS = ("client", "client-server", "client-mariadb")
 """The groups that are always read; the last two are MariaDB's."""
 
+_SYNONYMS = {"db": "database", "passwd": "password", "unix-socket": "socket"}
+"""Names that MariaDB's client library takes for another."""
+
 _DEEPEST = 10  # files that include each other must come to an end
 _ESCAPES = {"b": "\b", "t": "\t", "n": "\n", "r": "\r", "s": " ", "\\": "\\"}
 _QUOTED = re.compile(r"""(["'])(.*?)\1\s*(?:#.*)?$""")
+
+
+class Option(NamedTuple):
+    """A line of an option file."""
+
+    file: str  # the line is in; not the one that includes it
+    group: str  # empty before the first
+    name: str  # in lower case with dashes; empty for the line that begins a group
+    value: str | None = None  # without "=" there is none
+    cut: bool = False  # whether a comment was taken from the value, which had no quotes
+
+
+def options(file: str) -> Iterator[Option]:
+    """Yields all lines of a file and of those that it includes, whatever their group is."""
+    yield from _lines(os.path.expanduser(file), 1)
+
+
+def groups_read(group: str | None = None) -> set[str]:
+    """Returns the groups that count, with the one that OPTIONS may name."""
+    return {*GROUPS, group} if group else set(GROUPS)
 
 
 def read(files: Iterable[str], group: str | None = None) -> dict[str, str | None]:
@@ -30,13 +54,9 @@ def read(files: Iterable[str], group: str | None = None) -> dict[str, str | None
     Names are in lower case with dashes. An option without "=" has None. Files that cannot be read
     are left out, as both drivers do.
     """
-    groups = {*GROUPS, group}
-    return {
-        name: value
-        for file in files
-        for section, name, value in _lines(os.path.expanduser(file), 1)
-        if section in groups
-    }
+    groups = groups_read(group)
+    found = (option for file in files for option in options(file))
+    return {option.name: option.value for option in found if option.name and option.group in groups}
 
 
 def unreadable(file: str) -> bool:
@@ -44,8 +64,7 @@ def unreadable(file: str) -> bool:
     return not os.access(os.path.expanduser(file), os.R_OK)
 
 
-def _lines(file: str, depth: int) -> Iterator[tuple[str, str, str | None]]:
-    """Yields group, name and value of each option."""
+def _lines(file: str, depth: int) -> Iterator[Option]:
     try:
         text = Path(file).read_text(errors="surrogateescape")
     except OSError:
@@ -60,10 +79,12 @@ def _lines(file: str, depth: int) -> Iterator[tuple[str, str, str | None]]:
                     yield from _lines(included, depth + 1)
         elif line.startswith("["):
             section = line[1:].partition("]")[0].strip()
+            yield Option(file, section, "")
         else:
-            name, equals, value = line.partition("=")
+            name, equals, text = line.partition("=")
             name = name.strip().lower().replace("_", "-")
-            yield section, name, _value(value.strip()) if equals else None
+            value, cut = _value(text.strip()) if equals else (None, False)
+            yield Option(file, section, _SYNONYMS.get(name, name), value, cut)
 
 
 def _included(line: str) -> list[str]:
@@ -73,7 +94,10 @@ def _included(line: str) -> list[str]:
     return [path.strip()] if word == "!include" else []
 
 
-def _value(text: str) -> str:
+def _value(text: str) -> tuple[str, bool]:
+    """Returns what counts of a value, and whether it ends before a comment without quotes."""
     quoted = _QUOTED.match(text)
-    text = quoted.group(2) if quoted else re.split(r"\s#", text, maxsplit=1)[0].rstrip()
-    return re.sub(r"\\([btnrs\\])", lambda found: _ESCAPES[found.group(1)], text)
+    bare, *comment = re.split(r"\s#", text, maxsplit=1)
+    text = quoted.group(2) if quoted else bare.rstrip()
+    value = re.sub(r"\\([btnrs\\])", lambda found: _ESCAPES[found.group(1)], text)
+    return value, bool(comment) and not quoted

@@ -47,7 +47,8 @@ WORDS = {
     "ssl": "`ca`, `capath`, `cert`, `key`, `cipher` are the same, any other is refused, True is "
     "`REQUIRED`; with a `ca` the host name is checked, too, unless `ssl_mode` says otherwise",
     "read_default_file": "the same, with all that mysqlclient reads in it: groups, `socket`, "
-    "`protocol`, `ssl-mode`, `!include`; what `DATABASES` sets counts more",
+    "`protocol`, `ssl-mode`, `!include`; what `DATABASES` sets counts more; write the path without "
+    "`~`, which MariaDB's client library does not expand",
     "unix_socket, read_default_group, charset, collation, sql_mode, local_infile, use_unicode": (
         "the same"
     ),
@@ -146,11 +147,11 @@ def _unknown(name: str, value: object) -> str:
     """Returns what helps against an option that nobody knows."""
     if name in _SERVERS:
         return f"it is a variable of the server: set it with init_command, SET {name} = {value!r}"
-    near = _nearest(name, _KNOWN | MYSQLCLIENTS)
+    near = nearest(name, _KNOWN | MYSQLCLIENTS)
     return f"did you mean {near!r}?" if near else "leave it out"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the name that was meant: one that differs in its spelling only, or a little."""
     bare = {_bare(each): each for each in sorted(known)}
     if _bare(name) in bare:
@@ -172,12 +173,6 @@ def unknown_to_plain_pymysql(given: Mapping[str, Any]) -> list[str]:
 def is_compressed(given: Mapping[str, Any]) -> bool:
     """Whether they ask for a compression, which PyMySQL does without."""
     return bool(given.get("compress") or (given.get("client_flag") or 0) & COMPRESS)
-
-
-def missing_file(given: Mapping[str, Any]) -> str | None:
-    """Returns the option file that they name, if it cannot be read."""
-    file: str | None = given.get("read_default_file")
-    return file if file and option_files.unreadable(file) else None
 
 
 def check_tls_files(params: Mapping[str, Any]) -> None:
@@ -227,16 +222,6 @@ def lacks_socket(given: Mapping[str, Any]) -> bool:
     return not named and local_socket() is None
 
 
-def file_with_socket(given: Mapping[str, Any]) -> str | None:
-    """Returns the option file in which the server's socket is named; None if it is not from one."""
-    file: str | None = given.get("read_default_file")
-    params = dict(given)
-    params["unix_socket"] = None
-    if not file or given.get("unix_socket") or _read_option_files(params):
-        return None
-    return file if params["unix_socket"] else None
-
-
 def local_socket() -> str | None:
     """Returns the path of the server's Unix socket on this machine, or None if there is none: the
     one that the environment names, or else one in the usual places."""
@@ -262,7 +247,7 @@ def _read_option_files(params: dict[str, Any]) -> bool:
     if not file and not group:
         return False
     found = option_files.read([file] if file else option_files.DEFAULT_FILES, group)
-    for name, (word, kind) in _FILE_WORDS.items():
+    for name, (word, kind) in FILE_WORDS.items():
         text = found.get(name)
         if not text or params.get(word):
             continue
@@ -283,7 +268,7 @@ def _read_option_files(params: dict[str, Any]) -> bool:
     return over_tcp
 
 
-_FILE_WORDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+FILE_WORDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "user": ("user", str),
     "password": ("password", str),
     "host": ("host", str),
@@ -314,7 +299,7 @@ def _check_tls_keys(params: Mapping[str, Any]) -> None:
     """PyMySQL ignores the keys that it does not know, and then nothing is verified."""
     tls = params.get("ssl")
     for name in sorted(tls.keys() - _SSL_KEYS, key=str) if isinstance(tls, dict) else ():
-        near = _nearest(_bare(str(name)).removeprefix("ssl"), _SSL_KEYS)
+        near = nearest(_bare(str(name)).removeprefix("ssl"), _SSL_KEYS)
         hint = "for TLS without verification use 'ssl': True"
         hint = f"did you mean {near!r}?" if near else hint
         raise UnsupportedOption(f"'ssl' has no key {name!r}, which PyMySQL would ignore", hint)

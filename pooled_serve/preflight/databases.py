@@ -11,6 +11,7 @@ from importlib.machinery import PathFinder
 from typing import Any
 
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
+from pooled_serve.preflight import origins
 from pooled_serve.preflight.reports import DatabaseReport
 
 _TEXTS = ("NAME", "USER", "PASSWORD")  # or None, Django's default for some
@@ -24,21 +25,6 @@ _BOOLEANS = (  # of OPTIONS
     *("autocommit", "binary_prefix", "compress", "local_infile", "multi_statements"),
     *("ssl_disabled", "ssl_verify_cert", "ssl_verify_identity", "use_unicode"),
 )
-_KEYS = (
-    *("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS", "CONN_MAX_AGE", "ENGINE", "HOST"),
-    *("NAME", "OPTIONS", "PASSWORD", "PORT", "TEST", "TIME_ZONE", "USER"),
-)
-_SYNONYMS = {
-    **dict.fromkeys(("DATABASE", "DB"), "NAME"),
-    **dict.fromkeys(("HOSTNAME", "HOST_NAME", "SERVER"), "HOST"),
-    **dict.fromkeys(("PASS", "PASSWD", "PWD"), "PASSWORD"),
-    **dict.fromkeys(("LOGIN", "USERNAME", "USER_NAME"), "USER"),
-}
-"""Words of other configurations, for what Django calls otherwise."""
-_PREFIXES = ("DATABASE_", "DB_", "MYSQL_")
-"""Of variables of the environment, whose names become keys: DB_USER, DATABASE_NAME."""
-_KEY_CUTOFF = 0.8
-"""Of difflib's ratio, for a key that may have been meant: "PASSWD" has 0.86 of "PASSWORD"."""
 _MYSQL = "django.db.backends.mysql"
 _SWITCHES = ("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS")
 
@@ -85,7 +71,7 @@ def _kind(value: object) -> str:
 
 def _no_default(where: str, databases: Mapping[Any, Any]) -> tuple[str, str]:
     """Returns what is wrong with databases of which none is the default one, and the remedy."""
-    if keys := [key for key in _KEYS if not isinstance(databases.get(key, {}), Mapping)]:
+    if keys := [key for key in origins.KEYS if not isinstance(databases.get(key, {}), Mapping)]:
         text = f"{where} has {keys[0]!r} where the name of a database belongs"
         return text, 'put one more dict around it: DATABASES = {"default": {...}}'
     aliases = ["a URL" if _is_url(alias) else repr(alias) for alias in databases]
@@ -162,7 +148,7 @@ def check_isolation(alias: str, options: Mapping[str, Any], levels: Collection[s
     if not value or (isinstance(value, str) and value.lower() in levels):
         return
     word = re.sub(r"[\s_-]+", " ", value.lower()) if isinstance(value, str) else ""
-    near = difflib.get_close_matches(word, sorted(levels), n=1, cutoff=_KEY_CUTOFF)
+    near = difflib.get_close_matches(word, sorted(levels), n=1, cutoff=origins.KEY_CUTOFF)
     # What is near to none may be a password in the wrong place.
     shown = repr(value) if near else f"of type {type(value).__name__}"
     text = f"OPTIONS['isolation_level'] of the database {alias!r} is {shown}, not one of its levels"
@@ -246,7 +232,9 @@ def without_engine(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[Findin
         if one["ENGINE"] == "django.db.backends.dummy" and said:
             text = f"there is {said[0]}, and no ENGINE, so each query will fail"
             hint = f'write "ENGINE": {_MYSQL!r} in DATABASES'
-            if key := next((key for key, meant in misspelt(one).items() if meant == "ENGINE"), ""):
+            if key := next(
+                (key for key, meant in origins.misspelt(one).items() if meant == "ENGINE"), ""
+            ):
                 hint = f"rename {key!r} to 'ENGINE' in DATABASES"
             yield Finding(Level.WARN, "PS110", alias, text, hint)
 
@@ -262,53 +250,22 @@ def warnings(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Fi
         if isinstance(settings[name], str):
             text = f"{name} is {settings[name]!r}, a string, which counts as {bool(settings[name])}"
             yield Finding(Level.WARN, "PS110", alias, text, "write True or False, without quotes")
-    keys = misspelt_keys(alias, settings)
-    if keys and not (report.problem and report.problem.message.startswith(keys.message)):
-        yield keys
-
-
-def misspelt_keys(alias: str, settings: Mapping[str, Any]) -> Finding | None:
-    """Returns the finding for keys that Django does not know, and that are meant for some which it
-    does."""
-    found = misspelt(settings)
-    if not found:
-        return None
-    one = len(found) == 1
-    keys, meant = (" and ".join(map(repr, words)) for words in (found, found.values()))
-    text = (
-        f"DATABASES has {'a key' if one else 'keys'} {keys}, which Django does not know, so "
-        f"{'it has' if one else 'they have'} no effect"
-    )
-    return Finding(Level.WARN, "PS110", alias, text, f"did you mean {meant}?")
-
-
-def misspelt(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns keys that Django does not know, and those that are meant. Engines have keys of their
-    own: another word, which is not just misspelt, counts only where the one that is meant lacks."""
-    found = {}
-    for key in settings:
-        if not isinstance(key, str) or key in _KEYS:
-            continue
-        word = key.upper().replace("-", "_")
-        swapped = [known for known in _KEYS if sorted(known) == sorted(word)]
-        near = swapped or difflib.get_close_matches(word, _KEYS, n=1, cutoff=_KEY_CUTOFF)
-        prefix = next(filter(word.startswith, _PREFIXES), "")
-        bare = word.removeprefix(prefix)
-        meant = _SYNONYMS.get(word) or _SYNONYMS.get(bare, bare if prefix else "")
-        if near:
-            found[key] = near[0]
-        elif meant in {*_SYNONYMS.values(), "PORT"} and not settings.get(meant):
-            found[key] = meant
-    return found
 
 
 def of_manage(report: DatabaseReport, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Values that manage.py takes for something else, if it uses PyMySQL: no mysqlclient is there,
-    and PyMySQL by itself knows fewer words, and takes ``localhost`` for TCP."""
+    """Values that manage.py takes for something else: mysqlclient, or PyMySQL if none is there,
+    which by itself knows fewer words, and takes ``localhost`` for TCP."""
     from pooled_serve.driver import parameters
 
     # MySQLdb is PyMySQL here: look for a module of that name.
     if PathFinder.find_spec("MySQLdb") is not None:
+        if found := origins.expanded_home(settings):
+            text = (
+                f"manage.py with mysqlclient does not find the option file {found[0]} if that uses "
+                f"MariaDB's client library, which does not expand ~: write {found[1]} as "
+                "OPTIONS['read_default_file']"
+            )
+            yield Finding(Level.NOTE, "", report.alias, text)
         return
     use = "install mysqlclient for manage.py, or write"
     for word in parameters.unknown_to_plain_pymysql(settings["OPTIONS"])[:1]:
@@ -331,24 +288,25 @@ def other_meanings(report: DatabaseReport, settings: Mapping[str, Any]) -> Itera
     they look like."""
     from pooled_serve.driver import parameters  # and PyMySQL, which --help does without
 
-    options = settings["OPTIONS"]
-    if lacks_name(report) and "NAME" not in misspelt(settings).values():
+    options, origin = settings["OPTIONS"], origins.Origins(settings)
+    yield from origin.findings(report)
+    if lacks_name(report) and not origin.lost("database"):
         text = "NAME is empty, so no database is selected: queries fail with error 1046"
         hint = "write the name of the database as NAME in DATABASES"
         yield Finding(Level.WARN, "PS110", report.alias, text, hint)
     if parameters.is_compressed(options):
         text = "connections are not compressed: PyMySQL cannot do what OPTIONS ask for"
         yield Finding(Level.NOTE, "", report.alias, text)
-    if file := parameters.missing_file(options):
-        text = f"OPTIONS name the option file {file}, which cannot be read, so it is left out"
-        hint = "correct read_default_file, or let this user read it"
-        yield Finding(Level.WARN, "PS112", report.alias, text, hint)
     host, port = settings["HOST"], settings["PORT"]
-    if parameters.lacks_socket({"host": host, **options}):
+    lost = origin.lost("host", "socket")  # else the remedy is another
+    if not lost and parameters.lacks_socket({"host": host, **options}):
+        said, file = f"HOST {host!r}", origin.file_of("host")
+        use = "use 127.0.0.1 as HOST, or set OPTIONS['unix_socket']"
+        if file:
+            said, use = f"host in {file}", "use 127.0.0.1, or set socket there"
         text = (
-            f"HOST {host!r} means a Unix socket, and there is none in the usual places, so TCP is "
-            f"used ({report.server}); with mysqlclient manage.py would fail there: use 127.0.0.1 "
-            "as HOST, or set OPTIONS['unix_socket']"
+            f"{said} means a Unix socket, and there is none in the usual places, so TCP is used "
+            f"({report.server}); with mysqlclient manage.py would fail there: {use}"
         )
         yield Finding(Level.NOTE, "", report.alias, text)
     at_socket = report.server.startswith("/") and host in ("", "localhost")

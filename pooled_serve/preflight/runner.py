@@ -21,13 +21,7 @@ from pooled_serve import compat, launcher
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import child, databases, failures, migrations, project, urls
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport, ServerFacts
-from pooled_serve.preflight.servers import (
-    ANSWER_TIMEOUT_SECONDS,
-    ask_all,
-    describe,
-    explained,
-    usable,
-)
+from pooled_serve.preflight.servers import ANSWER_TIMEOUT_SECONDS, ask_all, describe, usable
 
 SLOW_AFTER_SECONDS = 15.0
 """Seconds until a warning that the project is still being loaded."""
@@ -117,9 +111,7 @@ def _report(app: str, *, check: bool) -> ProjectReport:
             for alias, settings in connections.settings.items()
             if settings["ENGINE"] != "django.db.backends.dummy"
         ]
-    reports = tuple(
-        explained(report, connections.settings[report.alias]) for report in ask_all(found)
-    )
+    reports = ask_all(found)
     doubts = [
         finding
         for report in reports

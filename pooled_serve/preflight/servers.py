@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pooled_serve.driver import error_codes as codes
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.preflight import databases, failures
+from pooled_serve.preflight.origins import Origins
 from pooled_serve.preflight.reports import DatabaseReport, ServerFacts
 
 ANSWER_TIMEOUT_SECONDS = 5.0
@@ -50,7 +51,7 @@ class Question(NamedTuple):
     report: DatabaseReport
     connection: Any = None  # not connected yet; None for engines that cannot be pooled
     has_authority: bool = True  # for the server's certificate
-    option_file: str | None = None  # that names the socket
+    origins: Origins | None = None
 
 
 def describe(alias: str, settings: Mapping[str, Any]) -> Question:
@@ -103,7 +104,7 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
         problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
     )
     authority = parameters.has_authority(params)
-    return Question(report, connection, authority, parameters.file_with_socket(given))
+    return Question(report, connection, authority, Origins(settings))
 
 
 def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
@@ -111,7 +112,7 @@ def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
     reports = {question.report.alias: question.report for question in found}
 
     def ask(question: Question) -> None:
-        report, connection, has_authority, option_file = question
+        report, connection, has_authority, origins = question
         try:
             answer = replace(report, facts=_ask(connection), problem=None)
         except databases.WrongRows:
@@ -123,7 +124,7 @@ def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
                 report.server,
                 connection.connect_timeout,
                 has_authority=has_authority,
-                option_file=option_file,
+                origins=origins,
                 option=databases.option_behind(connection, error),
             )
             answer = replace(report, problem=problem)
@@ -140,28 +141,6 @@ def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return tuple(reports.values())
-
-
-_FOLLOW = {
-    "USER": ("PS303", "PS304"),
-    "PASSWORD": ("PS303",),
-    "HOST": ("PS301", "PS302", "PS303", "PS304", "PS307"),
-    "PORT": ("PS301", "PS303", "PS304", "PS307"),
-}
-"""Problems that a connect has because there is no such key."""
-
-
-def explained(report: DatabaseReport, settings: Mapping[str, Any]) -> DatabaseReport:
-    """Returns the report, whose problem is that of a misspelt key if it follows from one: what has
-    to be corrected is the key, and not the account."""
-    problem, keys = report.problem, databases.misspelt_keys(report.alias, settings)
-    if problem is None or keys is None:
-        return report
-    lacking = [meant for meant in databases.misspelt(settings).values() if not settings.get(meant)]
-    if not any(problem.code in _FOLLOW.get(meant, ()) for meant in lacking):
-        return report
-    text = f"{keys.message}: {problem.message}"
-    return replace(report, problem=replace(problem, code=keys.code, message=text, hint=keys.hint))
 
 
 def _ask(connection: Any) -> ServerFacts:
@@ -256,16 +235,33 @@ def connect_problem(
     timeout: float,
     *,
     has_authority: bool = True,
-    option_file: str | None = None,
+    origins: Origins | None = None,
     option: str | None = None,
 ) -> Finding:
     """Returns the finding for a failed connect. Contains no password.
 
     :param timeout: the seconds that the server had.
     :param has_authority: whether the settings name one for the server's certificate.
-    :param option_file: that in which the socket is named.
+    :param origins: where its values are from.
     :param option: the one of OPTIONS whose statement has failed.
     """
+    origins = origins or Origins({})
+    return origins.explain(
+        _connect_problem(
+            error, server, timeout, has_authority=has_authority, origins=origins, option=option
+        )
+    )
+
+
+def _connect_problem(
+    error: Exception,
+    server: str,
+    timeout: float,
+    *,
+    has_authority: bool,
+    origins: Origins,
+    option: str | None,
+) -> Finding:
     # Not above: --help does without PyMySQL.
     from pooled_serve.driver.error_classes import CODE_REMEDY, failure_of_code
 
@@ -277,22 +273,26 @@ def connect_problem(
         case codes.ACCESS_DENIED_ERROR | codes.ACCESS_DENIED_NO_PASSWORD_ERROR:
             code = "PS303"
             hint = (
-                "correct USER and PASSWORD in DATABASES, or the account, which depends on the "
+                f"correct {origins.login()}, or the account, which depends on the "
                 "client's host, too; if it requires TLS or a client certificate, also set "
                 "OPTIONS['ssl']"
             )
         case codes.DBACCESS_DENIED_ERROR | codes.BAD_DB_ERROR:
             code, hint = "PS304", "create the database, or GRANT the user rights on it"
+            if file := origins.file_of("database"):
+                hint = "create the database, GRANT the user rights on it, or correct database in "
+                hint += file
         case codes.MUST_CHANGE_PASSWORD | codes.MUST_CHANGE_PASSWORD_LOGIN:
             code = "PS303"
-            hint = "set a new password with ALTER USER, and correct PASSWORD in DATABASES"
+            hint = "set a new password with ALTER USER, and correct " + origins.place("password")
         case _ if number in codes.LOCKED:
             code = "PS303"
             hint = "unlock the account: ALTER USER ... ACCOUNT UNLOCK"
             if number == codes.USER_IS_BLOCKED:
-                hint = "correct PASSWORD in DATABASES, then unblock the account: FLUSH PRIVILEGES"
+                hint = "then unblock the account: FLUSH PRIVILEGES"
+                hint = f"correct {origins.place('password')}, {hint}"
             elif number == codes.BLOCKED_BY_PASSWORD_LOCK:
-                hint = f"correct PASSWORD in DATABASES, then {hint}"
+                hint = f"correct {origins.place('password')}, then {hint}"
         case codes.HOST_NOT_PRIVILEGED:
             code = "PS303"
             hint = "CREATE USER for that host ('user'@'host', '%' for any), and GRANT it rights"
@@ -339,38 +339,45 @@ def connect_problem(
             code, hint = "PS308", CODE_REMEDY
             problem = f"{server}: Python code fails in the connect: {failure}"
         case _ if number in codes.TLS or isinstance(cause, ssl.SSLError) or "SSL" in text:
-            code, hint = "PS309", "correct OPTIONS['ssl'] and OPTIONS['ssl_mode'] in DATABASES"
+            code, hint = "PS309", f"correct {origins.tls('ssl', 'ssl_mode')}"
             if getattr(cause, "verify_code", 0) in _OTHER_NAME:
+                file = origins.file_of("host")
+                name = f"in {file} the host" if file else "the HOST"
                 hint = (
-                    "use the HOST that the certificate is for, or OPTIONS['ssl_mode'] = "
+                    f"use {name} that the certificate is for, or OPTIONS['ssl_mode'] = "
                     "'VERIFY_CA', which does not compare it (nor does mysqlclient without ssl_mode)"
                 )
             elif getattr(cause, "verify_code", 0) in _UNKNOWN_AUTHORITY:
                 hint = "give the authority's file: OPTIONS['ssl'] = {'ca': '/path/of/ca.pem'}"
                 if has_authority:
-                    hint = (
-                        "correct OPTIONS['ssl']['ca'] in DATABASES (or ssl-ca in the option file): "
-                        "the server's certificate is of another authority"
-                    )
+                    place = "OPTIONS['ssl']['ca'] in DATABASES"
+                    for name in ("ssl-ca", "ssl-capath"):
+                        if file := origins.file_of(name):
+                            place = f"{name} in {file}"
+                    hint = f"correct {place}: the server's certificate is of another authority"
             elif number == codes.CR_SSL_CONNECTION_ERROR and "support" in text:
-                hint = "set up TLS on the server, or remove OPTIONS['ssl'] and OPTIONS['ssl_mode']"
+                hint = f"set up TLS on the server, or remove {origins.tls('ssl', 'ssl_mode')}"
         case codes.CR_CONN_HOST_ERROR | codes.CR_SERVER_LOST if _is_late(text):
             return _no_answer(server, timeout)
         case codes.CR_CONN_HOST_ERROR if isinstance(cause, socket.gaierror):
-            code, hint = "PS302", "check HOST in DATABASES, and DNS on this machine"
+            code, hint = "PS302", f"check {origins.place('host')}, and DNS on this machine"
             if apart := _apart(server):
                 hint = f"write {apart} in DATABASES: HOST is a name or an address alone"
+                if file := origins.file_of("host"):
+                    hint = (
+                        f"write host and port apart in {file}: a host is a name or an address alone"
+                    )
             problem = f"cannot resolve the host name of {server} ({cause.strerror})"
         case codes.CR_CONN_HOST_ERROR:
             code = "PS301"
-            hint = "start the database server, or correct HOST and PORT in DATABASES"
+            hint = f"start the database server, or correct {origins.place('host', 'port')}"
             if server.startswith("/"):
                 hint = (
                     "start the database server, or correct the path of its socket in DATABASES: "
                     "OPTIONS['unix_socket'], or HOST if that is a path"
                 )
-            if option_file:
-                hint = f"start the database server, or correct socket in {option_file}"
+                if file := origins.file_of("socket"):
+                    hint = f"start the database server, or correct socket in {file}"
             if server.startswith("localhost:"):
                 hint += "; there is no Unix socket where mysqlclient would look for one, either"
             why = cause.strerror if isinstance(cause, OSError) and cause.strerror else text
@@ -381,19 +388,19 @@ def connect_problem(
             code = "PS308"
             hint = (
                 "see the server's error log; if it refused a client certificate, correct "
-                "OPTIONS['ssl'] in DATABASES"
+                f"{origins.tls('ssl')}"
             )
             problem = f"{server} hung up during the login: {text}"
         case codes.PARSE_ERROR:
             code = "PS308"
             hint = (
-                "correct OPTIONS['init_command'] in DATABASES; PyMySQL runs one statement, as in "
-                "SET a = 1, b = 2"
+                f"correct {origins.option('init_command')}; PyMySQL runs one statement, as in SET "
+                "a = 1, b = 2"
             )
             problem = f"{server}: {text} (error {number})"
         case _:
             code, hint = "PS308", "see the server's error log"
             if option:
-                hint = f"correct OPTIONS[{option!r}] in DATABASES"
+                hint = f"correct {origins.option(option)}"
             problem = f"{server}: {text} (error {number})"
     return Finding(Level.WARN, code, "", problem, hint)

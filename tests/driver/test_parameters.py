@@ -212,6 +212,8 @@ def test_the_socket_that_the_environment_names(
         ('[client]\npassword="a b" # three', None, {"password": "a b"}),
         ("[client]\npassword=a#b # three", None, {"password": "a#b"}),
         ("[client]\npassword=a\\sb\\\\c\\d=", None, {"password": "a b\\c\\d="}),
+        ("[client]\npasswd=a\ndb=b", None, {"password": "a", "database": "b"}),
+        ("[client]\nunix_socket=/a", None, {"socket": "/a"}),
         ("user=nobody", None, {}),
         ("!include /nowhere\n!other\n[client]\nuser=a", None, {"user": "a"}),
     ],

@@ -165,7 +165,8 @@ def test_a_key_in_other_words_explains_why_the_login_fails(
     settings |= {key: given[what] for key, what in keys.items()}
     done = run("mysite.wsgi", "--check", cwd=project(databases={"default": settings}))
     says = f"{' and '.join(map(repr, keys))}, which Django does not know, so "
-    done.assert_one_problem("FAIL  PS110", EXIT_DATABASE, says, f"did you mean {meant}?")
+    code = "FAIL  PS301" if missing == "PORT" else "FAIL  PS303"
+    done.assert_one_problem(code, EXIT_DATABASE, says, f"did you mean {meant}?")
     assert PASSWORD not in done.output
 
 
@@ -180,10 +181,10 @@ def test_a_key_in_other_words_leaves_no_database(
 
 @pytest.mark.parametrize("key", ["HOSTNAME", "DATABASE_HOST", "SERVER"])
 def test_a_key_in_other_words_for_the_host(project: MakeProject, key: str) -> None:
+    """Of what is at the socket, if there is one, it is not the account."""
     databases = mysql_at("", free_port(), **{key: "127.0.0.1"})
-    databases["default"]["OPTIONS"] = {"unix_socket": "/nowhere/mysql.sock"}
     done = run("mysite.wsgi", "--check", cwd=project(databases=databases))
-    done.assert_one_problem("FAIL  PS110", EXIT_DATABASE, repr(key), "did you mean 'HOST'?")
+    done.assert_one_problem("FAIL  PS30", EXIT_DATABASE, repr(key), "did you mean 'HOST'?")
 
 
 def test_a_key_in_other_words_beside_the_right_one_is_an_engines(
