@@ -159,8 +159,12 @@ def judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") ->
         who += " (no cap: one per greenlet, --worker-connections)"
     too_big = any(p.size_explicit and p.size > per_worker for p in plans if not p.named)
     size = f"--pool-size {per_worker} " if too_big else ""
-    # Only what would help: nobody can use less than one connection.
-    fitting = [f"--pool {plan.named}:{per_worker}:{per_worker}" for plan in plans if plan.named]
+    # Only what would help: nobody can use less than one connection. A size that fits stays.
+    fitting = [
+        f"--pool {plan.named}:{min(plan.size, per_worker)}:{per_worker}"
+        for plan in plans
+        if plan.named
+    ]
     if len(fitting) < len(plans):
         fitting.append(f"{size}--max-outstanding {per_worker}")
     uses = [" ".join(fitting)] if per_worker else []
@@ -168,7 +172,11 @@ def judge_budget(row: BudgetRow, plans: Sequence[PoolPlan], now: str = "now") ->
     uses += [f"--worker-connections {per_worker}"] if unlimited and per_worker else []
     if row.bounded:
         uses = []
-    uses += _uses_per_host(row, plans, usable)
+    # First what serves most: a worker may have what the others do not use. Who has to choose among
+    # more than two takes the first one that is easy, which is a smaller pool for each worker.
+    uses = [*_uses_per_host(row, plans, usable), *uses][:2]
+    if row.workers > 1 and len(uses) > 1 and "--max-per-host" in uses[0]:
+        uses[0] += " (best: the workers share them)"
     in_use, verb = f"{row.in_use} in use", "are"
     if now != "now":
         in_use, verb = f"{in_use} {now}", "were"

@@ -220,7 +220,7 @@ def test_a_written_cap_is_refused() -> None:
     assert finding.label == "PS201 db:3306"
     assert finding.message == ("8 workers × 48 connections = 384, the server allows 151 (9 in use)")
     assert finding.hint == (
-        "use --max-outstanding 15, or --workers 2, or --max-per-host 120, "
+        "use --max-per-host 120 (best: the workers share them), or --max-outstanding 15, "
         "which leaves 31 or more to others, or raise max_connections"
     )
 
@@ -228,14 +228,15 @@ def test_a_written_cap_is_refused() -> None:
 def test_remedies_that_would_not_help_are_not_named() -> None:
     finding = the(plan_for(database(limit=10), workers=20), Level.FAIL)
     assert finding.hint == (
-        "use --workers 8, or --max-per-host 8, which leaves 2 or more to others, "
-        "or raise max_connections"
+        "use --max-per-host 8 (best: the workers share them), or --workers 8, "
+        "which leaves 2 or more to others, or raise max_connections"
     )
     finding = the(plan_for(database(limit=10), workers=3, replicas=11), Level.FAIL)
     assert finding.hint == "raise max_connections"
     finding = the(plan_for(database(limit=10), workers=4, size=5), Level.FAIL)
     assert finding.hint == (
-        "use --pool-size 2 --max-outstanding 2, or --workers 1, or --max-per-host 8, "
+        "use --max-per-host 8 (best: the workers share them), "
+        "or --pool-size 2 --max-outstanding 2, "
         "which leaves 2 or more to others, or raise max_connections"
     )
 
@@ -245,17 +246,37 @@ def test_a_remedy_for_a_pool_with_an_option_of_its_own_is_that_option() -> None:
     own = (AliasSize("a", 5, 20),)
     finding = the(plan_for(database("a", limit=12), workers=4, aliases=own), Level.FAIL)
     assert finding.hint == (
-        "use --pool a:2:2, or --max-per-host 9, which leaves 3 or more to others, "
-        "or raise max_connections"
+        "use --max-per-host 9 (best: the workers share them), or --pool a:2:2, "
+        "which leaves 3 or more to others, or raise max_connections"
     )
     two = database("a", limit=40), database("b", limit=40)
     finding = the(plan_for(*two, workers=4, size=9, cap=20, aliases=own), Level.FAIL)
     assert finding.hint == (
-        "use --pool a:4:4 --pool-size 4 --max-outstanding 4, "
-        "or --max-per-host 16, which leaves 8 or more to others, or raise max_connections"
+        "use --max-per-host 16 (best: the workers share them), "
+        "or --pool a:4:4 --pool-size 4 --max-outstanding 4, "
+        "which leaves 8 or more to others, or raise max_connections"
     )
     finding = the(plan_for(database("a"), aliases=(AliasSize("a", 5, 3),)), Level.FAIL)
     assert finding.hint == "use --pool a:3:3, or --pool a:5:5"
+
+
+@pytest.mark.parametrize(
+    ("size", "cap", "workers", "remedy"),
+    [
+        (4, 40, 1, "use --pool default:4:32, which"),
+        (20, 50, 1, "use --pool default:20:32, which"),
+        (4, 30, 2, ", or --pool default:4:16, which"),
+        (40, 50, 1, "use --pool default:32:32, which"),
+        (4, 60, 10, ", or --pool default:3:3, which"),
+    ],
+)
+def test_a_size_that_fits_stays_in_the_remedy(
+    size: int, cap: int, workers: int, remedy: str
+) -> None:
+    own = (AliasSize("default", size, cap),)
+    findings = plan_for(database(limit=40), workers=workers, aliases=own).findings
+    (hint,) = (f.hint for f in findings if f.code in ("PS201", "PS208"))
+    assert remedy in hint
 
 
 def test_hosts_multiply() -> None:
@@ -360,7 +381,7 @@ def test_no_cap_counts_greenlets() -> None:
         "2 workers × 1000 connections (no cap: one per greenlet, --worker-connections) = 2000"
     )
     assert finding.hint == (
-        "use --max-outstanding 60, or --worker-connections 60, or --max-per-host 120, "
+        "use --max-per-host 120 (best: the workers share them), or --max-outstanding 60, "
         "which leaves 31 or more to others, or raise max_connections"
     )
     plan = plan_for(connections=60, workers=2, cap=math.inf)
@@ -496,6 +517,8 @@ def test_remedies_work(made: tuple[Plan, ProjectReport, PoolOptions, int, int]) 
             changed, number, clients = dict(vars(options)), workers, connections
             for flag, value in re.findall(r"--([a-z-]+) ([0-9.]+)", remedy):
                 match flag:
+                    case "max-per-host":
+                        changed["per_host"] = int(value)
                     case "max-outstanding":
                         changed["cap"] = int(value)
                     case "pool-size":

@@ -99,7 +99,7 @@ Checks
   FAIL  PS203 default +connections live 30000s but MariaDB hangs up after wait_timeout=28800s
  +→ use CONN_MAX_AGE 23040 in DATABASES, or --conn-max-age 23040, or on the server: .* = 37500
   FAIL  PS201 127.0.0.1:{port} +8 workers × 48 connections = 384, the server allows 151 .* in use.
- +→ use --max-outstanding 1\\d, or --workers 2, or --max-per-host 1.*, which leaves .*, or raise .*
+ +→ use --max-per-host 1.* share them\\), or --max-outstanding 1\\d, which leaves .*, or raise .*
 
 Refused\\. Nothing was started\\.
 """

@@ -55,8 +55,8 @@ def test_ttin_beyond_the_budget_is_worth_a_warning(
         f"the server allows {LIMIT} "
     )
     assert re.search(
-        r"\(\d in use at the start\)\n  → use --max-outstanding \d+, or --workers 2, "
-        r"or --max-per-host \d+",
+        r"\(\d in use at the start\)\n  → use --max-per-host \d+ \(best: the workers "
+        r"share them\), or --max-outstanding \d+, which",
         first,
     )
     tell(server, signal.SIGTTIN, 4)

@@ -62,7 +62,8 @@ CASES = (
     Case(
         "PS201",
         {"max_outstanding": 60, "workers": 3},
-        "use {max_outstanding=40}, or {workers=2}, or --max-per-host 120, which leaves 31",
+        "use --max-per-host 120 (best: the workers share them), or {max_outstanding=40}, which "
+        "leaves 31",
     ),
     Case("PS201", {"pool_aliases": "default:200:200"}, "use {pool_aliases=default:120:120}, which"),
     Case(
