@@ -57,7 +57,7 @@ def install(plan: PoolPlans, host: Host | None = None, *, own_launcher: bool = F
     :raises StartupError: mysqlclient is loaded, another pool has patched Django, or Django or
         PyMySQL has changed what this relies on.
     """
-    use_pymysql()
+    use_pymysql(own_launcher=own_launcher)
     refuse_other_pools()
     if _wrappers is None:  # else these functions have been replaced already
         compat.check("django", "pymysql")
@@ -87,19 +87,24 @@ POSES_AS = (2, 999, 0, "final", 1)
 """What Django takes PyMySQL for: a version of mysqlclient."""
 
 
-def use_pymysql() -> None:
+def use_pymysql(*, own_launcher: bool = False) -> None:
     """Install PyMySQL as MySQLdb, for Django's MySQL backend.
 
+    :param own_launcher: whether this is pooling.apply_patch(), which users of the command have
+        never seen.
     :raises StartupError: mysqlclient is loaded, which blocks a gevent worker: ten queries of half a
         second take five seconds.
     """
     loaded = sys.modules.get("MySQLdb")
     if loaded is not None and loaded is not pymysql:
+        imported_by = "the configuration file and what that imports"
+        if own_launcher:
+            imported_by = "what runs before pooling.apply_patch()"
         raise startup_error(
             "PS502",
             "mysqlclient (the module MySQLdb) is loaded already; it blocks a gevent worker",
-            "remove the import of MySQLdb from the configuration file and what that imports, or "
-            "from what runs before pooling.apply_patch(); later ones get PyMySQL, and may stay",
+            f"remove the import of MySQLdb from {imported_by}; later ones get PyMySQL, and may "
+            "stay",
         )
     pymysql.install_as_MySQLdb()
     # PyMySQL says that it is mysqlclient 2.2.8. For a Django that asks for a later one it will do,

@@ -560,7 +560,7 @@ PROJECTS = {
     "mysqlclient": Case(
         "PS502",
         "mysqlclient",
-        "remove the import of MySQLdb from the configuration file and what that imports, or from",
+        "remove the import of MySQLdb from the configuration file and what that imports; later",
         files={"MySQLdb/__init__.py": "", "gunicorn.conf.py": "import MySQLdb"},
     ),
     "the ancestor's patch": Case(
