@@ -24,6 +24,8 @@ EXAMPLES = (
     "pooled-serve --explain PS201",
 )
 
+CODES = "the code stands in front of a message; the README lists all"
+
 # Sections of the help; gunicorn's own follow.
 ESSENTIAL, START, MORE = "Connection Pool", "Start", "More about the Pool"
 
@@ -172,7 +174,7 @@ def _explain(ctx: click.Context, param: click.Parameter, value: str | None) -> N
         raise startup_error(
             "PS401",
             f"--explain: there is no problem code {value!r}",
-            "the code stands in front of a message; the README lists all",
+            CODES,
         )
     click.echo(problem.explain())
     ctx.exit()
@@ -217,8 +219,9 @@ def _too_many(arguments: list[str]) -> StartupError:
 
     words = [word for word in arguments if word in SUBCOMMANDS]
     # As runserver takes it.
-    ports = [word for word in arguments if re.fullmatch(r"([\w.]*:)?\d+", word)]
-    app, *more = [word for word in arguments if word not in (*SUBCOMMANDS, *ports)] or [""]
+    numbers = [word for word in arguments if re.fullmatch(r"([\w.]*:)?\d+", word)]
+    ports = [word for word in numbers if options.is_port(word.rpartition(":")[2])]
+    app, *more = [word for word in arguments if word not in (*SUBCOMMANDS, *numbers)] or [""]
     if words or (ports and not more):
         app = project.named_as_module(app)
         problem = f"there is no command {(words or ports)[0]!r}"
@@ -233,6 +236,9 @@ def _too_many(arguments: list[str]) -> StartupError:
         meant = "--" + dashes[0].lstrip("–—-")
         problem = f"{dashes[0]} begins with a long dash, as word processors make of two"
         return startup_error("PS401", problem, f"use {meant}")
+    app = app or arguments[0]
+    more = [*arguments]
+    more.remove(app)
     rest = " ".join(more)
     problem = f"an argument too many after the application {app}: {rest}"
     hint = f"leave out {rest}, or put the option that it is for before it; see pooled-serve --help"
@@ -348,10 +354,12 @@ def _usage_problem(error: click.UsageError) -> Finding:
         from pooled_serve.serve import names
 
         known = [name for param in make_command().params for name in param.opts]
-        return names.unknown(error.option_name, known)
+        return names.unknown(error.option_name, known, words=sys.argv[1:])
     text, hint = error.format_message(), "see pooled-serve --help"
     if isinstance(error, click.BadOptionUsage) and "requires an argument" in text:
         param = next(p for p in make_command().params if error.option_name in p.opts)
         text = f"{error.option_name}: has no value"
         hint = f"write {error.option_name} {param.make_metavar(click.Context(make_command()))}"
+        if error.option_name == "--explain":
+            hint = f"for example --explain PS201; {CODES}"
     return Finding(Level.FAIL, "PS401", "", text, hint)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from pooled_serve.tuning import switches
@@ -49,20 +50,20 @@ def complaint(error: Exception, name: str) -> str:
     return str(error).replace(REMEDY + EXAMPLE, f"{REMEDY}{EXAMPLE}{name}")
 
 
-def count(value: object) -> int:
-    """A whole number above 0."""
+def count(value: object, example: int = DEFAULT_SIZE) -> int:
+    """A whole number above 0. The remedy's example is one that somebody would want there."""
     try:
         number = int(value) if isinstance(value, str) else value
     except ValueError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"must be a whole number above 0, not {value!r}{REMEDY}{EXAMPLE}12")
+        raise ValueError(f"must be a whole number above 0, not {value!r}{REMEDY}{EXAMPLE}{example}")
     return number
 
 
 def tokens(value: object) -> int:
     """A whole number above 0, of what can be shared by all processes of a host."""
-    number = count(value)
+    number = count(value, 60)
     if number > MAX_PER_HOST:
         raise ValueError(f"must be at most {MAX_PER_HOST}, not {number}{REMEDY}use {MAX_PER_HOST}")
     return number
@@ -70,17 +71,17 @@ def tokens(value: object) -> int:
 
 def limit(value: object) -> float:
     """A whole number above 0, or ``unlimited``: infinity."""
-    return _or_infinity(value, "unlimited", count)
+    return _or_infinity(value, "unlimited", partial(count, example=12))
 
 
-def seconds(value: object) -> float:
+def seconds(value: object, example: int = 10) -> float:
     """A number above 0."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if isinstance(value, bool) or not 0 < number < math.inf:
-        use = f"{EXAMPLE}10"
+        use = f"{EXAMPLE}{example}"
         if isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value.strip())):
             use = f"{EXAMPLE}{int(found[1]) * _UNITS[found[2][0]]}"
         raise ValueError(f"must be a number of seconds above 0, not {value!r}{REMEDY}{use}")
@@ -93,7 +94,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def seconds_or_none(value: object) -> float:
     """A number above 0, or ``none``: infinity."""
-    return _or_infinity(value, "none", seconds)
+    return _or_infinity(value, "none", partial(seconds, example=60))
 
 
 def _or_infinity(value: object, word: str, parse: Callable[[object], float]) -> float:
@@ -118,20 +119,25 @@ def address(value: object) -> str:
         if port.isdecimal():
             what = "HOST:PORT with a port from 1 to 65535"
             use = f"{EXAMPLE}{host or '127.0.0.1'}:8001"
-    use = use or (f"use 127.0.0.1:{text}" if text.isdecimal() else with_brackets(text))
-    use = use or f"{EXAMPLE}127.0.0.1:8001"
-    raise ValueError(f"must be {what}, not {value!r}{REMEDY}{use}")
+    use = use or (f"use 127.0.0.1:{text}" if is_port(text) else with_brackets(text))
+    raise ValueError(f"must be {what}, not {value!r}{REMEDY}{use or f'{EXAMPLE}127.0.0.1:8001'}")
 
 
 HOST_AND_PORT = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]*)(:[^\[\]:]*)?")
 """Gunicorn reads other texts, too, and leaves out what it does not expect."""
 
 
+def is_port(text: str) -> bool:
+    """Whether a number alone is meant for a port: a 4 is another number, and a 1 means "on"."""
+    number = int(text[:6]) if text.isdecimal() else 0
+    return number in (80, 443) or 1024 <= number < 65536
+
+
 def with_brackets(text: str) -> str:
     """Returns the remedy for an IPv6 address with a port that has no brackets; empty for others."""
     host, _, port = text.rpartition(":")
     with contextlib.suppress(ValueError):
-        if port.isdecimal():
+        if port.isdecimal() and 0 < int(port) < 65536:
             return f"use [{ipaddress.IPv6Address(host)}]:{port}"
     return ""
 
@@ -316,7 +322,7 @@ class PoolOptions:
     client_check: float | None = _option(
         "--client-check",
         "pool_client_check",
-        seconds,
+        partial(seconds, example=2),
         "SECONDS",
         "Look whether clients are still there while their requests wait for a connection, or are "
         "in a statement for longer than this; a GET whose client has hung up is ended. "
@@ -325,7 +331,7 @@ class PoolOptions:
     replicas: int = _option(
         "--replicas",
         "pool_replicas",
-        count,
+        partial(count, example=2),
         "N",
         "Hosts that run this command: multiplies the connection budget.",
         1,
@@ -333,7 +339,7 @@ class PoolOptions:
     leak_threshold: float | None = _option(
         "--leak-threshold",
         "pool_leak_threshold",
-        seconds,
+        partial(seconds, example=5),
         "SECONDS",
         "Warn, with the stack that took it, when a connection is held longer. Default: off.",
     )

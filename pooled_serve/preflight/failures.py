@@ -21,9 +21,20 @@ from typing import Any
 
 SETTINGS_VARIABLE = "DJANGO_SETTINGS_MODULE"
 
+_OWN_VARIABLE = "POOLED_SERVE_SETTINGS"
+"""What the command sets that from, too, unless there is --settings."""
+
 _STARTED_IN, _PATH_BEFORE = os.getcwd(), tuple(sys.path)
 """From before --chdir and --pythonpath."""
 _SEARCHED = os.environ.get("PATH")  # from before --env
+
+
+def settings_written(settings: str) -> str:
+    """Returns where the name of the settings module was written, for a remedy."""
+    typed = any(word.partition("=")[0] == "--settings" for word in sys.argv)
+    if not typed and os.environ.get(_OWN_VARIABLE) == settings:
+        return _OWN_VARIABLE
+    return f"{SETTINGS_VARIABLE}, or --settings MODULE, which sets it"
 
 
 def where(error: BaseException) -> str:

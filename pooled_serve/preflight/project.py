@@ -30,6 +30,7 @@ from pooled_serve.preflight.failures import (
     blame,
     fails_in_databases,
     missing_remedy,
+    settings_written,
     traceback_command,
     where,
 )
@@ -183,7 +184,7 @@ def _import_failed(
     ):
         near = _nearest_settings(settings)
         hint = f"did you mean {near}? " if near else ""
-        hint += f"correct {SETTINGS_VARIABLE}, or --settings MODULE, which sets it"
+        hint += f"correct {settings_written(settings)}"
         if _is_too_deep(error.name):
             hint = f"{_up()}; the application is {Path.cwd().name}.{name}"
         return startup_error("PS105", f"there is no settings module {settings!r}", hint)

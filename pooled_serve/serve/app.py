@@ -33,7 +33,7 @@ from pooled_serve.preflight.plan import Plan, make_plan
 from pooled_serve.preflight.project import named_as_module
 from pooled_serve.preflight.reports import ProjectReport
 from pooled_serve.preflight.urls import NO_URLS, url_error, url_warning
-from pooled_serve.serve import addresses, early, names, signals, values
+from pooled_serve.serve import addresses, conf_file, early, names, signals, values
 from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import HOST_VARIABLE, Config
 from pooled_serve.serve.loggers import loggers_stay_enabled
@@ -115,12 +115,12 @@ class Application(WSGIApplication):  # type: ignore[misc]
         except (Exception, SystemExit) as error:
             # gunicorn turns the file's error into an exit
             failed = (isinstance(error, SystemExit) and error.__context__) or error
+            if known := conf_file.problem(failed, location, self.cfg):
+                raise known from error
             raise startup_error(
                 "PS403",
                 f"the configuration file {location} cannot be used",
-                early.remedy(failed)
-                or names.one_dash(location, self.cfg.settings)
-                or "correct it, or name another with -c FILE",
+                early.remedy(failed) or "correct it, or name another with -c FILE",
                 where(failed),
             ) from error
         finally:
@@ -199,10 +199,11 @@ class Application(WSGIApplication):  # type: ignore[misc]
     def _make_plan(self) -> None:
         doubts = [
             *self._report.warnings,
-            *names.unknown_variables(self.cfg.env_orig),
+            *names.unknown_variables(self.cfg.env_orig, self.cfg.settings),
             *names.near_settings(self.cfg.file, self.cfg.file_values, self.cfg.settings),
             *names.stray_words(self.cfg.stray_words, self.cfg.settings),
             *self.cfg.unread_file(),
+            *values.doubts(self.cfg),
         ]
         if not self.cfg.preload_app:  # else the master has patched before its hooks run
             doubts += early.warnings(self.cfg.file, self.cfg.file_values)

@@ -89,10 +89,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         for text in self.settings["bind"].value:
             plain = text.removeprefix("tcp://")
             if plain.isdecimal():
-                raise bad_value(
-                    f"{self.named('bind')}: {text} is a port without a host",
-                    f"use 127.0.0.1:{plain}, or :{plain} for all addresses of this machine",
-                )
+                raise values.port_alone(self.named("bind"), text, plain)
             if plain.startswith(("unix:", "fd://")):
                 continue
             if not (found := options.HOST_AND_PORT.fullmatch(plain)):
@@ -415,7 +412,8 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
             if message.startswith("unrecognized arguments: --"):
                 name = message.split()[2].partition("=")[0]
                 known = parser._option_string_actions
-                raise StartupError(EXIT_USAGE, [names.unknown(name, known, self._source)])
+                words = GunicornConfig.get_cmd_args_from_env(self)
+                raise StartupError(EXIT_USAGE, [names.unknown(name, known, self._source, words)])
             name, _, problem = message.removeprefix("argument ").partition(": ")
             name = name.partition("/--no-")[0].split("/")[-1]
             said = f"{name}: {problem}" if problem else message

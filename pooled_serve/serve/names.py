@@ -10,12 +10,21 @@ import ast
 import difflib
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pooled_serve.errors import Finding, Level
-from pooled_serve.options import BY_SETTING, ENV_PREFIX, OPTIONS, VARIABLES, Option
+from pooled_serve.options import (
+    BY_SETTING,
+    ENV_PREFIX,
+    HOST_AND_PORT,
+    OPTIONS,
+    VARIABLES,
+    Option,
+    is_port,
+)
 
 CUTOFF = 0.75
 """Of difflib's ratio: "pool-sise" has 0.89 of "pool-size", "foo" 0.57 of "pool"."""
@@ -79,13 +88,39 @@ NEEDLESS = dict.fromkeys(
 HELP = "see pooled-serve --help"
 
 
-def unknown(name: str, known: Iterable[str], source: str = "") -> Finding:
-    """Returns the finding for an option or a variable that does not exist."""
+def unknown(
+    name: str, known: Iterable[str], source: str = "", words: Sequence[str] = ()
+) -> Finding:
+    """Returns the finding for an option or a variable that does not exist.
+
+    :param words: all that stands there with an option.
+    """
     what = "option" if name.startswith("-") else "variable"
     guess = nearest(name, list(known))
+    if guess == "--bind":
+        guess = f"--bind {_address(words)}"
     hint = f"did you mean {guess}? {HELP}" if guess else _without_a_guess(name)
     text = f"{source}there is no {what} {name}"
     return Finding(Level.WARN, "PS402", "", text, hint)
+
+
+def _address(words: Sequence[str]) -> str:
+    """Returns what --bind takes for "--host HOST --port PORT", which are no options."""
+    found = dict.fromkeys(("host", "port"), "")
+    pairs = [*zip(words, [*words[1:], ""], strict=True)]
+    pairs += [(name, value) for name, _, value in (word.partition("=") for word in words)]
+    for name, value in pairs:
+        what = {"--address": "host"}.get(name, name.removeprefix("--"))
+        if name.startswith("--") and what in found and re.fullmatch(r"[\w.:\[\]]+", value):
+            found[what] = value
+    host, port = found["host"] or "127.0.0.1", found["port"]
+    if host.count(":") > 1 and "[" not in host:
+        host = f"[{host}]"
+    if not (port.isdecimal() and 0 < int(port[:6]) < 65536):
+        if ":" in host and not host.endswith("]"):
+            return host  # --host HOST:PORT
+        port = "8000"  # gunicorn's default
+    return f"{host}:{port}"
 
 
 def _without_a_guess(name: str) -> str:
@@ -140,15 +175,52 @@ _NOT_OPTIONS = re.compile(
 )
 
 
-def unknown_variables(environ: Mapping[str, str]) -> list[Finding]:
-    """Returns a finding for each variable that looks like an option but is none."""
-    return [
-        unknown(name, VARIABLES)
-        for name in sorted(environ)
-        if name.startswith(ENV_PREFIX)
-        and name not in VARIABLES
-        and not _NOT_OPTIONS.fullmatch(name.removeprefix(ENV_PREFIX))
-    ]
+def unknown_variables(environ: Mapping[str, str], settings: Mapping[str, Any]) -> list[Finding]:
+    """Returns a finding for each variable that looks like an option but is none.
+
+    :param settings: gunicorn's, by name, which have no such variables.
+    """
+    found = []
+    for name in sorted(environ):
+        bare = name.removeprefix(ENV_PREFIX)
+        # Kubernetes has an address for the Service's port.
+        ports = bare == "PORT" and is_port(environ[name].strip())
+        if bare == name or name in VARIABLES or (_NOT_OPTIONS.fullmatch(bare) and not ports):
+            continue
+        finding = unknown(name, VARIABLES)
+        if use := _gunicorns(name, environ[name].strip(), settings):
+            finding = replace(finding, hint=use)
+        found.append(finding)
+    return found
+
+
+def _gunicorns(variable: str, value: str, settings: Mapping[str, Any]) -> str:
+    """Returns how to set what a variable is named after, if that is a setting of gunicorn's; empty
+    if it is none. A value is shown only where it can be no secret."""
+    name = _squeezed(variable)
+    if SYNONYMS.get(name) == "bind":
+        text = f"127.0.0.1:{value}" if name == "port" and is_port(value) else "HOST:PORT"
+        return _set_by("--bind", text)
+    name = _squeezed(SYNONYMS.get(name, name))
+    for setting in settings.values():
+        own = setting.name in BY_SETTING
+        if setting.cli and not own and name in map(_squeezed, (setting.name, *setting.cli)):
+            break
+    else:
+        return ""
+    shown = setting.type is int and value.isdecimal()
+    shown = shown or (setting.name == "bind" and bool(HOST_AND_PORT.fullmatch(value)))
+    if setting.name == "workers":
+        return f"use WEB_CONCURRENCY={value if shown else 'N'}, or --workers"
+    text = value if shown else str(setting.meta or "VALUE")
+    use = _set_by(max(setting.cli, key=len), "" if setting.action == "store_true" else text)
+    pools = f"{ENV_PREFIX}POOL_{variable.removeprefix(ENV_PREFIX)}"
+    return f"{use}; or {pools} for the pool's" if pools in VARIABLES else use
+
+
+def _set_by(flag: str, value: str) -> str:
+    text = f"{flag} {value}".strip()
+    return f"use {text}, or GUNICORN_CMD_ARGS='{text}'"
 
 
 def stray_words(words: Sequence[str], known: Mapping[str, Any]) -> Iterator[Finding]:
@@ -159,6 +231,17 @@ def stray_words(words: Sequence[str], known: Mapping[str, Any]) -> Iterator[Find
         text = f"GUNICORN_CMD_ARGS: {' '.join(words)} has no effect, since {word} is no option"
         hint = f"did you mean {meant}?" if meant else "leave it out, or name its option before it"
         yield Finding(Level.WARN, "PS402", "", text, hint)
+
+
+def setting_with_dashes(line: str, known: Mapping[str, Any]) -> str:
+    """Returns the setting that a line like "pool-size = 4" means, where Python sees a difference
+    that is assigned to; empty if it means none."""
+    found = re.match(r"\s*(?:--)?([a-z]+(?:-[a-z]+)+)\s*=(?!=)", line, re.IGNORECASE)
+    word = _squeezed(found[1]) if found else ""
+    for setting in known.values():
+        if word and word in map(_squeezed, (setting.name, *(setting.cli or ()))):
+            return str(setting.name)
+    return ""
 
 
 def one_dash(location: str, known: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.config import validate_string
 
-from pooled_serve.errors import StartupError, startup_error
-from pooled_serve.options import REMEDY
+from pooled_serve.errors import Finding, Level, StartupError, startup_error
+from pooled_serve.options import HOST_AND_PORT, REMEDY, is_port
 
 PROGRAM = "pooled-serve"
 
@@ -87,6 +88,31 @@ def bad_value(text: str, hint: str = "") -> StartupError:
     """
     said, _, use = text.partition(REMEDY)
     return startup_error("PS401", said, use or hint or f"see {PROGRAM} --help")
+
+
+def port_alone(name: str, text: str, number: str) -> StartupError:
+    """Returns the error for an address that is a number alone.
+
+    :param text: as it was written.
+    """
+    if int(number[:6]) > 65535:
+        return bad_value(f"{name}: there is no port {number}", PORTS)
+    use = f"use 127.0.0.1:{number}, or :{number} for all addresses of this machine"
+    if not is_port(number):
+        use = "use HOST:PORT, as in 127.0.0.1:8000"
+    return bad_value(f"{name}: {text} is a port without a host", use)
+
+
+def doubts(cfg: Any) -> Iterator[Finding]:
+    """Warn of values that gunicorn takes, and that mean something else to it: -p is no port."""
+    path = cfg.pidfile or ""
+    _, colon, port = path.rpartition(":")
+    if "/" in path or not HOST_AND_PORT.fullmatch(path) or not is_port(port):
+        return
+    wanted = f"-b {path if colon else f'127.0.0.1:{port}'}"
+    name = "-p" if cfg.named("pidfile") == "--pid" else cfg.named("pidfile")
+    text = f"{name}: the pid file is called {path}: this option takes a file, and no port"
+    yield Finding(Level.WARN, "PS401", "", text, f"for a port use {wanted}")
 
 
 def check_env(cfg: Any) -> None:

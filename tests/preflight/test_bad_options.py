@@ -29,7 +29,7 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
             "--max-connections": "--max-outstanding",
             "--max-conns": "--max-outstanding",
             "--pool-max": "--max-outstanding",
-            "--port": "--bind",
+            "--port": "--bind 127.0.0.1:9",
             # SQLAlchemy
             "--max-overflow": "--max-outstanding",
             "--max-connection": "--max-outstanding",  # with a slip
@@ -137,7 +137,7 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
         ["a", "--pool-size", "ten"],
         "PS401",
         "'ten'",
-        "→ for example --pool-size 12",
+        "→ for example --pool-size 4",
     ),
     "no such mode": (
         ["a", "--pool-mode", "session"],
@@ -165,7 +165,13 @@ USAGE: dict[str, tuple[list[str], str, str, str]] = {
     "folder": (["a", "--chdir", "/nowhere"], "PS401", "--chdir: ", "name a folder that exists"),
     "user": (["a", "--user", "no-such-user"], "PS401", "--user: ", "name a user"),
     "group": (["a", "--group", "no-such"], "PS401", "--group: ", "name a group"),
-    "no such file": (["a", "-c", "no.py"], "PS403", "no.py", "-c FILE"),
+    "no such file": (
+        ["a", "-c", "no.py"],
+        "PS403",
+        "there is no file no.py",
+        "→ correct the path of -c",
+    ),
+    "a folder as the file": (["a", "-c", "/"], "PS403", "/ is a directory", "name a file in it"),
     "no such module": (["a", "-c", "python:no.conf"], "PS403", "python:no.conf", "-c FILE"),
     **{
         f"other spelling {name}": (["a", name, "9"], "PS402", name, f"did you mean {meant}?")
@@ -527,6 +533,8 @@ def test_addresses_as_gunicorn_has_them(here: Here, address: str) -> None:
         ("--name 'unclosed", "PS401", "GUNICORN_CMD_ARGS: ", "put quotes around"),
         ("-k sync", "PS404", "'sync'", "→ remove -k sync from GUNICORN_CMD_ARGS"),
         ("--chdir /nowhere", "PS401", "GUNICORN_CMD_ARGS: --chdir: ", "name a folder"),
+        ("--port 81", "PS402", "GUNICORN_CMD_ARGS: there is no option", "--bind 127.0.0.1:81?"),
+        ("-c no.py", "PS403", "there is no file no.py", "the path of -c in GUNICORN_CMD_ARGS"),
     ],
 )
 def test_bad_arguments_from_the_environment(
