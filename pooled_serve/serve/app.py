@@ -201,6 +201,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             *self._report.warnings,
             *names.unknown_variables(self.cfg.env_orig, self.cfg.settings),
             *names.near_settings(self.cfg.file, self.cfg.file_values, self.cfg.settings),
+            *names.annotated(self.cfg.file, self.cfg.file_values, self.cfg.settings),
             *names.stray_words(self.cfg.stray_words, self.cfg.settings),
             *self.cfg.unread_file(),
             *values.doubts(self.cfg),

@@ -281,14 +281,32 @@ def near_settings(
         yield Finding(Level.WARN, "PS402", "", text, hint)
 
 
+def annotated(
+    location: str, values: Mapping[str, Any], known: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Settings with a colon, as YAML has them: to Python "workers: 3" is an annotation, and no
+    error. Only numbers are looked for: "workers: int" may be meant."""
+    for node in _tree(values).body:
+        if not isinstance(node, ast.AnnAssign) or node.value is not None:
+            continue
+        name, value = getattr(node.target, "id", ""), getattr(node.annotation, "value", None)
+        if name in known and name not in values and type(value) in (int, float):
+            text = f"{location}, line {node.lineno}: {name}: {value} sets nothing"
+            yield Finding(Level.WARN, "PS402", "", text, f"use {name} = {value}")
+
+
+def _tree(values: Mapping[str, Any]) -> ast.Module:
+    """Returns what stands in a configuration file, an empty one if it cannot be read."""
+    try:
+        return ast.parse(Path(values["__file__"]).read_bytes())
+    except (KeyError, OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
 def _given(values: Mapping[str, Any]) -> set[str]:
     """Returns the names that a file defines, and never reads: as settings are."""
-    try:
-        tree = ast.parse(Path(values["__file__"]).read_bytes())
-    except (KeyError, OSError, SyntaxError, ValueError):
-        return set()
     given, read = set[str](), set[str]()
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(values)):
         if isinstance(node, ast.FunctionDef):
             given.add(node.name)
         elif isinstance(node, ast.Name):

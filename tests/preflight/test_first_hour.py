@@ -255,6 +255,24 @@ def test_a_setting_with_dashes(here: Here, line: str, meant: str) -> None:
     assert f"line {line.count(chr(10)) + 1}: " in done.output
 
 
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("workers: 3", "use workers = 3"),
+        ("pool_timeout: 2.5", "use pool_timeout = 2.5"),
+        ("workers: int", ""),
+        ("workers: 3\nworkers = 2", ""),
+        ("mine: 3", ""),
+    ],
+)
+def test_a_setting_with_a_colon(here: Here, line: str, remedy: str) -> None:
+    here.conf(line)
+    cfg = server.Application(["a"]).cfg
+    found = [*names.annotated(cfg.file, cfg.file_values, cfg.settings)]
+    assert [f.hint for f in found] == ([remedy] if remedy else [])
+    assert not found or f"gunicorn.conf.py, line 1: {line} sets nothing" in found[0].message
+
+
 # --- What is named -----------------------------------------------------------------------------
 
 NAMES: dict[str, tuple[list[str], str, str, str]] = {
