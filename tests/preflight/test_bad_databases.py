@@ -512,7 +512,7 @@ PLANS: dict[str, tuple[list[str], dict[str, object], str, str, str]] = {
         {},
         "PS201",
         "2 workers × 11 connections = 22, the server allows 20 (",
-        "use --max-outstanding ",
+        "share them), or --max-outstanding ",
     ),
     "pool too large": (
         ["--pool-size", "200"],
