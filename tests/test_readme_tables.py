@@ -96,6 +96,8 @@ def test_each_number_of_a_pool_is_explained_with_what_to_do() -> None:
     workers += [
         "worker_deaths_total",
         "worker_death_ago_seconds",
+        "reload_problem",
+        "reload_refused_ago_seconds",
         "blocked_in",
         "blocked_in_log",
         "urls_error",

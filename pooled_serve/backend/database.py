@@ -287,8 +287,9 @@ class PooledDatabase:
         return conn
 
     def _name_server(self, address: str) -> None:
-        """Let the status page name a server that has not let anybody in so far."""
-        if self._pool_row is not None and not self._pool_row.texts[2]:
+        """Let the status page name a server that has not let anybody in so far. What the row has
+        may be another one: an option file or a tenant's settings can change under an alias."""
+        if self._pool_row is not None and address not in ("", self._pool_row.texts[2]):
             self._pool_row.label(self.alias, "", address)
 
     def _is_outage(self, error: Exception) -> bool:

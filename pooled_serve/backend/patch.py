@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -227,6 +228,20 @@ def atomic_aliases() -> set[str]:
     """Returns the databases with ATOMIC_REQUESTS: their views are one transaction each."""
     settings = connections.settings
     return {alias for alias, values in settings.items() if values.get("ATOMIC_REQUESTS")}
+
+
+@functools.cache  # of this worker: the settings are loaded once
+def addresses() -> dict[str, str]:
+    """Returns alias -> server, as the settings of the loaded project name it, of the databases that
+    are pooled. Connects to none, and counts none as used."""
+    found = {}
+    for alias in sorted(registry.remember_aliases() & connections.settings.keys()):
+        with contextlib.suppress(Exception):  # raised again when the database is used
+            settings = connections.settings[alias]
+            engine: Any = load_backend(settings["ENGINE"]).DatabaseWrapper
+            if is_poolable(engine):
+                found[alias] = _wrappers.address(engine, settings, alias)
+    return found
 
 
 def join_scoreboard(

@@ -189,6 +189,16 @@ def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> An
     return wrapper
 
 
+def address(engine: Any, settings: dict[str, Any], alias: str) -> str:
+    """Returns which server and database the settings name, without connecting; empty if an engine
+    has its own way to find that out, which may ask some service for a password and take long."""
+    if engine.get_connection_params is not MySQLWrapper.get_connection_params:
+        return ""
+    wrapper = wrapper_class(engine)._connecting_class(dict(settings), alias)
+    params = parameters.translate(wrapper.get_connection_params()) | {"defer_connect": True}
+    return MySQLConnection(**params).address
+
+
 def wrappers_here() -> dict[str, Any]:
     """Returns alias -> wrapper in the current greenlet's ``connections``: the dict itself.
 

@@ -77,7 +77,8 @@ def reloaded(plan: Plan) -> list[tuple[int, str]]:
     """Returns what a reload logs, each text with its level: what the options make of the pools, and
     what is wrong with these. (That they need too many connections, judge_workers() says.) The
     settings may have changed since the preflight has read them: what they decide, the server and
-    mostly the age limit, is not told."""
+    mostly the age limit, is not told here. (Of a server that is another one the first of the new
+    workers tells, which has read them.)"""
     lines = []
     for alias, pool in plan.pools.items():
         age = f"age {_seconds(pool.max_age)} · " if plan.options.max_age is not None else ""

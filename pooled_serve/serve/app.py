@@ -37,6 +37,7 @@ from pooled_serve.serve import addresses, conf_file, early, names, signals, valu
 from pooled_serve.serve.balance import Balance
 from pooled_serve.serve.config import HOST_VARIABLE, Config
 from pooled_serve.serve.loggers import loggers_stay_enabled
+from pooled_serve.serve.reloads import Reloads
 from pooled_serve.serve.values import PROGRAM, bad_value
 from pooled_serve.serve.written import COMMAND_LINE, GUNICORNS_VARIABLES
 from pooled_serve.status.scoreboard import Scoreboard
@@ -64,6 +65,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
     cfg: Config
     _patch: Any = None  # pooled_serve.backend.patch, once it may be imported
     balance: Balance  # made before the first fork
+    reloads: Reloads  # made before the first fork
     scoreboard: Scoreboard | None = None  # made before the first fork; None without a status page
     host: Host | None = None  # made before the first fork; None without --max-per-host
     bound_twice = False  # after USR2 the old master's workers have a bound of their own
@@ -238,15 +240,9 @@ class Application(WSGIApplication):  # type: ignore[misc]
             self.cfg, self.plan, self.app_uri = before
             # It may have loaded Django, and the new workers start all the same.
             early.forget(modules)
-            anew = "" if self.cfg.preload_app else ", and load the project anew"
-            log.error(
-                "Not reloaded, the old options stay (the workers are replaced%s): %s", anew, error
-            )
+            self.reloads.refused(error, anew=not self.cfg.preload_app)
         else:
-            from pooled_serve.preflight import render
-
-            for level, text in render.reloaded(self.plan):
-                log.log(level, "%s", text)
+            self.reloads.done(self.plan)
 
     @property
     def has_reloaded(self) -> bool:
@@ -376,6 +372,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self.balance = Balance()
         if self.cfg.status_address:
             self.scoreboard = Scoreboard()
+        self.reloads = Reloads(self.scoreboard, self._report.databases)
         self._bound_host()
         self._started = True
         try:

@@ -306,6 +306,7 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
     def on_reload(self, arbiter: Any) -> None:
         """Gunicorn's hook: HUP, before new workers start. Runs the user's."""
         former = arbiter.app.former
+        arbiter.app.reloads.begin(arbiter.worker_age)
         if self.pool_max_per_host is not None and former.pool_max_per_host is None:
             log.warning(
                 "the old workers know no limit of the host: until they have ended, it may have "

@@ -194,6 +194,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
         self._patch = patch
         patch.begin_serving()
+        self.app.reloads.tell(self.age, patch.addresses)
         if self.cfg.pool_client_check is not None:
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
@@ -300,6 +301,7 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._patch.atomic_aliases,
             self._route_of,
             self._patch.try_urls,
+            self._patch.addresses,
         )
         status.start()
         return status

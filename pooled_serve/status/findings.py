@@ -79,6 +79,8 @@ def findings(
         found += pool.judge(explained=explained is not None, short=short is not None)
     if died := _worker_died(stats):
         found.append(died)
+    if refused := _not_reloaded(stats):
+        found.append(refused)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
 
@@ -106,6 +108,20 @@ def _worker_died(stats: Mapping[str, Any]) -> Sentence | None:
         "after WORKER TIMEOUT what blocked it"
     )
     return Sentence("warn", "worker died", "", text, remedy)
+
+
+def _not_reloaded(stats: Mapping[str, Any]) -> Sentence | None:
+    """Until a reload succeeds: what runs has the old options, and hides what is wrong with those
+    that a restart would read."""
+    ago = stats.get("reload_refused_ago_seconds")
+    if ago is None:
+        return None
+    text = f"Not reloaded: the options were refused ({stats.get('reload_problem')}) {span(ago)} ago"
+    remedy = (
+        "the log says what to correct; then send HUP again: until it succeeds the old options "
+        "stay, and a restart is likely to be refused, too"
+    )
+    return Sentence("note", "not reloaded", "", text, remedy)
 
 
 def _stopping(pools: Mapping[str, Any]) -> Sentence:

@@ -64,6 +64,7 @@ class StatusServer:
     :param atomic: returns the aliases with ATOMIC_REQUESTS.
     :param route_of: see :class:`pooled_serve.status.culprit.Watch`.
     :param try_urls: has a URL configuration that has failed tried again, in the background.
+    :param addresses: returns alias -> server, as this worker's settings have it.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class StatusServer:
         atomic: Callable[[], Container[str]] = tuple,
         route_of: Callable[[FrameType], str] = lambda frame: "",
         try_urls: Callable[[], None] = lambda: None,
+        addresses: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._worker = worker
         self._pools = pools
         self._atomic = atomic
         self._try_urls = try_urls
+        self._addresses = addresses
         self._scoreboard: Scoreboard = worker.scoreboard
         # Of gunicorn's settings only these: not those for TLS, proxies or HTTP/2.
         self._parsing = Config()
@@ -217,6 +220,7 @@ class StatusServer:
         # Read first: when a worker dies in between, its gauges are in neither list nor sum.
         workers = self._scoreboard.workers()
         snapshots, now = self._read(), time.monotonic()
+        problem, refused_ago = self._scoreboard.refused_reload(now)
         stats = {
             "version": __version__,
             "app": self._worker.app.app_uri,
@@ -225,9 +229,11 @@ class StatusServer:
             "starting": self._scoreboard.starting,
             "worker_deaths_total": self._scoreboard.deaths,
             "worker_death_ago_seconds": self._scoreboard.death_ago(now),
+            "reload_problem": problem,
+            "reload_refused_ago_seconds": refused_ago,
             "cpus": _cpus(),
             "pool_mode": self._worker.cfg.pool_mode,
-            **as_stats(snapshots, workers, now, self._loads(now)),
+            **as_stats(snapshots, workers, now, self._loads(now), self._addresses()),
             "hosts": self._hosts(),
             "routes": self._scoreboard.routes_so_far(),
         }

@@ -223,16 +223,16 @@ class PoolLog(HangingLog):
         """The database cannot be reached. Returns whether a line was written."""
         due = self._lost_lines.event(time.monotonic())
         if due:
-            text, said = "database %r cannot be reached: %s\n  → %s", in_a_line(error)
+            text, said = "database %r cannot be reached%s: %s\n  → %s", in_a_line(error)
             if failure := failure_of_code(error):  # no server has said it
-                text, said = "database %r: Python code fails in the connect: %s\n  → %s", failure
+                text, said = "database %r: Python code fails in the connect%s: %s\n  → %s", failure
                 remedy = CODE_REMEDY
             elif code_of(error) in FULL:  # it runs, and it answers
-                text, remedy = "database %r: the server is full: %s\n  → %s", FULL_REMEDY
+                text, remedy = "database %r: the server%s is full: %s\n  → %s", FULL_REMEDY
             else:
                 # An outage is looked into at the server, any other error --check explains.
                 remedy = LOST_REMEDY if is_outage(error) else CHECK_REMEDY
-            log_later(logging.ERROR, text, self._alias, said, remedy)
+            log_later(logging.ERROR, text, self._alias, _at(error), said, remedy)
         return due
 
     def database_stuck(self, seconds: float) -> bool:
@@ -260,12 +260,11 @@ class PoolLog(HangingLog):
         """The server answers, but lets nobody in. Returns whether a line was written."""
         due = self._refusal_of_login_lines.event(time.monotonic())
         if due:
-            address = getattr(error, "address", "")
             log_later(
                 logging.ERROR,
                 "database %r: the server%s refuses the login: %s\n  → %s",
                 self._alias,
-                f" at {address}" if address else "",
+                _at(error),
                 in_a_line(error),
                 LOGIN_REMEDY,
             )
@@ -344,8 +343,9 @@ class PoolLog(HangingLog):
         if self._failure_lines.event(time.monotonic()):
             log_later(
                 logging.WARNING,
-                "pool %r cannot open another connection: %s\n  → %s",
+                "pool %r cannot open another connection%s: %s\n  → %s",
                 self._alias,
+                _at(error, "to"),
                 in_a_line(error),
                 _remedy_for(code_of(error)),
             )
@@ -372,6 +372,13 @@ class PoolLog(HangingLog):
             seconds,
             failures,
         )
+
+
+def _at(error: Exception, preposition: str = "at") -> str:
+    """Which server has failed a connect, for a sentence: the driver names the host at most, and
+    after a HUP it may be another one than before. Empty if no server was asked."""
+    address = getattr(error, "address", "")
+    return f" {preposition} {address}" if address else ""
 
 
 def _remedy_for(code: int) -> str:

@@ -21,6 +21,7 @@ from pooled_serve.status import instance_metrics
 from pooled_serve.status.peaks import PEAK_METRICS
 from pooled_serve.status.routes import RouteUse
 from pooled_serve.status.scoreboard import Snapshot
+from pooled_serve.status.stats import servers
 
 POOL, WORKER, STATE, REASON = (
     *("db_client_connection_pool_name", "worker", "db_client_connection_state"),
@@ -130,7 +131,8 @@ class Collector:
         yield family
         text = "The database servers. A setting: DATABASES. If engine changes, one was upgraded."
         family = self._family(Kind.GAUGE, "database_info", text, [POOL, "engine", "server"])
-        for texts in {(s.alias, s.engine, s.server) for s in self._snapshots if s.engine}:
+        names = servers(self._snapshots).items()
+        for texts in [(alias, *its) for alias, its in names if its[0]]:
             family.add_metric(texts, 1.0)
         yield family
 

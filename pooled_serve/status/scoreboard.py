@@ -52,13 +52,16 @@ as they are: the master may have been killed in the middle."""
 _WORD = 8
 # Sequence number; each slot's process id; highest slot; whether each slot's worker is yet to come,
 # or has died; whether the master has been told to end; how many workers have died; when the last
-# one was found dead, in monotonic milliseconds.
-_HEAD_BYTES = (2 * MAX_WORKERS + 5) * _WORD
+# one was found dead, in monotonic milliseconds; when the last reload was refused, if it was, and
+# the number of the problem.
+_HEAD_BYTES = (2 * MAX_WORKERS + 7) * _WORD
 _HIGHEST_SLOT = MAX_WORKERS + 1
 _COMING, _DIED = 1, 2
 _ENDING = 2 * MAX_WORKERS + 2
 _DEATHS = _ENDING + 1
 _LAST_DEATH = _DEATHS + 1
+_REFUSED_RELOAD = _LAST_DEATH + 1
+_RELOAD_PROBLEM = _REFUSED_RELOAD + 1
 _ALIAS_BYTES = 96
 _TEXTS = struct.Struct(f"{_ALIAS_BYTES}p 48p 112p")  # alias, engine, server; too long ones are cut
 _POOL_ROW_BYTES = (
@@ -89,6 +92,7 @@ class Snapshot:
     server: str
     current: list[float]
     retired: list[float]
+    ending: bool = False  # whether the worker has been told to end
 
     @property
     def row(self) -> list[float]:
@@ -173,6 +177,14 @@ class Scoreboard:
         """Note that the master has been told to end, whatever the workers know yet."""
         self._words[_ENDING] = 1
 
+    def note_reload(self, problem: str = "") -> None:
+        """Note that the master has reloaded its options.
+
+        :param problem: the code, if it has refused them.
+        """
+        self._words[_RELOAD_PROBLEM] = int(problem.removeprefix("PS") or 0)
+        self._words[_REFUSED_RELOAD] = round(time.monotonic() * 1000) if problem else 0
+
     def retire(self, slot: int | None) -> None:
         """Free the slot of a worker that has died: keep its counters, drop its gauges.
 
@@ -205,7 +217,10 @@ class Scoreboard:
     # --- For a worker --------------------------------------------------------------------------
 
     def register(self, slot: int) -> None:
-        """Note that this process is the slot's worker."""
+        """Note that this process is the slot's worker. The server that the slot's former one had is
+        forgotten: a HUP may have changed the settings."""
+        for row in self._pool_rows(slot):
+            row.label(row.texts[0], "", "")
         self._words[slot] = os.getpid()
         self._words[_HIGHEST_SLOT + slot] = 0
 
@@ -285,6 +300,16 @@ class Scoreboard:
         """
         last = self._words[_LAST_DEATH]
         return max(0.0, now - last / 1000) if last else None
+
+    def refused_reload(self, now: float) -> tuple[str | None, float | None]:
+        """Returns with which problem's code the last reload was refused, and seconds since; None
+        and None if it was not, or there was none.
+
+        :param now: monotonic seconds.
+        """
+        if not (at := self._words[_REFUSED_RELOAD]):
+            return None, None
+        return f"PS{self._words[_RELOAD_PROBLEM]:03}", max(0.0, now - at / 1000)
 
     def read(self) -> list[Snapshot]:
         """Returns all rows that are in use, of slots with a worker and without."""
@@ -394,7 +419,8 @@ class Scoreboard:
                 texts = row.texts
                 current, retired = list(row.current), list(row.retired)
                 if row.texts[0] == texts[0]:  # else the row has gone to another alias meanwhile
-                    found.append(Snapshot(slot, pid, *texts, current, retired))
+                    ending = self._words[slot] < 0
+                    found.append(Snapshot(slot, pid, *texts, current, retired, ending))
         return found
 
     def _read_loads(self) -> dict[int, LoadRow]:

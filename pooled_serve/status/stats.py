@@ -23,25 +23,26 @@ def as_stats(
     workers: dict[int, int],
     now: float,
     loads: Mapping[int, Mapping[str, float | str | None]] | None = None,
+    addresses: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """``workers`` and ``pools`` of ``/stats.json``.
 
     :param workers: slot -> process id, of the living ones.
     :param now: monotonic seconds.
     :param loads: slot -> what load.py knows of the worker.
+    :param addresses: see :func:`servers`.
     """
 
-    def as_pool(snapshot: Snapshot, row: Sequence[float]) -> dict[str, Any]:
-        pool = {"engine": snapshot.engine, "server": snapshot.server, **metrics.by_name(row, now)}
+    def as_pool(engine: str, server: str, row: Sequence[float]) -> dict[str, Any]:
+        pool = {"engine": engine, "server": server, **metrics.by_name(row, now)}
         why = unusable(pool["login_refused"], pool["stuck"], pool["connect_error"])
         return pool | {"unusable": why if pool["reachable"] is False else None}
 
     snapshots = list(snapshots)
-    pools = {}
-    for alias in sorted({r.alias for r in snapshots}):
-        of_alias = [r for r in snapshots if r.alias == alias]
-        known = next((r for r in reversed(of_alias) if r.engine), of_alias[-1])
-        pools[alias] = as_pool(known, metrics.total(r.row for r in of_alias))
+    pools = {
+        alias: as_pool(*names, metrics.total(r.row for r in snapshots if r.alias == alias))
+        for alias, names in servers(snapshots, addresses).items()
+    }
     return {
         "workers": [
             {
@@ -49,7 +50,7 @@ def as_stats(
                 "pid": pid,
                 **(loads or {}).get(slot, {}),
                 "pools": {
-                    r.alias: as_pool(r, r.current)
+                    r.alias: as_pool(r.engine, r.server, r.current)
                     for r in snapshots
                     if (r.slot, r.pid) == (slot, pid)
                 },
@@ -58,6 +59,27 @@ def as_stats(
         ],
         "pools": pools,
     }
+
+
+def servers(
+    snapshots: Iterable[Snapshot], addresses: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Returns alias -> engine and server, in the order of the aliases, as the workers know them
+    that go on: those that end, or have ended, may have had other settings, because a HUP loads them
+    anew, and the operator would be sent to a server that is well.
+
+    :param addresses: alias -> server, as the settings of a present worker have it; for databases
+        that nobody has used since it began.
+    """
+    found, snapshots = {}, list(snapshots)
+    for alias in sorted({snapshot.alias for snapshot in snapshots}):
+        of_alias = [s for s in reversed(snapshots) if s.alias == alias]
+        present = [s.server for s in of_alias if s.pid and not s.ending]
+        of_settings, others = (addresses or {}).get(alias, ""), [s.server for s in of_alias]
+        server = next(filter(None, [*present, of_settings, *others]), "")
+        engine = next((s.engine for s in of_alias if s.engine and s.server == server), "")
+        found[alias] = engine, server
+    return found
 
 
 def with_history(

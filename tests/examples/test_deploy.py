@@ -381,7 +381,7 @@ class Activated:
                 line = line.replace(name, value)
             done = subprocess.run(
                 shlex.split(line),
-                cwd=self.server._cwd,
+                cwd=self.server.cwd,
                 env=environment(self.env),
                 capture_output=True,
                 check=False,

@@ -337,7 +337,7 @@ def test_a_failed_connect_beside_open_connections_has_its_own_remedy(
 ) -> None:
     with it.pool.lease():
         it.reachability.connect_failed(OperationalError(code, "no"))
-        settle(lambda: bool(it.with_text(f"{NO_MORE}no")))
+        settle(lambda: bool(it.with_text(f"{NO_MORE}: no")))
     (line,) = it.with_text(NO_MORE)
     assert f"no ({code})\n  → {remedy}" in line.text
 

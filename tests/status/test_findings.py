@@ -378,6 +378,17 @@ def test_a_worker_that_is_killed_does_not_end_as_in_a_reload(
     assert ("stopping" in names) == (ending != dying), "nobody has told these to"
 
 
+def test_a_refused_reload_is_told_of_until_one_succeeds() -> None:
+    stats = of(workers=2) | {"reload_problem": "PS201", "reload_refused_ago_seconds": 720.0}
+    assert said(stats) == [
+        "Not reloaded: the options were refused (PS201) 12 min ago. → the log says what to correct;"
+        " then send HUP again: until it succeeds the old options stay, and a restart is likely to"
+        " be refused, too"
+    ]
+    stats |= {"reload_problem": None, "reload_refused_ago_seconds": None}
+    assert said(stats)[0].startswith("All is well")
+
+
 @pytest.mark.parametrize("code", [None, 1040])
 def test_what_lacks_descriptors_is_not_put_down_to_the_server(code: int | None) -> None:
     stats = of(

@@ -124,6 +124,8 @@ def test_metrics_have_all_that_the_json_has(status: StartStatus) -> None:
             assert value(f"pooled_serve_{key}") == number == 0
         elif key == "worker_death_ago_seconds":
             assert number is None, "none has; Prometheus knows when the number of them has risen"
+        elif key in ("reload_problem", "reload_refused_ago_seconds"):
+            assert number is None, "none was; the page and the log tell of it"
         elif key == "worker_deaths_total":
             assert value("pooled_serve_worker_deaths_total") == number == 0
         elif key == "cpus":

@@ -40,6 +40,7 @@ def test_the_keys_of_the_contract(status: StartStatus) -> None:
         *("version", "app", "uptime_seconds", "workers", "pools", "hosts", "routes"),
         *("findings", "advice", "cpus", "pool_mode", "stopping", "starting"),
         *("worker_deaths_total", "worker_death_ago_seconds"),
+        *("reload_problem", "reload_refused_ago_seconds"),
     }
     assert stats["hosts"] == {}
     assert stats["app"] == "mysite.wsgi"

@@ -147,7 +147,7 @@ class Serve:
         self._argv = [*command, app, *args]
         if bind:
             self._argv += ["-b", _as_option(self.address)]
-        self._cwd = cwd
+        self.cwd = cwd
         self._env = environment(env)
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
@@ -173,7 +173,7 @@ class Serve:
         """
         self._process = subprocess.Popen(
             tied_to_us(self._argv),
-            cwd=self._cwd,
+            cwd=self.cwd,
             env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
