@@ -148,12 +148,16 @@ class Area:
 
     def taken(self) -> int:
         """Returns how many tokens living processes own. Asks the kernel about each."""
+        return len(self.owners())
+
+    def owners(self) -> list[int]:
+        """Returns the slot of the owner for each of these tokens."""
         owners = self._memory[self._owners_at : self._traces_at]
-        return sum(
-            token in self.owned or self.host.is_locked(self._locks + token)
+        return [
+            owner
             for token, owner in enumerate(owners)
-            if owner
-        )
+            if owner and (token in self.owned or self.host.is_locked(self._locks + token))
+        ]
 
     def has_free(self, limit: int) -> bool:
         """Whether a token is free that was given back. Costs no system call."""

@@ -29,7 +29,7 @@ import mmap
 import os
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from gevent.monkey import get_original
 
@@ -270,18 +270,21 @@ class Host:
                 return
             yield area
 
-    def stats(self, limit: int) -> dict[str, dict[str, int]]:
+    def stats(self, limit: int, workers: Container[int] = ()) -> dict[str, dict[str, int]]:
         """Returns alias -> numbers, of the databases that processes of the host have pools for.
 
         :param limit: how many tokens there are.
+        :param workers: the process ids of this instance's. After USR2 there are those of another.
         """
         found = {}
         for area in self._named():
             known = next((each for each in self._areas.values() if each.index == area.index), area)
             (name,) = NAME.unpack(area.packed_name)
+            owners = [int(self._pids[slot]) if slot < SLOTS else 0 for slot in known.owners()]
             found[name.decode("utf-8", "ignore")] = {
                 "limit": limit,
-                "taken": known.taken(),
+                "taken": len(owners),
+                "taken_elsewhere": sum(pid > 0 and pid not in workers for pid in owners),
                 "hungry": sum(since > 0 for since in known.since),
                 "trades_total": int(sum(known.lent)),
             }

@@ -19,8 +19,8 @@ from glob import glob, iglob
 from pathlib import Path
 from typing import Any
 
-from gunicorn import util
-from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
+from gunicorn import systemd, util
+from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket, create_sockets
 
 from pooled_serve.errors import EXIT_SERVER, Finding, Level, StartupError
 
@@ -161,9 +161,7 @@ def _listen(address: Address, cfg: Any, log: Any, *, is_status: bool) -> Any:
     if isinstance(address, tuple):
         kind = TCP6Socket if util.is_ipv6(address[0]) else TCPSocket
     if is_status:
-        # gunicorn's log lists all addresses, and two alike look like two copies of the site.
-        shown = f" status page at {url(address, 'http')}"
-        kind = type("StatusSocket", (kind,), {"__str__": lambda _: shown})
+        kind = _as_status(kind, address)
     there = not isinstance(address, tuple) and _exists(address)
     try:
         return kind(address, cfg, log)
@@ -172,6 +170,36 @@ def _listen(address: Address, cfg: Any, log: Any, *, is_status: bool) -> Any:
         if is_path and not there and _exists(address):  # bound, but chown to --user failed
             os.unlink(address)
         raise
+
+
+def _as_status(kind: type, address: Address) -> type:
+    """Returns a class of gunicorn's sockets that says what it is for: gunicorn's log lists all
+    addresses, and two alike look like two copies of the site."""
+    shown = f" status page at {url(address, 'http')}"
+    return type("StatusSocket", (kind,), {"__str__": lambda _: shown})
+
+
+def inherit(arbiter: Any, cfg: Any) -> None:
+    """Listen on the sockets that this process has inherited: from the old master after USR2, from
+    systemd, or as fd://. Gunicorn would do the same, but could not know that of the status page.
+
+    :raises StartupError: with a PS501 for each fd:// that is no socket.
+    """
+    if cfg.reuse_port:
+        return  # each worker makes its own
+    descriptors: list[int] = []
+    if passed := systemd.listen_fds():
+        arbiter.systemd = True
+        first = systemd.SD_LISTEN_FDS_START
+        descriptors = list(range(first, first + passed))
+    elif arbiter.master_pid:
+        descriptors = list(map(int, os.environ.pop("GUNICORN_FD").split(",")))
+    else:
+        check_inherited(address for address in cfg.address if isinstance(address, int))
+    arbiter.LISTENERS = create_sockets(cfg, arbiter.log, descriptors)
+    for each in filter(cfg.is_status_listener, arbiter.LISTENERS):
+        name = each.getsockname()
+        each.__class__ = _as_status(type(each), name[:2] if isinstance(name, tuple) else name)
 
 
 def _bind(address: Address, *, reuse_port: bool) -> socket.socket | None:

@@ -248,11 +248,12 @@ class Config(GunicornConfig):  # type: ignore[misc]  # gunicorn has no types
         if arbiter.app.scoreboard is not None:
             signals.tell_at_once(arbiter, arbiter.app.scoreboard.mark_ending)
         if arbiter.master_pid or systemd.listen_fds(unset_environment=False):
-            return  # the old master, after USR2, or systemd passes them on
+            addresses.inherit(arbiter, self)  # of the old master, after USR2, or of systemd
+            return
         descriptors = [address for address in self.address if isinstance(address, int)]
         try:
             if descriptors:  # then gunicorn ignores all others
-                addresses.check_inherited(descriptors)
+                addresses.inherit(arbiter, self)
             elif self.reuse_port:  # each worker makes its own
                 addresses.check(self.address, self.status_address, reuse_port=True)
             else:

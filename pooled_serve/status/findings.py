@@ -26,7 +26,16 @@ from pooled_serve.status.figures import BETWEEN_SECONDS, RECENT_SECONDS
 from pooled_serve.status.remedies import cap_option, cap_remedy, size_option, total_cap
 from pooled_serve.status.sentence import LEVELS, Sentence
 from pooled_serve.status.views import ViewsInWords
-from pooled_serve.status.words import at_most, count, duration, listed, percent, plural, span
+from pooled_serve.status.words import (
+    at_most,
+    count,
+    duration,
+    listed,
+    percent,
+    plural,
+    span,
+    taken_elsewhere,
+)
 
 DEATH_SECONDS = 60.0
 """For so long the page tells of a worker that has died, also when its successor serves."""
@@ -245,7 +254,11 @@ class _Pool(ViewsInWords):
         if host and host.get("taken", 0) >= host.get("limit", 0):
             taken = f"all {count(host['limit'])} connections of this host are taken"
             name = "overload" if self.lately("timeouts") else "too small a pool"
-            yield self.say(self.level, name, f"{taken}: {queue}", self._larger_cap())
+            remedy = self._larger_cap()
+            if elsewhere := taken_elsewhere(host):
+                taken += f", {elsewhere}"
+                remedy = f"end the old instance, if it is one (TERM to its master); else {remedy}"
+            yield self.say(self.level, name, f"{taken}: {queue}", remedy)
         if self._starting() and cap is not None and self.most_in_use() < cap and not self._suffers:
             return  # after a reload the cap is that of old and new workers for a while
         opening = self.number("connecting") or self.lately("opened")

@@ -115,6 +115,12 @@ HOST_METRICS = (
     ),
     (
         Kind.GAUGE,
+        "taken_elsewhere",
+        "Those of them that processes other than this instance's workers have: after USR2 those of "
+        "the old or new instance. If it rises and stays, the old one has not ended: end it.",
+    ),
+    (
+        Kind.GAUGE,
         "hungry",
         "Workers with waiting requests that could open more if it were not for that. If it rises "
         "and stays, do as for pooled_serve_host_taken.",

@@ -169,7 +169,14 @@ class StatusServer:
     def _hosts(self) -> dict[str, dict[str, int]]:
         """Returns alias -> numbers; nothing if the host has no bound."""
         host, limit = self._worker.app.host, self._worker.cfg.pool_max_per_host
-        return {} if host is None or limit is None else host.stats(limit)
+        if host is None or limit is None:
+            return {}
+        found: dict[str, dict[str, int]] = host.stats(
+            limit, set(self._scoreboard.workers().values())
+        )
+        if self._scoreboard.starting:  # they may query while they load the project
+            found = {alias: its | {"taken_elsewhere": 0} for alias, its in found.items()}
+        return found
 
     # --- HTTP ----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from pooled_serve.status.words import (
     plural,
     rate,
     span,
+    taken_elsewhere,
 )
 
 COLUMNS = 80
@@ -138,7 +139,9 @@ def _pool(
     yield _title(alias, pool)
     yield _bar(pool, cap, COLUMNS - 2)
     moving = f"{pool['connecting']} connecting, {pool['closing']} closing"
-    free = NONE if cap is None else count(max(0, cap - _open(pool)))
+    host = stats["hosts"].get(alias) or {}
+    others = host.get("taken_elsewhere") or 0  # which these workers cannot open now
+    free = NONE if cap is None else count(max(0, cap - _open(pool) - others))
     yield (
         f"# {count(pool['in_use'])} in use  = {count(pool['idle'])} idle  ~ {moving}"
         f"  · {free} not opened, cap {'none' if cap is None else count(cap)}"
@@ -161,11 +164,13 @@ def _pool(
             yield f"{name:8} {_sparkline(values, top)} 5 min, ≤ {count(highest)}"
     yield from _peaks(pool)
     yield from _totals(pool)
-    if host := stats["hosts"].get(alias):
+    if host:
         yield (
             f"host     {count(host['taken'])} of {count(host['limit'])} taken, lent"
             f" {count(host['trades_total'])} times; workers that lack some: {count(host['hungry'])}"
         )
+        if elsewhere := taken_elsewhere(host):
+            yield f"         {elsewhere}"
     yield from _workers(stats, alias)
 
 

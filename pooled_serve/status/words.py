@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pooled_serve.driver.error_codes import FULL
 
 NONE = "–"
@@ -87,6 +90,13 @@ def unusable(login_refused: float | None, stuck: float | None, error: float | No
         return "does not answer"
     what = "server full" if error in FULL else "cannot be reached"
     return f"{what} (error {error:.0f})" if error else what
+
+
+def taken_elsewhere(host: Mapping[str, Any] | None) -> str:
+    """Returns how many of a host's connections are not of this instance's workers; empty if none
+    is. After USR2 two instances share the bound, and each has a page of its own."""
+    elsewhere = (host or {}).get("taken_elsewhere") or 0
+    return f"{count(elsewhere)} of them by other processes, as after USR2" if elsewhere else ""
 
 
 def _parts(seconds: float, large: int, its_name: str, small: int, name: str) -> str:

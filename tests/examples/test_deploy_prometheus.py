@@ -60,6 +60,7 @@ UNUSED = {
         "lost_seconds",
         "worker_loop_delay_seconds",
         "worker_no_descriptor_ago_seconds",
+        "host_taken_elsewhere",
         "worker_cpu_seconds_total",
         "cpus",
         "stopping",

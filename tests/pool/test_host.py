@@ -41,9 +41,10 @@ def test_there_are_as_many_tokens_as_the_bound(host: Host) -> None:
     area.give_back(1)
     assert area.has_free(LIMIT)
     assert area.take(LIMIT, search=False) == 1
-    assert host.stats(LIMIT)["default"] == {
+    assert host.stats(LIMIT, {os.getpid()})["default"] == {
         "limit": 3,
         "taken": 3,
+        "taken_elsewhere": 0,
         "hungry": 0,
         "trades_total": 0,
     }

@@ -285,6 +285,17 @@ def test_the_bound_of_a_host_has_its_own_remedy() -> None:
     ]
 
 
+def test_who_has_the_rest_of_a_bound_after_usr2_is_told() -> None:
+    stats = of(workers=2, **QUEUE)
+    stats["hosts"] = {"default": {"limit": 12, "taken": 12, "taken_elsewhere": 8}}
+    assert said(stats) == [
+        "Too small a pool: all 12 connections of this host are taken, 8 of them by other processes,"
+        " as after USR2: 7 requests wait, the longest 250 ms. → end the old instance, if it is one"
+        " (TERM to its master); else --max-per-host 19, if the server has room: --check shows its"
+        " budget"
+    ]
+
+
 STORM = recent(
     acquired=100,
     waited=60,

@@ -273,6 +273,14 @@ def test_with_a_bound_of_the_host_that_is_the_cap(open_page: OpenPage) -> None:
     page.after(1)
     assert page.sentence.startswith("All is well: 2 of 12 connections in use")
     assert page.value("host") == "2 of this host's 12 taken · no worker lacks any · lent once"
+    assert page.value("unopened") == "10"
+    elsewhere = {"taken": 12, "taken_elsewhere": 8, "hungry": 0, "trades_total": 1}
+    answers.stats["hosts"] = {"default": host | elsewhere}
+    page.after(1)
+    assert page.value("host").startswith(
+        "12 of this host's 12 taken, 8 of them by other processes, as after USR2 · no worker lacks"
+    )
+    assert page.value("unopened") == "2", "the others have the rest"
 
 
 def test_a_blocked_worker_has_no_numbers_of_now(open_page: OpenPage) -> None:

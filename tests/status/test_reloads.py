@@ -3,8 +3,11 @@ was refused."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +191,36 @@ def test_a_refused_hup_is_on_the_page_until_one_succeeds(status: StartStatus) ->
 
 def _has_problem(code: str | None, stats: dict[str, Any]) -> bool:
     return bool(stats["reload_problem"] == code)
+
+
+def test_after_usr2_the_page_and_the_log_tell_the_instances_apart(
+    status: StartStatus, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    it = status("--max-per-host", "4", "--pid", str(pidfile))
+    server = it.site.server
+    it.site.fill()
+    mine = {"limit": 4, "taken": 4, "taken_elsewhere": 0}
+    it.wait_for(lambda stats: stats["hosts"]["default"].items() >= mine.items())
+    server.signal(signal.SIGUSR2)
+    second = wait_until(lambda: _number(Path(f"{pidfile}.2")))
+    try:
+        url = "{}:{}".format(*it.address)
+        log = server.wait_for_log(re.compile(rf"Listening at: .*{url}[\s\S]*Listening at: .*{url}"))
+        lines = re.findall(r"Listening at: (.*) \(\d+\)", log)
+        assert lines[0] == lines[1]
+        assert f", status page at http://{url}" in lines[1]
+        # Whichever of the two answers: one has all of them, and the other none.
+        theirs = mine | {"taken_elsewhere": 4}
+        it.wait_for(lambda stats: stats["hosts"]["default"].items() >= theirs.items())
+        os.kill(server.master_pid, signal.SIGTERM)
+        assert server.wait() == 0
+        free = {"taken": 0, "taken_elsewhere": 0}
+        it.wait_for(lambda stats: stats["hosts"]["default"].items() >= free.items())
+    finally:
+        os.kill(second, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{second}").exists())
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text() or 0) if path.exists() else 0

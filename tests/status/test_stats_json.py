@@ -215,7 +215,7 @@ def test_transaction_mode_tells_what_was_pinned(status: StartStatus) -> None:
 def test_it_shows_the_bound_of_the_host(status: StartStatus) -> None:
     it = status("--max-per-host", "6", "--workers", "2")
     assert it.site.run("SELECT 1").status == 200
-    bound = {"limit": 6, "taken": 1, "hungry": 0, "trades_total": 0}
+    bound = {"limit": 6, "taken": 1, "taken_elsewhere": 0, "hungry": 0, "trades_total": 0}
     assert it.wait_for(lambda stats: stats["hosts"] == {"default": bound})
     metrics = it.get("/metrics").text
     assert 'pooled_serve_host_limit{db_client_connection_pool_name="default"} 6.0' in metrics

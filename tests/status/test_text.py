@@ -135,6 +135,19 @@ def test_nothing_is_wider_than_a_terminal() -> None:
     assert " " * 8 + "▃" * 42 in text, "of the first 50 seconds nothing is known"
 
 
+def test_what_another_instance_has_of_the_bound_cannot_be_opened_here() -> None:
+    stats = full(in_use=1, idle=0, connecting=0, closing=0)
+    host = {"limit": 12, "taken": 12, "hungry": 0, "trades_total": 0}
+    stats["hosts"] = {"default": host | {"taken_elsewhere": 11}}
+    text = page(stats, {})
+    assert "12 of 12 taken" in text
+    assert "\n         11 of them by other processes, as after USR2\n" in text
+    assert " · 0 not opened, cap 12" in text
+    stats["hosts"] = {"default": host | {"taken": 1, "taken_elsewhere": 0}}
+    assert "other processes" not in (text := page(stats, {}))
+    assert " · 11 not opened, cap 12" in text
+
+
 def test_the_numbers_of_a_blocked_worker_are_not_shown_as_those_of_now() -> None:
     stats = full(in_use=7)
     stats["workers"][0] |= {"seen_ago_seconds": 5.3}
