@@ -296,6 +296,25 @@ def test_a_worker_that_has_told_of_it_itself_tells_of_its_end(it: Watched) -> No
     assert it.lines[-1].text.endswith("; failed attempts to connect: 1")
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (2003, " cannot be reached at db:3307/shop: no (2003)\n"),
+        (1040, ": the server at db:3307/shop is full: no (1040)\n"),
+        (1045, ": the server at db:3307/shop refuses the login: no (1045)\n"),
+    ],
+)
+def test_the_server_that_a_connect_has_failed_at_is_named(
+    it: Watched, code: int, said: str
+) -> None:
+    """After a HUP it may be another one than before, and PyMySQL names the host at most."""
+    error: Any = OperationalError(code, "no")
+    error.address = "db:3307/shop"
+    it.connect(error)
+    settle(lambda: bool(it.lines))
+    assert said in it.lines[0].text
+
+
 def test_an_error_that_is_no_outage_is_logged_with_what_helps(it: Watched) -> None:
     it.connect(OperationalError(2026, "SSL connection error"))
     settle(lambda: bool(it.lines))
