@@ -61,7 +61,7 @@ def test_health_answers_while_the_main_port_is_full_and_the_database_is_down(
         finally:
             go_on.touch()
         assert [visitor.result().status for visitor in visitors] == [200] * 8
-    it.site.server.wait_for_log(f"[ERROR] database 'default' {LOST}: ")
+    it.site.server.wait_for_log(f"[ERROR] database 'default' {LOST} at 127.0.0.1:")
     it.site.server.get("/tune?timeout=30")  # for the next login, on a busy machine
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)  # and nobody sent a request
@@ -83,7 +83,7 @@ def test_a_lost_database_is_noticed_and_its_return_without_traffic(
     server.stop()
     wait_until(lambda: it.get("/readyz").status == 503)
     assert "Outage: the database default" in it.get("/", Accept="*/*").text
-    it.site.server.wait_for_log(f"database 'default' {LOST}: ")
+    it.site.server.wait_for_log(f"database 'default' {LOST} at 127.0.0.1:")
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)
     it.site.server.wait_for_log(f"database 'default' {BACK}")
@@ -119,7 +119,7 @@ def test_a_stopped_database_is_noticed_though_no_connection_is_left(
     it.wait_for(lambda stats: stats["pools"]["default"]["idle"] == 0)
     server.stop()
     wait_until(lambda: it.get("/readyz").status == 503)
-    it.site.server.wait_for_log(f"database 'default' {LOST}: ")
+    it.site.server.wait_for_log(f"database 'default' {LOST} at 127.0.0.1:")
 
 
 def test_ready_starts_from_the_preflight_and_heals_without_traffic(
@@ -142,7 +142,8 @@ def test_ready_starts_from_the_preflight_and_heals_without_traffic(
     seconds = it.stats()["uptime_seconds"] - start["uptime_seconds"]
     more = sum(attempts(end)) - sum(attempts(start))
     assert more <= 2 * (seconds + 1.5), "about one attempt a second and worker"
-    said = re.compile(rf"\[ERROR\] database 'default' {LOST}: .*\n  → see that the server")
+    where = rf"database 'default' {LOST} at 127\.0\.0\.1:"
+    said = re.compile(rf"\[ERROR\] {where}.*\n  → see that the server")
     it.site.server.wait_for_log(said, times=2)
     server.start()
     wait_until(lambda: it.get("/readyz").status == 200)
