@@ -173,6 +173,7 @@ ATTRIBUTES: dict[str, tuple[tuple[str, str], ...]] = {
         (f"{_RESPONSE}.default_headers", "http_date"),
         (f"{_RESPONSE}.send_headers", "headers_sent sock"),
         ("gunicorn.sock:BaseSocket.__init__", "cfg_addr"),
+        ("gunicorn.systemd:listen_fds", "SD_LISTEN_FDS_START"),
         ("gunicorn.arbiter:Arbiter.setup", "app cfg log"),
         ("gunicorn.arbiter:Arbiter.start", "LISTENERS master_pid pidfile pid"),
         ("gunicorn.arbiter:Arbiter.init_signals", "signal"),

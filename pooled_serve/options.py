@@ -253,8 +253,7 @@ class PoolOptions:
         limit,
         "N|unlimited",
         "Cap on connections in use at once per worker and database; further requests queue, "
-        f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size, or max-per-host "
-        "if that is set.",
+        f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size, or --max-per-host.",
         essential=True,
     )
     timeout: float = _option(

@@ -219,6 +219,7 @@ UNLISTED = {
     "_current_frames": "sys._current_frames() is documented",
     "_exit": "os._exit() is documented",
     "_getframe": "sys._getframe() is documented",
+    "_meta": "of Django's models, documented",
     "_has_been_logged": "only written: if Django no longer reads it, its log has more lines",
     "_option_string_actions": "argparse's, not a package's",
     "_replace": "of named tuples, documented",

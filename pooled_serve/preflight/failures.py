@@ -146,7 +146,7 @@ def _user_model() -> str | None:
     with contextlib.suppress(Exception):  # the registry is not ready
         models = [model for model in apps.get_models() if hasattr(model, "USERNAME_FIELD")]
         if len(models) == 1:
-            return str(models[0]._meta.label)  # noqa: SLF001 - public, for all its name
+            return str(models[0]._meta.label)  # noqa: SLF001 - documented, for all its name
     return None
 
 

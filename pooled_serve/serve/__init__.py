@@ -7,5 +7,5 @@
 * addresses.py: where it listens; loggers.py: logging that LOGGING does not silence
 * reloads.py: what comes of a HUP
 * names.py: the option, variable or setting that was meant; values.py: what it takes; written.py:
-  where it was written
+  where it was written; conf_file.py: a file of them that cannot be used
 """

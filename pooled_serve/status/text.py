@@ -177,16 +177,16 @@ def _pool(
 def _blocked(stats: Mapping[str, Any], alias: str) -> Iterator[str]:
     """That the numbers of a pool contain those which a blocked worker has noted before: what it
     holds at this moment is not known."""
-    agos = {
+    ages = {
         str(worker["slot"]): ago
         for worker in stats["workers"]
         if (ago := worker.get("seen_ago_seconds") or 0.0) >= BLOCKED_SECONDS
         and alias in worker["pools"]
     }
-    if agos:
-        are = "it is" if len(agos) == 1 else "they are"
-        who = f"worker{'s' * (len(agos) > 1)} {listed([*agos])}"
-        yield f"         {who} as of {duration(max(agos.values()))} ago: {are} blocked"
+    if ages:
+        are = "it is" if len(ages) == 1 else "they are"
+        who = f"worker{'s' * (len(ages) > 1)} {listed([*ages])}"
+        yield f"         {who} as of {duration(max(ages.values()))} ago: {are} blocked"
 
 
 def _mean(recent: Mapping[str, Any], what: str) -> str:
