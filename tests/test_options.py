@@ -19,6 +19,7 @@ from pooled_serve.options import OPTIONS, AliasSize, Option, PoolOptions
 from pooled_serve.pool_plan import PoolPlan
 from pooled_serve.preflight.reports import DatabaseReport, ProjectReport
 from pooled_serve.serve import app as server
+from pooled_serve.serve.reloads import Reloads
 from support.command import Here
 from support.option_values import good_values
 from support.servers import ROOT
@@ -135,9 +136,16 @@ def test_the_command_line_stays_as_it_was_typed(
 # --- HUP ---------------------------------------------------------------------------------------
 
 
+def started(*arguments: str) -> server.Application:
+    """With what a master makes before it forks, so that it can be reloaded."""
+    application = server.Application(arguments)
+    application.reloads = Reloads(None, ())
+    return application
+
+
 def test_reload_takes_up_what_changed(here: Here) -> None:
     here.conf("pool_size = 5\nworkers = 2")
-    application = server.Application(["app", "--pool-timeout", "3"])
+    application = started("app", "--pool-timeout", "3")
     here.conf("pool_size = 6\nworkers = 3\npool_timeout = 9")
     application.reload()
     assert application.cfg.pool_size == 6
@@ -161,7 +169,7 @@ def test_reload_keeps_the_old_configuration_if_the_new_one_is_no_good(
     here: Here, caplog: pytest.LogCaptureFixture, source: str
 ) -> None:
     here.conf("wsgi_app = 'app'\npool_size = 5")
-    application = server.Application([])
+    application = started()
     before = application.cfg, application.plan
     here.conf(source)
     application.reload()
@@ -176,7 +184,7 @@ def test_reload_keeps_the_old_configuration_if_the_new_one_is_no_good(
 
 def test_reload_refuses_a_contradiction(here: Here, caplog: pytest.LogCaptureFixture) -> None:
     here.conf("pool_size = 5")
-    application = server.Application(["app"])
+    application = started("app")
     application._report = ProjectReport(databases=(DatabaseReport("default", True, "MySQL"),))
     here.conf("pool_size = 5\nmax_outstanding = 4")
     application.reload()
