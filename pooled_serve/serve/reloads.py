@@ -90,5 +90,8 @@ class Reloads:
 
     def _remembered(self) -> dict[str, str]:
         packed, _, _ = self._memory[:].partition(b"\0")
-        found: Any = json.loads(packed)
+        try:
+            found: Any = json.loads(packed)
+        except ValueError:  # the worker that wrote it was killed meanwhile
+            return {}
         return dict(found)

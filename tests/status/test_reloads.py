@@ -103,6 +103,20 @@ def test_the_first_worker_of_a_reload_tells_what_has_moved(
     ]
 
 
+def test_a_worker_that_is_killed_while_it_tells_keeps_no_other_from_its_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    told = reloads(default="a:3306/app")
+    told._memory[:10] = b'{"default\0'  # and no more
+    told.begin(2)
+    told.tell(3, lambda: {"default": "b:3306/app"})
+    assert not caplog.records, "it is not known where it was"
+    told.begin(3)
+    told.tell(4, lambda: {"default": "c:3306/app"})
+    assert caplog.messages == ["Reloaded: default: c:3306/app (was b:3306/app)"]
+
+
 def test_more_databases_than_there_is_room_for_are_not_told_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
