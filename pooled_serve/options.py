@@ -252,8 +252,8 @@ class PoolOptions:
         "max_outstanding",
         limit,
         "N|unlimited",
-        "Cap on connections in use at once per worker and database; further requests queue, "
-        f"first come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size, or --max-per-host.",
+        "Cap on connections in use at once per worker and database; further requests queue, first "
+        f"come first served. Default: {DEFAULT_CAP_FACTOR} x pool-size, or --max-per-host if set.",
         essential=True,
     )
     timeout: float = _option(

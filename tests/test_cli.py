@@ -92,7 +92,7 @@ def test_help_shows_defaults(help_text: str) -> None:
         return found and found.group(1)
 
     assert default("--pool-size") == "4"
-    assert default("--max-outstanding") == "3 x pool-size, or max-per-host if that is set"
+    assert default("--max-outstanding") == "3 x pool-size, or --max-per-host if set"
     assert default("--pool-timeout") == "10"
     assert default("--conn-max-age") == "CONN_MAX_AGE of the settings if above 0, else 60"
     assert default("--workers") == "1"
