@@ -157,6 +157,7 @@ class Application(WSGIApplication):  # type: ignore[misc]
             self.cfg.written.add(variable, {name: self.cfg.env_orig.get(variable)})
         self.cfg.check_bind()
         values.check_env(self.cfg)
+        values.check_loglevel(self.cfg)
         # gunicorn would read these later, and crash on bad values
         env, _ = self.cfg.env, self.cfg.address
         early.refuse(env)

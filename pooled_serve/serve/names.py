@@ -188,6 +188,8 @@ def unknown_variables(environ: Mapping[str, str], settings: Mapping[str, Any]) -
         if bare == name or name in VARIABLES or (_NOT_OPTIONS.fullmatch(bare) and not ports):
             continue
         finding = unknown(name, VARIABLES)
+        if own := BY_SETTING.get(bare.lower()):  # its name in the file
+            finding = replace(finding, hint=f"did you mean {own.variable}?")
         if use := _gunicorns(name, environ[name].strip(), settings):
             finding = replace(finding, hint=use)
         found.append(finding)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.config import validate_string
+from gunicorn.glogging import Logger
 
 from pooled_serve.errors import Finding, Level, StartupError, startup_error
 from pooled_serve.options import HOST_AND_PORT, REMEDY, is_port
@@ -122,6 +124,16 @@ def check_env(cfg: Any) -> None:
         if "=" not in text:
             said = f"{cfg.named('raw_env')}: must be NAME=VALUE, not {text!r}"
             raise bad_value(said, remedy(setting))
+
+
+def check_loglevel(cfg: Any) -> None:
+    """Reject a level that does not exist: gunicorn would log at "info" without a word."""
+    levels = list(Logger.LOG_LEVELS)
+    level = str(cfg.loglevel)
+    if level.lower() not in levels:
+        near = difflib.get_close_matches(level.lower(), levels, n=1)
+        use = near[0] if near else f"one of {', '.join(levels)}"
+        raise bad_value(f"{cfg.named('loglevel')}: there is no level {level!r}", f"use {use}")
 
 
 def check_files(cfg: Any) -> None:

@@ -120,6 +120,13 @@ COMMANDS: dict[str, tuple[list[str], str, str, str]] = {
         "no option -pool_size",
         "→ use --pool-size, with two dashes",
     ),
+    "a level of the log": (
+        ["a", "--log-level", "debgu"],
+        "PS401",
+        "--log-level: there is no level 'debgu'",
+        "→ use debug",
+    ),
+    "a level like no other": (["a", "--log-level", "9"], "PS401", "no level '9'", "→ use one of "),
     "an age with a unit": (["a", "--conn-max-age", "1h"], "PS401", "'1h'", "--conn-max-age 3600"),
     "seconds with a unit": (["a", "--pool-timeout", "5 s"], "PS401", "'5 s'", "--pool-timeout 5"),
     "log in no folder": (
@@ -189,6 +196,7 @@ VARIABLES: dict[tuple[str, str], str] = {
     ): "→ use --access-logfile FILE, or GUNICORN_CMD_ARGS='--access-logfile FILE'",
     ("RAW_ENV", "PASSWORD=secret"): "→ use --env ENV, or GUNICORN_CMD_ARGS='--env ENV'",
     ("POOLSIZE", "4"): "→ did you mean POOLED_SERVE_POOL_SIZE?",
+    ("POOL_STATUS", "secret"): "→ did you mean POOLED_SERVE_STATUS?",
     ("XYZZY", "4"): "→ see pooled-serve --help",
 }
 
