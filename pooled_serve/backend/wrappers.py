@@ -189,12 +189,17 @@ def make_wrapper(wrapper_class: Any, settings: dict[str, Any], alias: str) -> An
     return wrapper
 
 
+def connecting_wrapper(engine: Any, settings: dict[str, Any], alias: str) -> Any:
+    """Returns the wrapper with which a pool makes its connections."""
+    return wrapper_class(engine)._connecting_class(dict(settings), alias)
+
+
 def address(engine: Any, settings: dict[str, Any], alias: str) -> str:
     """Returns which server and database the settings name, without connecting; empty if an engine
     has its own way to find that out, which may ask some service for a password and take long."""
     if engine.get_connection_params is not MySQLWrapper.get_connection_params:
         return ""
-    wrapper = wrapper_class(engine)._connecting_class(dict(settings), alias)
+    wrapper = connecting_wrapper(engine, settings, alias)
     params = parameters.translate(wrapper.get_connection_params()) | {"defer_connect": True}
     return MySQLConnection(**params).address
 

@@ -8,7 +8,7 @@ Where a check goes, by what it looks at:
 * migrations.py: those that are not applied, which --check notes
 * origins.py: keys that are misspelt (PS110), and option files without effect (PS112), which may be
   behind a failed connect (PS301 to PS309)
-* runner.py: loading as such (PS102, PS111, PS207)
+* runner.py: loading as such (PS102, PS111, PS207); loaded.py: the same settings after a HUP
 * servers.py: DATABASES that fail as such (PS102), what PyMySQL cannot use of OPTIONS (PS112), the
   answers of the database servers, and failed connects (PS3xx)
 * plan.py, budget.py: sizes and ages, and whether they fit the servers (PS201 to PS206, PS208)

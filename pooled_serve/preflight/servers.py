@@ -71,9 +71,35 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
         return Question(DatabaseReport(alias, pooled=False, label=label))
     from pooled_serve.driver import parameters
-    from pooled_serve.driver.connection import MySQLConnection
 
     databases.check(alias, settings)
+    connection, params = not_connected(alias, settings, wrapper)
+    report = DatabaseReport(
+        alias,
+        pooled=True,
+        label="MySQL",
+        # From the connection: OPTIONS and option files may name the server, too.
+        address=connection.address,
+        server=connection.server,
+        conn_max_age=settings["CONN_MAX_AGE"],
+        atomic_requests=bool(settings["ATOMIC_REQUESTS"]),
+        problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
+    )
+    authority = parameters.has_authority(params)
+    return Question(report, connection, authority, Origins(settings))
+
+
+def not_connected(
+    alias: str, settings: Mapping[str, Any], wrapper: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Returns a connection as the settings want it, before it connects, and its arguments.
+
+    :param wrapper: Django's, of the same settings.
+    :raises StartupError: PS102, PS110, PS112: the settings cannot be used.
+    """
+    from pooled_serve.driver import parameters
+    from pooled_serve.driver.connection import MySQLConnection
+
     said = f"PyMySQL cannot use the settings of the database {alias!r}"
     with usable(said, "correct DATABASES in the settings"):
         databases.check_isolation(alias, settings["OPTIONS"], wrapper.isolation_levels)
@@ -92,19 +118,7 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
             text = f"OPTIONS of the database {alias!r}: no TLS with these files ({error.reason})"
             hint = "correct OPTIONS['ssl']: PEM files, and the key that belongs to the certificate"
             raise startup_error("PS112", text, hint) from None
-    report = DatabaseReport(
-        alias,
-        pooled=True,
-        label="MySQL",
-        # From the connection: OPTIONS and option files may name the server, too.
-        address=connection.address,
-        server=connection.server,
-        conn_max_age=settings["CONN_MAX_AGE"],
-        atomic_requests=bool(settings["ATOMIC_REQUESTS"]),
-        problem=_no_answer(connection.server, connection.connect_timeout),  # until there is one
-    )
-    authority = parameters.has_authority(params)
-    return Question(report, connection, authority, Origins(settings))
+    return connection, params
 
 
 def ask_all(found: Sequence[Question]) -> tuple[DatabaseReport, ...]:

@@ -1,8 +1,8 @@
-"""What comes of a HUP, for the log and the status page: whether it was refused, and which databases
-are elsewhere now.
+"""What comes of a HUP, for the log and the status page: whether it was refused, which databases are
+elsewhere now, and what is wrong with the settings.
 
 The master reads the options, and the new workers the settings of the project. So one of these tells
-of the databases: the first one of each reload.
+of them: the first one of each reload.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pooled_serve.errors import StartupError
+from pooled_serve.errors import Finding, StartupError
 from pooled_serve.preflight.plan import Plan
 from pooled_serve.preflight.reports import DatabaseReport
 from pooled_serve.status.scoreboard import Scoreboard
@@ -67,20 +67,32 @@ class Reloads:
         """
         self._teller = last_age + 1
 
-    def tell(self, age: int, addresses: Callable[[], Mapping[str, str]]) -> None:
-        """Log which databases are elsewhere than before the reload. Runs in each worker.
+    def tell(
+        self,
+        age: int,
+        addresses: Callable[[], Mapping[str, str]],
+        problems: Callable[[Mapping[str, str]], Sequence[Finding]] = lambda _: (),
+    ) -> None:
+        """Log which databases are elsewhere than before the reload, and what is wrong with the
+        settings: a HUP asks no preflight. Runs in each worker.
 
         :param age: gunicorn's number of this worker.
         :param addresses: returns alias -> server, as this worker's settings have it.
+        :param problems: see :func:`pooled_serve.preflight.loaded.problems`.
         """
         if age != self._teller:
             return
-        former = self._remembered()
-        now = {alias: address for alias, address in addresses().items() if address}
+        former, found = self._remembered(), addresses()
+        now = {alias: address for alias, address in found.items() if address}
         for alias, address in now.items():
             if (was := former.get(alias, address)) != address:
                 log.info("Reloaded: %s: %s (was %s)", alias, address, was)
         self._remember({**former, **now})
+        refused = problems(found)
+        for problem in refused:
+            log.error("Reloaded with settings that --check refuses: %s", problem)
+        if refused and self._scoreboard is not None:
+            self._scoreboard.note_reload(refused[0].code)
 
     def _remember(self, addresses: Mapping[str, str]) -> None:
         packed = json.dumps(addresses).encode()

@@ -191,10 +191,11 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.log.error("%s", failed_in_worker(self.app.app_uri, error))
             raise
         from pooled_serve.backend import patch
+        from pooled_serve.preflight import loaded
 
         self._patch = patch
         patch.begin_serving()
-        self.app.reloads.tell(self.age, patch.addresses)
+        self.app.reloads.tell(self.age, patch.addresses, loaded.problems)
         if self.cfg.pool_client_check is not None:
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:

@@ -50,6 +50,9 @@ STORM_OPENED = 10
 STORM_SHARE = 0.2
 """... and this share of all hand-outs met a new one."""
 
+OF_SETTINGS = ("PS102", "PS110", "PS112", "PS113")
+"""Problems that workers find after a reload; the master finds others, and keeps the old options."""
+
 START_SECONDS = RECENT_SECONDS + BETWEEN_SECONDS
 """After a start, what it does by its nature is in the numbers for so long..."""
 LONG_WAIT_SECONDS = 2.0
@@ -77,6 +80,8 @@ def findings(
         found.append(_ending(len(told), len(stats["workers"]) - len({*ending, *dying})))
     if dying:
         found.append(_dying(sorted(dying)))
+    if refused := _not_reloaded(stats):
+        found.append(refused)
     if broken := broken_project(stats, ending):
         found.append(broken)
     if short := without_descriptors(stats):
@@ -88,8 +93,6 @@ def findings(
         found += pool.judge(explained=explained is not None, short=short is not None)
     if died := _worker_died(stats):
         found.append(died)
-    if refused := _not_reloaded(stats):
-        found.append(refused)
     found = [sentence for level in LEVELS for sentence in found if sentence.level == level]
     return found or [_all_is_well(stats)]
 
@@ -121,15 +124,17 @@ def _worker_died(stats: Mapping[str, Any]) -> Sentence | None:
 
 def _not_reloaded(stats: Mapping[str, Any]) -> Sentence | None:
     """Until a reload succeeds: what runs has the old options, and hides what is wrong with those
-    that a restart would read."""
-    ago = stats.get("reload_refused_ago_seconds")
+    that a restart would read. Or it has new settings, with which requests fail."""
+    ago, code = stats.get("reload_refused_ago_seconds"), stats.get("reload_problem")
     if ago is None:
         return None
-    text = f"Not reloaded: the options were refused ({stats.get('reload_problem')}) {span(ago)} ago"
-    remedy = (
-        "the log says what to correct; then send HUP again: until it succeeds the old options "
-        "stay, and a restart is likely to be refused, too"
-    )
+    if code in OF_SETTINGS:
+        text = f"Broken settings: --check refuses ({code}) what was loaded {span(ago)} ago"
+        remedy = "the log says what to correct; then send HUP again"
+        return Sentence("bad", "broken settings", "", text, remedy)
+    text = f"Not reloaded: the options were refused ({code}) {span(ago)} ago"
+    remedy = "the log says what to correct; then send HUP again: until it succeeds the old options "
+    remedy += "stay, and a restart is likely to be refused, too"
     return Sentence("note", "not reloaded", "", text, remedy)
 
 

@@ -201,6 +201,7 @@ VARIABLES: dict[tuple[str, str], str] = {
 }
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("bare", "value"), VARIABLES)
 def test_a_variable_of_gunicorns(bare: str, value: str) -> None:
     variable = f"POOLED_SERVE_{bare}"
@@ -211,6 +212,7 @@ def test_a_variable_of_gunicorns(bare: str, value: str) -> None:
     assert "secret" not in str(finding)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_kubernetes_sets_is_no_variable_of_the_users() -> None:
     environ = {"POOLED_SERVE_PORT": "tcp://10.0.0.1:80", "POOLED_SERVE_SERVICE_PORT": "8080"}
     assert not names.unknown_variables(environ, server.Application(["a"]).cfg.settings)

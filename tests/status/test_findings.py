@@ -396,6 +396,10 @@ def test_a_refused_reload_is_told_of_until_one_succeeds() -> None:
         " then send HUP again: until it succeeds the old options stay, and a restart is likely to"
         " be refused, too"
     ]
+    assert said(stats | {"reload_problem": "PS110"})[0] == (
+        "Broken settings: --check refuses (PS110) what was loaded 12 min ago. → the log says what "
+        "to correct; then send HUP again"
+    )
     stats |= {"reload_problem": None, "reload_refused_ago_seconds": None}
     assert said(stats)[0].startswith("All is well")
 

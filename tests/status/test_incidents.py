@@ -374,11 +374,14 @@ def test_a_password_that_is_corrected_with_a_hup(
     it.site.server.wait_for_log(f"{LOGIN_REFUSED}Access denied for user", times=2)
     before = it.site.server.worker_pids()
     file.write_text(str(database.django()["PASSWORD"]))
+    began = time.monotonic()
     it.site.server.signal(signal.SIGHUP)
     again = f"database 'default' {LOGIN_AGAIN}"
     log = it.site.server.wait_for_log(again)
     assert re.search(rf"\[WARNING\] {again} \d+\.\ds$", log, re.M)
-    assert "refused the login of default" in sentence(it, "login works again")
+    # Said for ten seconds after the last refusal: on a busy machine new workers may need those.
+    if time.monotonic() - began < RECENT_SECONDS / 2:
+        assert "refused the login of default" in sentence(it, "login works again")
     wait_until(lambda: not it.site.server.worker_pids() & before)
     wait_until(lambda: it.get("/readyz").status == 200)
     assert it.site.server.log.count(again) <= 2, "two that come at once may both be the first"

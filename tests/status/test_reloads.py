@@ -203,6 +203,38 @@ def test_a_refused_hup_is_on_the_page_until_one_succeeds(status: StartStatus) ->
     assert "not reloaded" not in {each["name"] for each in stats["findings"]}
 
 
+BROKEN = {
+    'DATABASES["default"]["CONN_MAX_AGE"] = "60"': ("PS110", "CONN_MAX_AGE of the database 'def"),
+    'DATABASES["default"]["PORT"] = "33961x"': ("PS110", "PORT of the database 'default' is '33"),
+    'DATABASES["default"]["OPTIONS"] = {"connect_timeot": 3}': ("PS112", "knows 'connect_timeot'"),
+    "DEBUG, ALLOWED_HOSTS = False, []": ("PS113", "every request will get 400"),
+}
+
+
+def test_settings_that_the_preflight_would_refuse_are_told_of_after_a_hup(
+    status: StartStatus,
+) -> None:
+    """The page said that all was well, while each request failed."""
+    it = status("-w", "2")
+    assert it.site.run("SELECT 1").status == 200
+    settings = next(it.site.server.cwd.glob("*/settings.py"))
+    good = settings.read_text()
+    for line, (code, says) in BROKEN.items():
+        rewrite(settings, f"{good}\n{line}\n")
+        hang_up(it)
+        stats = it.wait_for(partial(_has_problem, code))
+        problem = stats["findings"][0]
+        assert (problem["level"], problem["name"]) == ("bad", "broken settings")
+        refused = rf"\[ERROR\] Reloaded with settings that --check refuses: {code} .*{says}.*\n  → "
+        log = it.site.server.wait_for_log(re.compile(refused))
+        assert len(re.findall(refused, log)) == 1, "of two workers one tells of it"
+    rewrite(settings, good)
+    hang_up(it)
+    stats = it.wait_for(partial(_has_problem, None))
+    assert "broken settings" not in {each["name"] for each in stats["findings"]}
+    assert it.site.run("SELECT 1").status == 200
+
+
 def _has_problem(code: str | None, stats: dict[str, Any]) -> bool:
     return bool(stats["reload_problem"] == code)
 
