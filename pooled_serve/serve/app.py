@@ -377,7 +377,8 @@ class Application(WSGIApplication):  # type: ignore[misc]
         self._bound_host()
         self._started = True
         try:
-            super().run()
+            with self.reloads.last_line():
+                super().run()
         finally:  # in the master, and in each worker, which is forked in there
             signals.block_interrupts()
 

@@ -7,11 +7,15 @@ of them: the first one of each reload.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from gunicorn.arbiter import Arbiter
 
 from pooled_serve.errors import Finding, StartupError
 from pooled_serve.preflight.plan import Plan
@@ -19,6 +23,9 @@ from pooled_serve.preflight.reports import DatabaseReport
 from pooled_serve.status.scoreboard import Scoreboard
 
 log = logging.getLogger("gunicorn.error")
+
+BOOT_ERRORS = (Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR)
+"""With which gunicorn's master exits then."""
 
 _ROOM = 1 << 20
 """For names of databases. Nothing is told of more, which tenants may make: the log would be full of
@@ -36,6 +43,7 @@ class Reloads:
         self._scoreboard = scoreboard
         self._memory = mmap.mmap(-1, _ROOM)  # written by one worker of each reload
         self._teller = 0
+        self._master = os.getpid()
         self._remember({each.alias: each.address for each in databases if each.pooled})
 
     def refused(self, error: StartupError, *, anew: bool) -> None:
@@ -93,6 +101,20 @@ class Reloads:
             log.error("Reloaded with settings that --check refuses: %s", problem)
         if refused and self._scoreboard is not None:
             self._scoreboard.note_reload(refused[0].code)
+
+    @contextlib.contextmanager
+    def last_line(self) -> Iterator[None]:
+        """Say why the server ends, if a worker could not load the project: what the worker has said
+        stands above many lines of tracebacks."""
+        try:
+            yield
+        except SystemExit as end:
+            if os.getpid() == self._master and end.code in BOOT_ERRORS:
+                log.error(
+                    "the server has ended, as a worker could not load the project\n"
+                    "  → see the line with PS above, or run the same command with --check"
+                )
+            raise
 
     def _remember(self, addresses: Mapping[str, str]) -> None:
         packed = json.dumps(addresses).encode()

@@ -29,7 +29,11 @@ TABLE_LOCKS = (
 )
 """Such as that of LOCK TABLES, or of a transaction that an ALTER TABLE waits for, and others wait
 for that; no lock of a row then."""
-WHO_HOLDS = f"who holds the lock of a row: {LOCK_QUERY}; {TABLE_LOCKS}"
+WHO_HOLDS = (
+    f"who holds the lock of a row: {LOCK_QUERY} (a blocking_pid that is no waiting_pid); "
+    f"{TABLE_LOCKS}"
+)
+"""Who waits for a lock keeps those behind it waiting, too, and is not to be killed."""
 HANGING_REMEDY = (
     "SHOW PROCESSLIST there says what they wait for: often a lock, which another statement or an "
     f"open transaction holds (KILL ends it); {WHO_HOLDS}"

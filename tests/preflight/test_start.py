@@ -341,6 +341,9 @@ def test_a_reload_of_a_project_that_fails_says_what_ends_and_what_to_do(
         "start it"
     )
     assert "Traceback (most recent call last)" in server.log
+    last = server.log.splitlines()[-2:]
+    assert last[0].endswith("[ERROR] the server has ended, as a worker could not load the project")
+    assert last[1] == "  → see the line with PS above, or run the same command with --check"
     refused = run("mysite.wsgi", "--check", cwd=folder)
     assert refused.code == EXIT_PROJECT
     assert told[1].strip() in refused.output

@@ -27,9 +27,10 @@ ALIVE = (
     "work; restart it if it stays; requests then go on"
 )
 HOLDS = (
-    "who holds the lock of a row: SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits; of "
-    "a table (metadata lock): sys.schema_table_lock_waits, on MariaDB "
-    "information_schema.metadata_lock_info (INSTALL SONAME 'metadata_lock_info')"
+    "who holds the lock of a row: SELECT waiting_pid, blocking_pid FROM sys.innodb_lock_waits (a "
+    "blocking_pid that is no waiting_pid); of a table (metadata lock): "
+    "sys.schema_table_lock_waits, on MariaDB information_schema.metadata_lock_info (INSTALL SONAME "
+    "'metadata_lock_info')"
 )
 ASKED = (
     "wait some seconds: it is asked whether it answers at all; if it does, SHOW PROCESSLIST there"
