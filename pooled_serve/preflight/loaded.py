@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pooled_serve.errors import Finding, StartupError
 from pooled_serve.preflight import databases, project, servers
@@ -29,7 +28,6 @@ def problems(addresses: Mapping[str, str]) -> list[Finding]:
 
 def _problems(addresses: Mapping[str, str]) -> Iterator[Finding]:
     from django.db import connections
-    from django.db.utils import load_backend
 
     from pooled_serve.backend import patch, wrappers
 
@@ -41,10 +39,10 @@ def _problems(addresses: Mapping[str, str]) -> Iterator[Finding]:
     for alias, settings in connections.settings.items():
         if addresses.get(alias) == "":
             continue
-        engine: Any = load_backend(settings["ENGINE"]).DatabaseWrapper
-        if not patch.is_poolable(engine):
-            continue
         try:
+            engine = servers.engine_of(alias, settings)
+            if not patch.is_poolable(engine):
+                continue
             databases.check(alias, settings)
             wrapper = wrappers.connecting_wrapper(engine, settings, alias)
             servers.not_connected(alias, settings, wrapper)

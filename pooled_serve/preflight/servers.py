@@ -64,8 +64,7 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
     from pooled_serve.backend import patch
 
     engine = settings["ENGINE"]
-    said = f"the engine {engine!r} of the database {alias!r} cannot be loaded"
-    with usable(said, failures.engine_meant(engine)):
+    with usable(_no_engine(alias, settings), failures.engine_meant(engine)):
         wrapper: Any = connections[alias]
     if not patch.is_poolable(type(wrapper)):
         label = wrapper.display_name if wrapper.vendor != "mysql" else engine
@@ -87,6 +86,21 @@ def describe(alias: str, settings: Mapping[str, Any]) -> Question:
     )
     authority = parameters.has_authority(params)
     return Question(report, connection, authority, Origins(settings))
+
+
+def engine_of(alias: str, settings: Mapping[str, Any]) -> Any:
+    """Returns the class of a database's engine.
+
+    :raises StartupError: PS102: it cannot be loaded.
+    """
+    from django.db.utils import load_backend
+
+    with usable(_no_engine(alias, settings), failures.engine_meant(settings["ENGINE"])):
+        return load_backend(settings["ENGINE"]).DatabaseWrapper
+
+
+def _no_engine(alias: str, settings: Mapping[str, Any]) -> str:
+    return f"the engine {settings['ENGINE']!r} of the database {alias!r} cannot be loaded"
 
 
 def not_connected(

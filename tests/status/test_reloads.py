@@ -207,6 +207,7 @@ BROKEN = {
     'DATABASES["default"]["CONN_MAX_AGE"] = "60"': ("PS110", "CONN_MAX_AGE of the database 'def"),
     'DATABASES["default"]["PORT"] = "33961x"': ("PS110", "PORT of the database 'default' is '33"),
     'DATABASES["default"]["OPTIONS"] = {"connect_timeot": 3}': ("PS112", "knows 'connect_timeot'"),
+    'DATABASES["x"] = {"ENGINE": "django.db.backends.mysqll"}': ("PS102", "'django.db.backends.m"),
     "DEBUG, ALLOWED_HOSTS = False, []": ("PS113", "every request will get 400"),
 }
 
@@ -225,7 +226,8 @@ def test_settings_that_the_preflight_would_refuse_are_told_of_after_a_hup(
         stats = it.wait_for(partial(_has_problem, code))
         problem = stats["findings"][0]
         assert (problem["level"], problem["name"]) == ("bad", "broken settings")
-        refused = rf"\[ERROR\] Reloaded with settings that --check refuses: {code} .*{says}.*\n  → "
+        said = rf"\[ERROR\] Reloaded with settings that --check refuses: {code} .*{says}"
+        refused = rf"{said}(?:.*\n  )+→ "
         log = it.site.server.wait_for_log(re.compile(refused))
         assert len(re.findall(refused, log)) == 1, "of two workers one tells of it"
     rewrite(settings, good)
