@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from types import FrameType
@@ -15,7 +16,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.workers import ggevent
 from gunicorn.workers.ggevent import GeventWorker
 
-from pooled_serve.errors import StartupError
+from pooled_serve.errors import Finding, StartupError
 from pooled_serve.preflight.project import failed_in_worker
 from pooled_serve.serve import accept, early, signals, turns
 from pooled_serve.serve.balance import Balance
@@ -191,11 +192,10 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.log.error("%s", failed_in_worker(self.app.app_uri, error))
             raise
         from pooled_serve.backend import patch
-        from pooled_serve.preflight import loaded
 
         self._patch = patch
         patch.begin_serving()
-        self.app.reloads.tell(self.age, patch.addresses, loaded.problems)
+        self.app.reloads.tell(self.age, patch.addresses, _problems_of_settings)
         if self.cfg.pool_client_check is not None:
             self._client_check = patch.check_clients(self.cfg.pool_client_check)
         if self.scoreboard is not None and self.slot is not None:
@@ -306,3 +306,9 @@ class PooledWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         )
         status.start()
         return status
+
+
+def _problems_of_settings(addresses: Mapping[str, str]) -> Sequence[Finding]:
+    from pooled_serve.preflight import loaded  # of no use to a worker that follows no HUP
+
+    return loaded.problems(addresses)
