@@ -201,6 +201,7 @@ def typed(setting: Any, folder: Path) -> tuple[list[str], object]:
         "reload_extra_files": (f"{folder}/other.py", [f"{folder}/other.py"]),
         "cert_reqs": ("1", 1),
         "forwarder_headers": ("X_ONE,X_TWO", ["X_ONE", "X_TWO"]),
+        "loglevel": ("debug", "debug"),
         "header_map": ("refuse", "refuse"),
         "http_protocols": ("h1", ["h1"]),
         "http2_cleartext": ("upgrade", "upgrade"),
