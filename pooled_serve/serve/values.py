@@ -127,7 +127,10 @@ def check_env(cfg: Any) -> None:
 
 
 def check_loglevel(cfg: Any) -> None:
-    """Reject a level that does not exist: gunicorn would log at "info" without a word."""
+    """Reject a level that does not exist: gunicorn would log at "info" without a word. A logger of
+    the project's may have levels of its own."""
+    if cfg.settings["logger_class"].value != cfg.settings["logger_class"].default:
+        return
     levels = list(Logger.LOG_LEVELS)
     level = str(cfg.loglevel)
     if level.lower() not in levels:

@@ -166,6 +166,12 @@ def test_a_file_that_may_not_be_written(
     done.assert_one_problem("PS401", EXIT_USAGE, says, remedy)
 
 
+@pytest.mark.usefixtures("here")
+def test_a_logger_of_ones_own_may_have_other_levels() -> None:
+    made = server.Application(["a", "--logger-class", "project.Logger", "--log-level", "trace"])
+    assert made.cfg.loglevel == "trace"
+
+
 def test_no_code_to_explain(here: Here) -> None:
     done = here.run("--explain")
     assert done.code == EXIT_USAGE
