@@ -164,7 +164,8 @@ def _pool_plan(
     size = own.size if own else options.size
     cap = own.cap if own and own.cap else options.cap
     age = options.max_age
-    if age is None and conn_max_age is not None and conn_max_age > 0:
+    # After a HUP it may be anything; a worker tells of that once it has loaded the project.
+    if age is None and isinstance(conn_max_age, int | float) and conn_max_age > 0:
         age = conn_max_age
     most = options.per_host
     if most is not None and cap is not None and cap != math.inf and cap > most:

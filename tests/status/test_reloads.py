@@ -203,8 +203,10 @@ def test_a_refused_hup_is_on_the_page_until_one_succeeds(status: StartStatus) ->
     assert "not reloaded" not in {each["name"] for each in stats["findings"]}
 
 
+WITH_MODELS = 'INSTALLED_APPS = ["django.contrib.contenttypes"]'
 BROKEN = {
-    'DATABASES["default"]["CONN_MAX_AGE"] = "60"': ("PS110", "CONN_MAX_AGE of the database 'def"),
+    f'{WITH_MODELS}\nDATABASES["default"]["CONN_MAX_AGE"] = "90"': ("PS110", "is '90', not"),
+    'DATABASES["default"]["CONN_MAX_AGE"] = "60"': ("PS110", "is '60', not"),
     'DATABASES["default"]["PORT"] = "33961x"': ("PS110", "PORT of the database 'default' is '33"),
     'DATABASES["default"]["OPTIONS"] = {"connect_timeot": 3}': ("PS112", "knows 'connect_timeot'"),
     'DATABASES["x"] = {"ENGINE": "django.db.backends.mysqll"}': ("PS102", "'django.db.backends.m"),
