@@ -124,7 +124,7 @@ def doubts(
     not on this machine: a note where somebody listens, a warning of anything else."""
     for address in addresses:
         if isinstance(address, int):
-            continue  # a descriptor, which whoever starts the server passes on
+            continue  # inherited from whoever starts the server
         try:
             probe = _bind(address, reuse_port=reuse_port)
         except (OSError, ValueError) as error:
